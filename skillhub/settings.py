@@ -1,0 +1,55 @@
+"""Where skillhub keeps things and which registry it talks to, read from environment variables.
+
+SKILLHUB_CACHE     the store and everything else that can be fetched or computed again
+SKILLHUB_HOME      the per-user environments
+SKILLHUB_STATE     what was seen before (first-seen digests)
+HF_ENDPOINT        the registry, as for huggingface_hub
+HF_HUB_OFFLINE     1: never use the network
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+
+def cache_folder() -> Path:
+    """Return the folder of the store and of remembered fingerprints (``SKILLHUB_CACHE``)."""
+    if chosen := os.environ.get("SKILLHUB_CACHE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("skillhub", appauthor=False))
+
+
+def home_folder() -> Path:
+    """Return the folder of the per-user environments, one per base (``SKILLHUB_HOME``)."""
+    if chosen := os.environ.get("SKILLHUB_HOME"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("skillhub", appauthor=False))
+
+
+def state_folder() -> Path:
+    """Return the folder of first-seen digests (``SKILLHUB_STATE``)."""
+    if chosen := os.environ.get("SKILLHUB_STATE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("skillhub", appauthor=False))
+
+
+def endpoint() -> str:
+    """Return the address of the default registry, without a trailing slash (``HF_ENDPOINT``)."""
+    return os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+
+
+def offline() -> bool:
+    """Say whether the network must not be used (``HF_HUB_OFFLINE`` or ``SKILLHUB_OFFLINE``)."""
+    return any(
+        os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
+        for name in ("HF_HUB_OFFLINE", "SKILLHUB_OFFLINE")
+    )
