@@ -1,0 +1,194 @@
+"""A SkillPack as a folder: ``skillpack.json`` and one folder of files per variant.
+
+    skillpack.json
+    variants/<fp12>/delta-00001.safetensors     encoded tensors (see ``deltas``)
+    variants/<fp12>/base.json.zst               the base's tensors (see ``fingerprint``)
+    variants/<fp12>/router.safetensors          the routing card, where there is one
+
+A built pack has the files of every variant, an installed one those of its environment's base.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillhub.errors import IntegrityError, NotFoundError, WrongBaseError
+from skillhub.files import safe_join, sha256_of_file, write_atomically
+from skillhub.manifest import MANIFEST_FILE, FileEntry, Manifest, Variant, parse_manifest
+from skillhub.names import PackName
+
+BASE_RECORD_FILE = "base.json.zst"
+ROUTER_FILE = "router.safetensors"
+RECEIPT_FILE = "receipt.json"
+"""Of an installed pack: where it came from. Not part of the pack itself."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack folder that was opened; its manifest is valid, its other files have not been read.
+
+    Attributes:
+        folder: the folder with ``skillpack.json``.
+        manifest: what the pack says about itself.
+        owner: owner of the repository it came from, or None for a folder that was never published.
+    """
+
+    folder: Path
+    manifest: Manifest
+    owner: str | None = None
+
+    @property
+    def name(self) -> PackName:
+        """The pack's name, with its owner where known."""
+        return self.manifest.full_name(self.owner)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest: the release's identity."""
+        return self.manifest.digest
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.manifest.version}"
+
+    def variant_for(self, fingerprint: str) -> Variant:
+        """Return the variant for a base.
+
+        Raises:
+            WrongBaseError: the pack has none for it.
+        """
+        variant = self.manifest.variant_for(fingerprint)
+        if variant is None:
+            fits = ", ".join(describe_base(one) for one in self.manifest.variants) or "no base at all"
+            raise WrongBaseError(
+                f"{self} does not fit the base {short_fingerprint(fingerprint)}; it is for {fits}.",
+                hint="Use that base model, or a version of the pack that has a variant for yours.",
+                fingerprint=fingerprint,
+                fits=[one.base.fingerprint for one in self.manifest.variants],
+            )
+        return variant
+
+    def only_variant(self) -> Variant:
+        """Return the pack's variant when it has exactly one.
+
+        Raises:
+            WrongBaseError: there are several; say which base is meant.
+        """
+        if len(self.manifest.variants) != 1:
+            fits = ", ".join(describe_base(one) for one in self.manifest.variants) or "none"
+            raise WrongBaseError(f"{self} has variants for several bases: {fits}.", hint="Name the base with --base.")
+        return self.manifest.variants[0]
+
+    def path_of(self, entry: FileEntry) -> Path:
+        """Return where a file of the manifest lies in this folder."""
+        return safe_join(self.folder, entry.path)
+
+
+def short_fingerprint(fingerprint: str) -> str:
+    """Return a fingerprint for people: ``skb1:`` and twelve digits."""
+    return f"skb1:{fingerprint.removeprefix('skb1:')[:12]}"
+
+
+def describe_base(variant: Variant) -> str:
+    """Return a variant's base for people: its repository where known, and the short fingerprint."""
+    short = short_fingerprint(variant.base.fingerprint)
+    return f"{variant.base.repo} ({short})" if variant.base.repo else short
+
+
+def open_pack(folder: Path, *, owner: str | None = None) -> Pack:
+    """Open a pack folder; only its manifest is read.
+
+    Raises:
+        NotFoundError: the folder or its manifest does not exist.
+        IntegrityError: the manifest is not valid.
+        NewerSchemaError: the manifest is of a schema that this version does not read.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise NotFoundError(
+            f"{folder} is not a pack: it has no {MANIFEST_FILE}.",
+            hint="Build one with `skillhub pack`, or name an installed pack.",
+            path=str(folder),
+        )
+    return Pack(folder, parse_manifest(path.read_bytes(), where=str(path)), owner)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a pack's ``skillpack.json``; the last step of building one.
+
+    Raises:
+        DiskError: the disk is full or the folder may not be written.
+    """
+    write_atomically(folder / MANIFEST_FILE, manifest.to_bytes())
+
+
+def file_entry(folder: Path, path: str) -> FileEntry:
+    """Return the manifest's entry for a file that lies in a pack folder."""
+    file = safe_join(folder, path)
+    return FileEntry(path=path, size=file.stat().st_size, sha256=sha256_of_file(file))
+
+
+def check_file(path: Path, entry: FileEntry, *, progress: Callable[[int], None] | None = None) -> None:
+    """Check one file against its entry.
+
+    Raises:
+        IntegrityError: it is missing, a link to elsewhere, or has another size or digest.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise IntegrityError(f"{path} is missing.", hint="Install the pack again.", path=str(path))
+    size = path.stat().st_size
+    if size != entry.size:
+        raise IntegrityError(
+            f"{path} has {size} bytes where the manifest says {entry.size}.",
+            hint="Install the pack again.",
+            path=str(path),
+        )
+    found = sha256_of_file(path, progress=progress)
+    if found != entry.sha256:
+        raise IntegrityError(
+            f"{path} was altered: its digest is {found[:12]}…, the manifest says {entry.sha256[:12]}….",
+            hint="Install the pack again.",
+            path=str(path),
+            expected=entry.sha256,
+            found=found,
+        )
+
+
+def verify_pack(
+    pack: Pack, *, fingerprint: str | None = None, progress: Callable[[int], None] | None = None
+) -> list[IntegrityError]:
+    """Check every file of a pack folder against its manifest.
+
+    Args:
+        pack: the pack.
+        fingerprint: only the variant for this base is there (an installed pack); None means all are.
+        progress: called with the number of bytes of each piece that was read.
+
+    Returns:
+        One error per missing, altered or unlisted file; empty when the pack is whole.
+    """
+    variants = pack.manifest.variants if fingerprint is None else [pack.variant_for(fingerprint)]
+    entries = {entry.path: entry for variant in variants for entry in variant.files}
+    findings = []
+    for path, entry in sorted(entries.items()):
+        try:
+            check_file(safe_join(pack.folder, path), entry, progress=progress)
+        except IntegrityError as error:
+            findings.append(error)
+    for path in sorted(set(_files_below(pack.folder)) - set(entries) - {MANIFEST_FILE, RECEIPT_FILE}):
+        findings.append(
+            IntegrityError(
+                f"{pack.folder / path} is not listed in the manifest.",
+                hint="Remove the file, or install the pack again.",
+                path=str(pack.folder / path),
+            )
+        )
+    return findings
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield (Path(parent) / name).relative_to(folder).as_posix()
