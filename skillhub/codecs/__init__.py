@@ -1,0 +1,11 @@
+"""Codecs: how a tensor's delta becomes bytes, and bytes a delta again, with the same bits on every machine.
+
+One file a codec; each has an ``ID``, an ``encode`` and a ``decode``. Adding one means one file and one line in :data:`CODECS`.
+"""
+
+from __future__ import annotations
+
+from skillhub.codecs.decoding import CODECS, decode, decoded_digest
+from skillhub.codecs.encoding import Arrays, EncodedPart, EncodedTensor
+
+__all__ = ["CODECS", "Arrays", "EncodedPart", "EncodedTensor", "decode", "decoded_digest"]
