@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from skillhub.compose.methods import METHODS, find_method, linear, ties, trim
+from skillhub.errors import UsageError
+
+finite = st.floats(-8, 8, width=16)
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[list[torch.Tensor], list[float], list[float]]:
+    count = draw(st.integers(1, 4))
+    shape = draw(arrays.array_shapes(min_dims=0, max_dims=2, min_side=1, max_side=5))
+    deltas = [torch.from_numpy(draw(arrays.arrays("float32", shape, elements=finite))) for _ in range(count)]
+    weights = draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]), min_size=count, max_size=count))
+    densities = draw(st.lists(st.sampled_from([0.05, 0.3, 0.5, 0.99, 1.0]), min_size=count, max_size=count))
+    return deltas, weights, densities
+
+
+def float32(value: float) -> float:
+    rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return rounded
+
+
+def trimmed_by_sorting(values: list[float], density: float) -> list[float]:
+    kept = max(1, int(density * len(values)))
+    threshold = sorted((abs(value) for value in values), reverse=True)[kept - 1]
+    return [value if abs(value) >= threshold else 0.0 for value in values]
+
+
+def ties_of_element(values: list[float]) -> float:
+    mass = math.fsum(values)
+    agreeing = [value for value in values if value * mass > 0]
+    return math.fsum(agreeing) / len(agreeing) if agreeing else 0.0
+
+
+@given(mixtures())
+def test_ties_is_the_papers_algorithm_element_by_element(mixture: tuple[list[torch.Tensor], list[float], list[float]]):
+    deltas, weights, densities = mixture
+    columns = [
+        [weight * value for value in trimmed_by_sorting(delta.flatten().tolist(), density)]
+        for delta, weight, density in zip(deltas, weights, densities, strict=True)
+    ]
+    # Values of half precision and these weights add without rounding, so signs and sums are exact up to the division.
+    expected = [float32(ties_of_element(list(row))) for row in zip(*columns, strict=True)]
+    merged = ties(deltas, weights, densities)
+    assert merged.dtype == torch.float32 and merged.shape == deltas[0].shape
+    assert merged.flatten().tolist() == pytest.approx(expected, rel=1e-6, abs=0)
+
+
+@given(mixtures())
+def test_linear_is_the_weighted_sum_and_leaves_its_inputs_alone(
+    mixture: tuple[list[torch.Tensor], list[float], list[float]],
+):
+    deltas, weights, _ = mixture
+    before = [delta.clone() for delta in deltas]
+    merged = linear(deltas, weights)
+    expected = sum(delta.double() * weight for delta, weight in zip(deltas, weights, strict=True))
+    assert merged.dtype == torch.float32
+    assert torch.equal(merged.double(), expected)
+    assert all(torch.equal(one, other) for one, other in zip(deltas, before, strict=True))
+
+
+def test_one_delta_of_weight_one_comes_back_bit_for_bit():
+    bits = torch.tensor([0x7FC00001, -0x80000000, 0x7F800000, 1, 0x3F800000], dtype=torch.int64).to(torch.int32)
+    delta = bits.view(torch.float32)
+    assert torch.equal(linear([delta], [1.0]).view(torch.int32), bits)
+
+
+@given(arrays.arrays("float32", st.integers(1, 40), elements=finite), st.sampled_from([0.1, 0.25, 0.5, 1.0]))
+def test_trim_keeps_the_largest_magnitudes(values: object, density: float):
+    delta = torch.from_numpy(values)
+    assert trim(delta, density).tolist() == trimmed_by_sorting(delta.tolist(), density)
+
+
+def test_ties_lets_opposite_signs_cancel_and_ignores_the_minority():
+    deltas = [torch.tensor([3.0, 1.0, -2.0]), torch.tensor([-1.0, 1.0, 2.0]), torch.tensor([1.0, 4.0, 0.0])]
+    assert ties(deltas, [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]).tolist() == [2.0, 2.0, 0.0]
+
+
+def test_halving_every_weight_halves_the_result_of_every_method():
+    generator = torch.Generator().manual_seed(1)
+    deltas = [torch.randn(6, 5, generator=generator) for _ in range(3)]
+    for method in METHODS.values():
+        whole = method.merge(deltas, [1.0] * 3, [0.5] * 3)
+        half = method.merge(deltas, [0.5] * 3, [0.5] * 3)
+        assert torch.equal(half * 2, whole)
+
+
+def test_empty_tensors_pass_through():
+    for method in METHODS.values():
+        assert method.merge([torch.empty(0, 4)] * 2, [1.0, 0.5], [0.5, 0.5]).shape == (0, 4)
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match="no merge method 'magic'") as caught:
+        find_method("magic")
+    assert "linear, ties" in caught.value.hint
