@@ -1,9 +1,119 @@
 """The package manager for SkillPacks: compressed fine-tunes that graft onto their base model.
 
-Importing this package is cheap: each public name is loaded on first use (PEP 562), so the command line answers
-before torch would have been imported.
+    import skillhub
+
+    skillhub.install(["acme/math-pack"], base="./SmolLM2-135M-Instruct")
+    model = skillhub.graft(model, ["acme/math-pack"])
+    skillhub.ungraft(model)
+
+Importing this package is cheap: each function is loaded on first use (PEP 562), so the command line answers before
+torch would have been imported.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from skillhub.errors import (
+    AuthError,
+    DiskError,
+    EnvironmentLockedError,
+    IntegrityError,
+    LockStaleError,
+    MissingExtraError,
+    NetworkError,
+    NewerSchemaError,
+    NotFoundError,
+    OfflineError,
+    ResolutionError,
+    ResolverLimitError,
+    SkillhubError,
+    TrustError,
+    UnsafeContentError,
+    UsageError,
+    WrongBaseError,
+    missing_extra,
+)
+
+if TYPE_CHECKING:
+    from skillhub.authorfile import AuthorFile
+    from skillhub.compose.fusion import fuse
+    from skillhub.compose.grafts import graft, grafted_packs, ungraft
+    from skillhub.environments import InstalledPack
+    from skillhub.installer import install, uninstall, verify
+    from skillhub.packer import pack
+    from skillhub.packs import Pack, open_pack
+    from skillhub.publisher import publish
+    from skillhub.releases import Release
+
 __version__ = "0.1.0.dev0"
+
+_MODULE_OF = {
+    "AuthorFile": "authorfile",
+    "InstalledPack": "environments",
+    "Pack": "packs",
+    "Release": "releases",
+    "fuse": "compose.fusion",
+    "graft": "compose.grafts",
+    "grafted_packs": "compose.grafts",
+    "install": "installer",
+    "open_pack": "packs",
+    "pack": "packer",
+    "publish": "publisher",
+    "ungraft": "compose.grafts",
+    "uninstall": "installer",
+    "verify": "installer",
+}
+
+__all__ = [
+    "AuthError",
+    "AuthorFile",
+    "DiskError",
+    "EnvironmentLockedError",
+    "InstalledPack",
+    "IntegrityError",
+    "LockStaleError",
+    "MissingExtraError",
+    "NetworkError",
+    "NewerSchemaError",
+    "NotFoundError",
+    "OfflineError",
+    "Pack",
+    "Release",
+    "ResolutionError",
+    "ResolverLimitError",
+    "SkillhubError",
+    "TrustError",
+    "UnsafeContentError",
+    "UsageError",
+    "WrongBaseError",
+    "fuse",
+    "graft",
+    "grafted_packs",
+    "install",
+    "open_pack",
+    "pack",
+    "publish",
+    "ungraft",
+    "uninstall",
+    "verify",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'skillhub' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(f"skillhub.{_MODULE_OF[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

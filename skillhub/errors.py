@@ -158,3 +158,30 @@ class NewerSchemaError(SkillhubError):
     """A file is of a schema that this version of skillhub does not read."""
 
     exit_code, slug = 15, "newer-schema"
+
+
+_EXTRA_OF = {
+    "torch": "models",
+    "transformers": "models",
+    "accelerate": "models",
+    "starlette": "registry",
+    "uvicorn": "registry",
+    "lz4": "registry",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> Exception:
+    """Return the sentence for an import that failed because an extra is not installed.
+
+    Any other missing module is a bug and comes back as it is.
+    """
+    module = (error.name or "").partition(".")[0]
+    extra = _EXTRA_OF.get(module)
+    if extra is None:
+        return error
+    return MissingExtraError(
+        f"This needs {module}, which is not installed.",
+        hint=f"Install it: pip install 'skillhub-packs[{extra}]'.",
+        module=module,
+        extra=extra,
+    )
