@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,18 @@ from skillhub.errors import DiskError, EnvironmentLockedError, UnsafeContentErro
 CHUNK = 1 << 20
 """Bytes read at a time while copying and hashing."""
 
-_MAX_PATH_LENGTH = 1024
+_MAX_PATH_BYTES = 1024
+_MAX_COMPONENT_BYTES = 255
+_GIT_FOLDERS = (".git", "git~1")
+
+# Windows takes these for devices in every folder, with any ending.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+)
 
 
 def sha256_of_file(path: Path, *, progress: Callable[[int], None] | None = None) -> str:
@@ -41,29 +53,38 @@ def sha256_of_bytes(data: bytes) -> str:
 
 
 def check_relative_path(path: str) -> PurePosixPath:
-    """Return ``path`` as a relative POSIX path that stays inside its folder.
+    """Return ``path`` as a relative POSIX path that stays inside its folder on every platform.
 
     This is the one check for every path that comes from a manifest, an index or a registry.
 
     Raises:
-        UnsafeContentError: the path is empty, absolute, too long, has ``..``, ``.``, a backslash, a drive letter, an
-            empty component or control characters.
+        UnsafeContentError: the path is empty, absolute or too long; it has a backslash, a colon, or characters that
+            cannot be seen (control, direction marks, lone surrogates); one of its components is empty, ends in a dot or
+            a space (``..`` and ``.`` as well), is git's own folder or a Windows device.
     """
-    parts = path.split("/")
     unsafe = (
-        not path
-        or len(path) > _MAX_PATH_LENGTH
-        or any(part in ("", ".", "..") for part in parts)
+        len(path.encode(errors="replace")) > _MAX_PATH_BYTES
+        or not path.isprintable()
         or any(character in path for character in "\\:")
-        or any(ord(character) < 32 or ord(character) == 127 for character in path)
+        or not all(_is_component(part) for part in path.split("/"))
     )
     if unsafe:
         raise UnsafeContentError(
-            f"The path {path!r} does not stay inside its folder.",
+            f"The path {path!r} does not stay inside its folder, or is not one for every system.",
             hint="Do not use this pack; tell its publisher.",
             path=path,
         )
     return PurePosixPath(path)
+
+
+def _is_component(part: str) -> bool:
+    lowered = part.casefold()
+    return (
+        0 < len(part.encode(errors="replace")) <= _MAX_COMPONENT_BYTES
+        and not part.endswith((".", " "))
+        and lowered not in _GIT_FOLDERS
+        and lowered.partition(".")[0].rstrip() not in _DEVICES
+    )
 
 
 def safe_join(folder: Path, path: str) -> Path:
@@ -73,7 +94,11 @@ def safe_join(folder: Path, path: str) -> Path:
         UnsafeContentError: the path is unsafe, or one of its folders is a symbolic link to elsewhere.
     """
     joined = folder.joinpath(*check_relative_path(path).parts)
-    if not joined.parent.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = joined.parent.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        inside = False
+    if not inside:
         raise UnsafeContentError(
             f"The path {path!r} leaves {folder} through a symbolic link.",
             hint="Remove the link, then try again.",
@@ -84,46 +109,50 @@ def safe_join(folder: Path, path: str) -> Path:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission under ``path`` into a :class:`DiskError`."""
+    """Turn a full disk or a missing permission while working on ``path`` into a :class:`DiskError`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename if isinstance(error.filename, str) else str(path)
+        if error.errno in _NO_ROOM:
             raise DiskError(
-                f"The disk is full while writing {path}.",
+                f"There is no room for {path}: {error.strerror}.",
                 hint="Free some space, then run the same command again; nothing was left half-written.",
                 path=str(path),
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NOT_ALLOWED:
             raise DiskError(
-                f"{path} cannot be written: {error.strerror}.",
-                hint="Check the folder's owner and permissions, or choose another folder.",
-                path=str(path),
+                f"{where} cannot be used: {error.strerror}.",
+                hint="Check its owner and permissions and those of its folder, or choose another folder.",
+                path=where,
             ) from error
         raise
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside ``path`` that takes its place when the block ends well, and goes when it does not.
+    """Yield an empty temporary file beside ``path`` that takes its place when the block ends well, else goes.
 
     Raises:
         DiskError: the disk is full or the folder may not be written.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        staged = Path(name)
-        try:
-            yield staged
-            staged.chmod(0o666 & ~_umask())
-            with staged.open("rb") as stream:
-                os.fsync(stream.fileno())
-            staged.replace(path)
-        except BaseException:
-            staged.unlink(missing_ok=True)
-            raise
+    with disk_errors(path), _staged_path(path) as staged:
+        staged.touch(exist_ok=False)
+        yield staged
+        with staged.open("r+b") as stream:
+            os.fsync(stream.fileno())
+        staged.replace(path)
+
+
+@contextmanager
+def _staged_path(path: Path) -> Iterator[Path]:
+    """Yield a free name beside ``path``; what lies there at the end of the block is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
+    try:
+        yield staged
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -148,18 +177,17 @@ def staged_folder(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part"))
+        staged, old = workplace / "new", workplace / "old"
         try:
-            staged = workplace / "new"
             staged.mkdir()
             yield staged
-            old = workplace / "old"
-            if path.exists():
-                path.rename(old)
             try:
+                if os.path.lexists(path):
+                    path.rename(old)
                 staged.rename(path)
             except BaseException:
-                if old.exists():
+                if os.path.lexists(old) and not os.path.lexists(path):
                     old.rename(path)
                 raise
         finally:
@@ -169,41 +197,39 @@ def staged_folder(path: Path) -> Iterator[Path]:
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` hold the bytes of ``source`` as cheaply as the file system can: reflink, hard link, copy.
 
+    What was at ``target`` is replaced, at once.
+
     Raises:
         DiskError: the disk is full or the folder may not be written.
     """
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if _reflink(source, target):
-            return
-        with suppress(OSError):  # another file system, or one without hard links: copy
-            os.link(source, target)
-            return
-        with staged_file(target) as staged:
+    with disk_errors(target), _staged_path(target) as staged:
+        if not _reflink(source, staged) and not _hard_link(source, staged):
             shutil.copyfile(source, staged)
+        staged.replace(target)
 
 
 def _reflink(source: Path, target: Path) -> bool:
-    """Try a copy-on-write clone (Linux ``FICLONE``); say whether it was made."""
+    """Try a copy-on-write clone (Linux ``FICLONE``) into the new file ``target``; say whether it was made."""
     try:
         import fcntl
     except ImportError:  # Windows has neither
         return False
     ficlone = 0x40049409
-    with suppress(OSError), source.open("rb") as reader, target.open("xb") as writer:
+    with source.open("rb") as reader, target.open("xb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), ficlone, reader.fileno())
-        except OSError:
+        except OSError:  # another file system, or one that cannot clone
             target.unlink()
             return False
+    return True
+
+
+def _hard_link(source: Path, target: Path) -> bool:
+    """Try a hard link; say whether it was made."""
+    with suppress(OSError):  # another file system, or one without hard links
+        os.link(source, target)
         return True
     return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

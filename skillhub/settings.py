@@ -4,7 +4,7 @@ SKILLHUB_CACHE     the store and everything else that can be fetched or computed
 SKILLHUB_HOME      the per-user environments
 SKILLHUB_STATE     what was seen before (first-seen digests)
 HF_ENDPOINT        the registry, as for huggingface_hub
-HF_HUB_OFFLINE     1: never use the network
+HF_HUB_OFFLINE     1: never use the network (TRANSFORMERS_OFFLINE and SKILLHUB_OFFLINE as well)
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def state_folder() -> Path:
 
 def endpoint() -> str:
     """Return the address of the default registry, without a trailing slash (``HF_ENDPOINT``)."""
-    return os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
 
 
 def offline() -> bool:
-    """Say whether the network must not be used (``HF_HUB_OFFLINE`` or ``SKILLHUB_OFFLINE``)."""
+    """Say whether the network must not be used, by this package's variable or by huggingface_hub's two."""
     return any(
         os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
-        for name in ("HF_HUB_OFFLINE", "SKILLHUB_OFFLINE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SKILLHUB_OFFLINE")
     )
