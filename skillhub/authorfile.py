@@ -21,8 +21,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from skillhub.documents import field_error
 from skillhub.errors import NotFoundError, UsageError
-from skillhub.manifest import MANIFEST_SCHEMA, Manifest, Skill, field_error
+from skillhub.files import disk_errors
+from skillhub.manifest import MANIFEST_SCHEMA, Manifest, Skill
 
 AUTHOR_FILE = "skillpack.toml"
 
@@ -51,19 +53,13 @@ class AuthorFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises:
             UsageError: a field is not valid; the message names it.
         """
+        fields = {name: value for name, value in msgspec.to_builtins(self).items() if name != "base"}
         try:
-            return Manifest(
-                schema=MANIFEST_SCHEMA,
-                name=self.name,
-                version=self.version,
-                summary=self.summary,
-                license=self.license,
-                requires=self.requires,
-                conflicts=self.conflicts,
-                skills=self.skills,
-            )
-        except ValueError as error:
-            raise UsageError(f"{error}.", hint=f"Correct it in {AUTHOR_FILE} or on the command line.") from error
+            return msgspec.convert({"schema": MANIFEST_SCHEMA, **fields}, Manifest)
+        except msgspec.MsgspecError as error:
+            raise UsageError(
+                f"{_field_error(error)}.", hint=f"Correct it in {AUTHOR_FILE} or on the command line."
+            ) from error
 
 
 def read_author_file(path: Path) -> AuthorFile:
@@ -72,16 +68,22 @@ def read_author_file(path: Path) -> AuthorFile:
     Raises:
         NotFoundError: there is no such file.
         UsageError: the TOML or a field is wrong; the message names the line or the field.
+        DiskError: the file may not be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with disk_errors(path):
+            text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no {path}.", hint="Give --name and --version instead.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from error
     try:
         return msgspec.convert(tomllib.loads(text), AuthorFile)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: {error}.", hint="Correct that line, then try again.") from error
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{path}: {field_error(error)}.", hint="Correct that field, then try again.") from error
+        raise UsageError(f"{path}: {_field_error(error)}.", hint="Correct that field, then try again.") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers or nesting beyond all measure
+        raise UsageError(f"{path}: {error}.", hint="Correct that line, then try again.") from error
+
+
+def _field_error(error: msgspec.MsgspecError) -> str:
+    return field_error(error).removeprefix("$.")

@@ -7,15 +7,18 @@ their digests, and how it was evaluated. Reading is strict: an error names the p
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-from skillhub.errors import IntegrityError, NewerSchemaError, SkillhubError
+from skillhub.documents import canonical_json as canonical_json
+from skillhub.documents import check_schema as check_schema
+from skillhub.documents import decode_json
+from skillhub.documents import field_error as field_error
+from skillhub.errors import IntegrityError, SkillhubError
 from skillhub.files import check_relative_path, sha256_of_bytes
 from skillhub.names import PackName, is_bare_name, parse_requirement, parse_version
 
@@ -30,7 +33,11 @@ Result = TypeVar("Result")
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FingerprintText = Annotated[str, Meta(pattern=r"^skb1:[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0)]
-Text = Annotated[str, Meta(max_length=10_000)]
+Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
+"""Text for people; without the control characters that command a terminal."""
+
+Label = Annotated[str, Meta(max_length=1_000, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*\Z")]
+"""One line, which shows in the order in which it is written."""
 
 
 class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +54,7 @@ class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sha256: Sha256
 
     def __post_init__(self) -> None:
-        _checked(check_relative_path, self.path)
+        _checked("path", check_relative_path, self.path)
 
 
 class TensorEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +72,7 @@ class TensorEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     shape: list[Count]
     change: Annotated[str, Meta(pattern=r"^(delta|added|removed)\Z")]
-    codecs: list[str]
+    codecs: list[Label]
     bytes: Count
     relative_error: float
     max_error: float
@@ -81,9 +88,9 @@ class CodecInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tensors: canonical name → how that tensor was encoded; unchanged tensors are left out.
     """
 
-    preset: str
+    preset: Label
     bits_per_weight: float
-    tensors: dict[str, TensorEntry]
+    tensors: dict[Label, TensorEntry]
 
 
 class BaseInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,14 +109,14 @@ class BaseInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     fingerprint: FingerprintText
-    repo: str | None = None
-    revision: str | None = None
-    architecture: str | None = None
+    repo: Label | None = None
+    revision: Label | None = None
+    architecture: Label | None = None
     parameters: Count = 0
-    dtype: str | None = None
+    dtype: Label | None = None
     tokenizer: Sha256 | None = None
     vocabulary_size: Count | None = None
-    files: list[dict[str, Sha256]] = []
+    files: list[dict[Label, Sha256]] = []
 
 
 class RouterInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,8 +133,8 @@ class RouterInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     path: str
     layer: Count
-    pooling: str
-    template: str | None = None
+    pooling: Label
+    template: Text | None = None
     rank: Count
     threshold: float
 
@@ -144,8 +151,8 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         rows: number of examples.
     """
 
-    task: str
-    metric: str
+    task: Label
+    metric: Label
     base: float
     tuned: float | None
     pack: float
@@ -160,6 +167,13 @@ class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     files: list[FileEntry]
     evaluation: list[Evaluation] = []
     router: RouterInfo | None = None
+
+    def __post_init__(self) -> None:
+        for number, entry in enumerate(self.files):
+            if not entry.path.startswith(f"{self.folder}/"):
+                raise ValueError(f".files[{number}].path: {entry.path!r} is not in the variant's folder {self.folder}")
+        if self.router and self.router.path not in [entry.path for entry in self.files]:
+            raise ValueError(f".router.path: {self.router.path!r} is not one of the variant's files")
 
     @property
     def folder(self) -> str:
@@ -180,15 +194,15 @@ class Skill(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         prompts: a few example inputs.
     """
 
-    tags: list[str] = []
+    tags: list[Label] = []
     prompts: list[Text] = []
 
 
 class Signer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The key whose signature (in the release event) covers this manifest's digest."""
 
-    algorithm: str
-    public_key: str
+    algorithm: Label
+    public_key: Label
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -206,27 +220,24 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     version: str
     summary: Text = ""
-    license: str | None = None
+    license: Label | None = None
     requires: list[str] = []
     conflicts: list[str] = []
     skills: Skill = Skill()
     variants: list[Variant] = []
-    provenance: dict[str, str] = {}
+    provenance: dict[Label, Text] = {}
     signer: Signer | None = None
 
     def __post_init__(self) -> None:
         if not is_bare_name(self.name):
-            raise ValueError(f"{self.name!r} is not a pack's bare name")
-        _checked(parse_version, self.version)
-        for text in [*self.requires, *self.conflicts]:
-            if _checked(parse_requirement, text).pack.owner is None:
-                raise ValueError(f"{text!r} lacks an owner: write OWNER/{text}")
-        fingerprints = [variant.base.fingerprint for variant in self.variants]
-        if len({variant_folder(fingerprint) for fingerprint in fingerprints}) != len(fingerprints):
-            raise ValueError("two variants are for the same base")
-        paths = [entry.path.casefold() for variant in self.variants for entry in variant.files]
-        if len(set(paths)) != len(paths):
-            raise ValueError("two files have the same path")
+            raise ValueError(f".name: {self.name!r} is not a pack's bare name")
+        _checked("version", parse_version, self.version)
+        check_requirements("requires", self.requires)
+        check_requirements("conflicts", self.conflicts)
+        folders = [variant.folder for variant in self.variants]
+        if len(set(folders)) != len(folders):
+            raise ValueError(".variants: two are for the same base")
+        _check_distinct(entry.path for variant in self.variants for entry in variant.files)
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: sorted keys, UTF-8, no NaN."""
@@ -246,27 +257,42 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return next((variant for variant in self.variants if variant.base.fingerprint == fingerprint), None)
 
 
-def _checked(check: Callable[[str], Result], text: str) -> Result:
-    """Run one of our checks inside msgspec's decoding, which adds the field's path to a ValueError only."""
+def _checked(field: str, check: Callable[[str], Result], text: str) -> Result:
+    """Run one of our checks inside msgspec's decoding, which adds the object's path to a ValueError only."""
     try:
         return check(text)
     except SkillhubError as error:
-        raise ValueError(error.message) from error
+        raise ValueError(f".{field}: {error.message}") from error
+
+
+def check_requirements(field: str, texts: list[str]) -> None:
+    """Check that every requirement can be read and names its pack's owner.
+
+    Raises:
+        ValueError: one does not; the message begins with the field and the place in it, as `field_error` expects.
+    """
+    for number, text in enumerate(texts):
+        if _checked(f"{field}[{number}]", parse_requirement, text).pack.owner is None:
+            raise ValueError(f".{field}[{number}]: {text!r} lacks an owner: write OWNER/{text}")
+
+
+def _check_distinct(paths: Iterable[str]) -> None:
+    """Check that every path can be a file of its own, also where case and accents' forms do not count."""
+    files: set[str] = set()
+    folders: set[str] = set()
+    for path in paths:
+        parts = unicodedata.normalize("NFC", path).casefold().split("/")
+        folders.update("/".join(parts[:length]) for length in range(1, len(parts)))
+        if "/".join(parts) in files:
+            raise ValueError(f".variants: two files have the path {path!r}")
+        files.add("/".join(parts))
+    if both := files & folders:
+        raise ValueError(f".variants: {min(both)!r} is both a file and a folder")
 
 
 def variant_folder(fingerprint: str) -> str:
     """Return ``variants/<fp12>``, the folder of the variant for a base."""
     return f"variants/{fingerprint.removeprefix('skb1:')[:12]}"
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return JSON with one form only: sorted keys, no spaces, UTF-8, a final newline.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
-    """
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode() + b"\n"
 
 
 def parse_manifest(data: bytes, *, where: str = MANIFEST_FILE) -> Manifest:
@@ -284,7 +310,7 @@ def parse_manifest(data: bytes, *, where: str = MANIFEST_FILE) -> Manifest:
         raise IntegrityError(f"{where} is {len(data)} bytes long, which no manifest is.", hint=_ASK_PUBLISHER)
     try:
         check_schema(data, MANIFEST_SCHEMA, where)
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = decode_json(data, Manifest)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{where} is not a valid manifest: {field_error(error)}.", hint=_ASK_PUBLISHER) from error
     if manifest.to_bytes() != data:
@@ -293,29 +319,3 @@ def parse_manifest(data: bytes, *, where: str = MANIFEST_FILE) -> Manifest:
             hint="Build the pack again with `skillhub pack` instead of editing the manifest.",
         )
     return manifest
-
-
-class _Schema(Struct):
-    schema: int
-
-
-def check_schema(data: bytes, supported: int, where: str) -> None:
-    """Refuse JSON whose ``schema`` is not ``supported``.
-
-    Raises:
-        NewerSchemaError: it is another number.
-        msgspec.MsgspecError: the JSON cannot be read or has no such field.
-    """
-    found = msgspec.json.decode(data, type=_Schema).schema
-    if found != supported:
-        raise NewerSchemaError(
-            f"{where} has schema {found}; this version of skillhub reads schema {supported}.",
-            hint="Upgrade skillhub: pip install --upgrade skillhub-packs.",
-            schema=found,
-        )
-
-
-def field_error(error: msgspec.MsgspecError) -> str:
-    """Return msgspec's message with the field's path first: ``$.version: Expected `str`, got `int```."""
-    text, _, path = str(error).partition(" - at ")
-    return f"{path.strip('`') or '$'}: {re.sub(r'[.]$', '', text)}"

@@ -10,14 +10,15 @@ from packaging.version import InvalidVersion, Version
 
 from skillhub.errors import UsageError
 
-# The Hub's own rule for repository names, without the capital letters that compare equal anyway.
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+# The Hub's own rule for names (huggingface_hub's validate_repo_id); `is_bare_name` adds its forbidden sequences.
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_MAX_LENGTH = 500  # of a requirement or version: numbers of thousands of digits cannot be compared
 _REQUIREMENT = re.compile(r"\s*(?P<name>[^\s<>=!~,;@\[\]]+)\s*(?P<specifier>[<>=!~].*)?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackName:
-    """The full name of a pack, which is the name of its repository; compared case-insensitively.
+    """The full name of a pack, which is the name of its repository; compared and hashed without regard to case.
 
     Attributes:
         owner: user or organisation, or None for a short name.
@@ -29,6 +30,12 @@ class PackName:
 
     def __str__(self) -> str:
         return f"{self.owner}/{self.name}" if self.owner else self.name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PackName) and str(self).lower() == str(other).lower()
+
+    def __hash__(self) -> int:
+        return hash(str(self).lower())
 
     def matches(self, other: PackName) -> bool:
         """Say whether ``other`` is this pack; a short name matches any owner."""
@@ -56,7 +63,7 @@ class Requirement:
 
 def is_bare_name(text: str) -> bool:
     """Say whether ``text`` can be a pack's bare name or an owner's name."""
-    return bool(_NAME.fullmatch(text)) and ".." not in text and "--" not in text and not text.endswith(".git")
+    return bool(_NAME.fullmatch(text)) and ".." not in text and "--" not in text and not text.lower().endswith(".git")
 
 
 def parse_pack_name(text: str) -> PackName:
@@ -68,7 +75,7 @@ def parse_pack_name(text: str) -> PackName:
     parts = text.split("/")
     if len(parts) > 2 or not all(is_bare_name(part) for part in parts):
         raise UsageError(
-            f"{text!r} is not a pack name.",
+            f"{_shortened(text)} is not a pack name.",
             hint="Write OWNER/NAME or NAME, with letters, digits, '.', '_' and '-', such as acme/math-pack.",
             name=text,
         )
@@ -81,10 +88,12 @@ def parse_requirement(text: str) -> Requirement:
     Raises:
         UsageError: the name or the version specifiers cannot be read.
     """
-    found = _REQUIREMENT.fullmatch(text)
+    found = _REQUIREMENT.fullmatch(text) if len(text) <= _MAX_LENGTH else None
     if not found:
         raise UsageError(
-            f"{text!r} is not a requirement.", hint="Write a name and versions, such as 'acme/math-pack>=1.2'."
+            f"{_shortened(text)} is not a requirement.",
+            hint="Write a name and versions, such as 'acme/math-pack>=1.2'.",
+            requirement=text,
         )
     try:
         specifier = SpecifierSet(found["specifier"] or "")
@@ -104,12 +113,24 @@ def parse_version(text: str) -> Version:
         UsageError: the version is none, not normalized, or has a local part (``+…``).
     """
     try:
-        version = Version(text)
+        version = Version(text[: _MAX_LENGTH + 1])
     except InvalidVersion as error:
-        raise UsageError(
-            f"{text!r} is not a version.", hint="Use PEP 440 versions, such as 1.0.0, 1.1rc1 or 1.0.0.post1."
-        ) from error
+        raise _not_a_version(text) from error
+    if len(text) > _MAX_LENGTH:
+        raise _not_a_version(text)
     if str(version) != text or version.local:
         public = version.public
         raise UsageError(f"The version {text!r} is not in its normalized public form.", hint=f"Write {public!r}.")
     return version
+
+
+def _not_a_version(text: str) -> UsageError:
+    return UsageError(
+        f"{_shortened(text)} is not a version.",
+        hint="Use PEP 440 versions, such as 1.0.0, 1.1rc1 or 1.0.0.post1.",
+        version=text,
+    )
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:100]}…")

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skillhub.errors import IntegrityError, NotFoundError, WrongBaseError
-from skillhub.files import safe_join, sha256_of_file, write_atomically
-from skillhub.manifest import MANIFEST_FILE, FileEntry, Manifest, Variant, parse_manifest
+from skillhub.files import disk_errors, safe_join, sha256_of_file, write_atomically
+from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, Variant, parse_manifest
 from skillhub.names import PackName
 
 BASE_RECORD_FILE = "base.json.zst"
@@ -104,6 +104,7 @@ def open_pack(folder: Path, *, owner: str | None = None) -> Pack:
         NotFoundError: the folder or its manifest does not exist.
         IntegrityError: the manifest is not valid.
         NewerSchemaError: the manifest is of a schema that this version does not read.
+        DiskError: the manifest may not be read.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
@@ -112,16 +113,21 @@ def open_pack(folder: Path, *, owner: str | None = None) -> Pack:
             hint="Build one with `skillhub pack`, or name an installed pack.",
             path=str(folder),
         )
-    return Pack(folder, parse_manifest(path.read_bytes(), where=str(path)), owner)
+    with disk_errors(path), path.open("rb") as stream:
+        data = stream.read(MAX_MANIFEST_BYTES + 1)
+    return Pack(folder, parse_manifest(data, where=str(path)), owner)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a pack's ``skillpack.json``; the last step of building one.
 
     Raises:
+        IntegrityError: a field has a value that no reader would take; its path is in the message.
         DiskError: the disk is full or the folder may not be written.
     """
-    write_atomically(folder / MANIFEST_FILE, manifest.to_bytes())
+    data = manifest.to_bytes()
+    parse_manifest(data, where=f"the new {MANIFEST_FILE}")
+    write_atomically(folder / MANIFEST_FILE, data)
 
 
 def file_entry(folder: Path, path: str) -> FileEntry:
@@ -137,7 +143,8 @@ def check_file(path: Path, entry: FileEntry, *, progress: Callable[[int], None] 
         IntegrityError: it is missing, a link to elsewhere, or has another size or digest.
     """
     if path.is_symlink() or not path.is_file():
-        raise IntegrityError(f"{path} is missing.", hint="Install the pack again.", path=str(path))
+        what = "is a symbolic link, not a file of the pack" if path.is_symlink() else "is missing"
+        raise IntegrityError(f"{path} {what}.", hint="Install the pack again.", path=str(path))
     size = path.stat().st_size
     if size != entry.size:
         raise IntegrityError(
@@ -168,6 +175,10 @@ def verify_pack(
 
     Returns:
         One error per missing, altered or unlisted file; empty when the pack is whole.
+
+    Raises:
+        WrongBaseError: the pack has no variant for ``fingerprint``.
+        UnsafeContentError: a folder of the pack is a symbolic link to elsewhere.
     """
     variants = pack.manifest.variants if fingerprint is None else [pack.variant_for(fingerprint)]
     entries = {entry.path: entry for variant in variants for entry in variant.files}
@@ -189,6 +200,8 @@ def verify_pack(
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
+    """Yield the path of everything below a folder that is not a real folder itself."""
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        for name in [*names, *links]:
             yield (Path(parent) / name).relative_to(folder).as_posix()

@@ -7,26 +7,28 @@ ignored, so that old clients go on reading new files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 from packaging.version import Version
 
-from skillhub.errors import IntegrityError, UsageError
+from skillhub.documents import canonical_json, decode_json, field_error
+from skillhub.errors import IntegrityError, NewerSchemaError, UsageError
 from skillhub.files import sha256_of_bytes
 from skillhub.manifest import (
     Count,
     FingerprintText,
+    Label,
     Manifest,
     Sha256,
+    Text,
     Variant,
-    canonical_json,
-    field_error,
+    check_requirements,
     parse_manifest,
 )
-from skillhub.names import parse_version
+from skillhub.names import parse_pack_name, parse_version
 
 RELEASES_SCHEMA = 0
 RELEASES_FILE = "releases.jsonl"
@@ -59,27 +61,31 @@ class Event(Struct, frozen=True, kw_only=True):
         signature: of a release: signature over the manifest's digest, where the publisher signs.
     """
 
-    schema: int
+    schema: Annotated[int, Meta(ge=0, le=RELEASES_SCHEMA)]
     event: Annotated[str, Meta(pattern=r"^(release|yank|unyank|deprecate|moved)\Z")]
     version: str | None = None
     manifest: Sha256 | None = None
     requires: list[str] = []
     conflicts: list[str] = []
     variants: list[ReleaseVariant] = []
-    reason: str | None = None
-    target: str | None = None
-    signature: str | None = None
+    reason: Text | None = None
+    target: Label | None = None
+    signature: Label | None = None
 
     def __post_init__(self) -> None:
-        if self.event in ("release", "yank", "unyank"):
-            if self.version is None:
-                raise ValueError(f"a {self.event} needs a version")
-            try:
-                parse_version(self.version)
-            except UsageError as error:
-                raise ValueError(error.message) from error
+        try:
+            if self.event in ("release", "yank", "unyank"):
+                parse_version(self.version or "")
+            if self.event == "moved" and parse_pack_name(self.target or "").owner is None:
+                raise ValueError(f".target: {self.target!r} lacks an owner")
+        except UsageError as error:
+            raise ValueError(f".{'target' if self.event == 'moved' else 'version'}: {error.message}") from error
         if self.event == "release" and self.manifest is None:
-            raise ValueError("a release needs its manifest's digest")
+            raise ValueError(".manifest: a release needs its manifest's digest")
+        check_requirements("requires", self.requires)
+        check_requirements("conflicts", self.conflicts)
+        if len({one.fingerprint for one in self.variants}) != len(self.variants):
+            raise ValueError(".variants: two are for the same base")
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def parse_releases(data: bytes, *, where: str = RELEASES_FILE) -> ReleaseIndex:
     notes = []
     if data and not data.endswith(b"\n"):
         raise IntegrityError(f"{where} ends in the middle of a line.", hint="Fetch it again.")
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         place = f"{where}, line {number}"
         event = _parse_line(line, place)
         if event is None:
@@ -174,8 +180,8 @@ def _parse_line(line: bytes, place: str) -> Event | None:
     if len(line) > MAX_LINE_BYTES:
         raise IntegrityError(f"{place} is longer than any event.", hint="Tell the pack's publisher.")
     try:
-        raw = msgspec.json.decode(line)
-        if isinstance(raw, dict) and isinstance(raw.get("schema"), int) and raw["schema"] > RELEASES_SCHEMA:
+        raw: Any = decode_json(line, object)
+        if isinstance(raw, dict) and type(raw.get("schema")) is int and raw["schema"] > RELEASES_SCHEMA:
             return None
         return msgspec.convert(raw, Event)
     except msgspec.MsgspecError as error:
@@ -192,7 +198,7 @@ def _apply(event: Event, releases: dict[Version, Release], place: str) -> None:
     if version not in releases:
         raise IntegrityError(f"{place} is about {version}, which was never released.", hint="Tell the publisher.")
     reason = (event.reason or "no reason given") if event.event == "yank" else None
-    releases[version] = Release(version, releases[version].event, reason)
+    releases[version] = replace(releases[version], yanked=reason)
 
 
 def append_event(data: bytes, event: Event) -> bytes:
@@ -200,7 +206,10 @@ def append_event(data: bytes, event: Event) -> bytes:
 
     Raises:
         IntegrityError: the index, or the index with the event, is not valid.
+        NewerSchemaError: the index has lines that this version cannot read, so it cannot know what may follow them.
     """
+    if notes := parse_releases(data).notes:
+        raise NewerSchemaError(notes[0], hint="Upgrade skillhub: pip install --upgrade skillhub-packs.")
     appended = data + canonical_json(_without_defaults(event))
     parse_releases(appended)
     return appended

@@ -1,0 +1,68 @@
+"""JSON documents as all our formats write and read them: one canonical form, a schema number, errors with a path."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from skillhub.errors import NewerSchemaError
+
+Result = TypeVar("Result")
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return JSON with one form only: sorted keys, no spaces, UTF-8, a final newline.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+class _Schema(Struct):
+    schema: Annotated[int, Meta(ge=0)]
+
+
+def decode_json(data: bytes, kind: type[Result]) -> Result:
+    """Return JSON as an object of type ``kind``.
+
+    Raises:
+        msgspec.MsgspecError: it is not UTF-8, not JSON, nested too deeply, or does not fit the type.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError("A text is not UTF-8") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError("It is nested too deeply") from error
+
+
+def check_schema(data: bytes, supported: int, where: str) -> None:
+    """Refuse JSON whose ``schema`` is not ``supported``.
+
+    Raises:
+        NewerSchemaError: it is another number.
+        msgspec.MsgspecError: the JSON cannot be read or has no such field.
+    """
+    found = decode_json(data, _Schema).schema
+    if found != supported:
+        raise NewerSchemaError(
+            f"{where} has schema {found}; this version of skillhub reads schema {supported}.",
+            hint="Upgrade skillhub: pip install --upgrade skillhub-packs.",
+            schema=found,
+        )
+
+
+def field_error(error: msgspec.MsgspecError) -> str:
+    """Return msgspec's message with the field's path first: ``$.version: Expected `str`, got `int```.
+
+    A check of our own, which msgspec knows the object of, begins with the rest of the path: ``.version: …``.
+    """
+    text, found, path = str(error).rpartition(" - at `$")
+    text, path = (text, path.rstrip("`")) if found else (str(error), "")
+    text = text.removesuffix(".")
+    return f"${path}{'' if text.startswith('.') else ': '}{text}"
