@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from codec_examples import from_json, read_golden, to_json, words
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -19,6 +18,7 @@ from hypothesis.extra import numpy as npst
 from skillhub.codecs import EncodedPart, EncodedTensor, decode, decoded_digest, exact, zero
 from skillhub.codecs.encoding import MAX_ELEMENTS
 from skillhub.errors import IntegrityError, NewerSchemaError
+from tests.codec_examples import from_json, read_golden, to_json, words
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7)
 

@@ -1,0 +1,180 @@
+"""Accounts: users, organisations and their members, and the tokens that stand for a user."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sqlite3
+import string
+import time
+from dataclasses import dataclass
+
+from skillhub.errors import NotFoundError, UsageError
+from skillhub_registry.names import check_account_name
+
+_TOKEN_ALPHABET = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user or an organisation; ``kind`` is ``user`` or ``organization``."""
+
+    id: int
+    name: str
+    kind: str
+    created_at: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token, without its secret."""
+
+    id: int
+    account: str
+    name: str
+    scope: str
+    created_at: int
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is calling: the account behind a valid token, and the organisations it may write to."""
+
+    account: Account
+    token: Token
+    organizations: tuple[Account, ...]
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the token is for writing as well."""
+        return self.token.scope == "write"
+
+    @property
+    def namespace_ids(self) -> frozenset[int]:
+        """The accounts whose repositories the caller sees and, with a write token, changes."""
+        return frozenset([self.account.id, *(organization.id for organization in self.organizations)])
+
+
+def add_account(connection: sqlite3.Connection, name: str, kind: str = "user") -> Account:
+    """Make a user or organisation.
+
+    Raises:
+        HubError: 400, an invalid name.
+        UsageError: the name is taken.
+    """
+    checked = check_account_name(name)
+    if find_account(connection, checked) is not None:
+        raise UsageError(f"The name {checked} is taken.", hint="Names are compared without regard to case.")
+    created_at = int(time.time())
+    cursor = connection.execute(
+        "INSERT INTO accounts (name, kind, created_at) VALUES (?, ?, ?)", (checked, kind, created_at)
+    )
+    return Account(int(cursor.lastrowid or 0), checked, kind, created_at)
+
+
+def find_account(connection: sqlite3.Connection, name: str) -> Account | None:
+    """Return the account of that name, regardless of case."""
+    row = connection.execute("SELECT id, name, kind, created_at FROM accounts WHERE name = ?", (name,)).fetchone()
+    return Account(*row) if row else None
+
+
+def get_account(connection: sqlite3.Connection, name: str, kind: str) -> Account:
+    """Return the user or organisation of that name.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    account = find_account(connection, name)
+    if account is None or account.kind != kind:
+        verb = "user" if kind == "user" else "org"
+        raise NotFoundError(f"There is no {kind} {name}.", hint=f"`skillhub-registry {verb} list` names them all.")
+    return account
+
+
+def list_accounts(connection: sqlite3.Connection, kind: str) -> list[Account]:
+    """Return all users or all organisations, by name."""
+    rows = connection.execute("SELECT id, name, kind, created_at FROM accounts WHERE kind = ? ORDER BY name", (kind,))
+    return [Account(*row) for row in rows]
+
+
+def add_member(connection: sqlite3.Connection, organization: Account, user: Account) -> None:
+    """Let a user write to an organisation's repositories."""
+    connection.execute("INSERT OR IGNORE INTO memberships VALUES (?, ?)", (organization.id, user.id))
+
+
+def remove_member(connection: sqlite3.Connection, organization: Account, user: Account) -> None:
+    """Take a user out of an organisation."""
+    connection.execute(
+        "DELETE FROM memberships WHERE organization_id = ? AND account_id = ?", (organization.id, user.id)
+    )
+
+
+def list_members(connection: sqlite3.Connection, organization: Account) -> list[str]:
+    """Return the names of an organisation's members."""
+    rows = connection.execute(
+        "SELECT a.name FROM memberships m JOIN accounts a ON a.id = m.account_id WHERE m.organization_id = ? "
+        "ORDER BY a.name",
+        (organization.id,),
+    )
+    return [row["name"] for row in rows]
+
+
+def create_token(connection: sqlite3.Connection, user: Account, scope: str, name: str) -> str:
+    """Make a token for a user and return its secret, which is stored nowhere: only its digest is.
+
+    ``scope`` is ``read`` or ``write``.
+    """
+    secret = "hf_" + "".join(secrets.choice(_TOKEN_ALPHABET) for _ in range(34))
+    connection.execute(
+        "INSERT INTO tokens (account_id, name, scope, digest, created_at) VALUES (?, ?, ?, ?, ?)",
+        (user.id, name, scope, _digest(secret), int(time.time())),
+    )
+    return secret
+
+
+def list_tokens(connection: sqlite3.Connection, user: Account | None = None) -> list[Token]:
+    """Return one user's tokens, or all."""
+    rows = connection.execute(
+        "SELECT t.id, a.name, t.name, t.scope, t.created_at FROM tokens t JOIN accounts a ON a.id = t.account_id "
+        "WHERE ?1 IS NULL OR t.account_id = ?1 ORDER BY t.id",
+        (user.id if user else None,),
+    )
+    return [Token(*row) for row in rows]
+
+
+def revoke_token(connection: sqlite3.Connection, token_id: int) -> None:
+    """Make a token worthless.
+
+    Raises:
+        NotFoundError: there is no such token.
+    """
+    if connection.execute("DELETE FROM tokens WHERE id = ?", (token_id,)).rowcount == 0:
+        raise NotFoundError(
+            f"There is no token number {token_id}.", hint="`skillhub-registry token list` shows the numbers."
+        )
+
+
+def find_caller(connection: sqlite3.Connection, secret: str) -> Caller | None:
+    """Return who a token's secret stands for, or None for an unknown one.
+
+    The secret has about 200 random bits, so a plain digest is enough to store and to look it up.
+    """
+    row = connection.execute(
+        "SELECT t.id, t.name, t.scope, t.created_at, a.id, a.name, a.kind, a.created_at FROM tokens t "
+        "JOIN accounts a ON a.id = t.account_id WHERE t.digest = ?",
+        (_digest(secret),),
+    ).fetchone()
+    if row is None:
+        return None
+    account = Account(*tuple(row)[4:])
+    token = Token(row[0], account.name, row[1], row[2], row[3])
+    organizations = connection.execute(
+        "SELECT o.id, o.name, o.kind, o.created_at FROM memberships m JOIN accounts o ON o.id = m.organization_id "
+        "WHERE m.account_id = ? ORDER BY o.name",
+        (account.id,),
+    )
+    return Caller(account, token, tuple(Account(*organization) for organization in organizations))
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

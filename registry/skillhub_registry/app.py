@@ -1,0 +1,115 @@
+"""The web application: routes from the table, errors as the Hub answers them, downloads counted."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import cast
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from skillhub_registry.calls import Call, Endpoint, admit, decode_parameters, read_body
+from skillhub_registry.errors import HubError, error_response
+from skillhub_registry.registry import Registry
+from skillhub_registry.routes.table import ENDPOINTS
+from skillhub_registry.statistics import FLUSH_SECONDS
+
+logger = logging.getLogger("skillhub_registry")
+
+
+def make_app(registry: Registry) -> ASGIApp:
+    """Return the ASGI application that serves a registry, and closes it at the end."""
+    app = Starlette(
+        routes=[_make_route(registry, endpoint) for endpoint in ENDPOINTS],
+        exception_handlers={
+            HubError: _answer_hub_error,
+            HTTPException: _answer_http_exception,
+            ClientDisconnect: _answer_disconnect,
+            OSError: _answer_os_error,
+            Exception: _answer_crash,
+        },
+        lifespan=lambda _: _lifespan(registry),
+    )
+    app.router.redirect_slashes = False
+    return _RawPaths(app)
+
+
+class _RawPaths:
+    """Routes by the path as it was sent: ``%2F`` inside a revision or path must not separate it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["raw_path"].decode("ascii", "replace")}
+        await self._app(scope, receive, send)
+
+
+def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
+    async def answer(request: Request) -> Response:
+        call = Call(registry, request, decode_parameters(request.path_params))
+        call = await run_in_threadpool(admit, call, endpoint.permission)
+        if inspect.iscoroutinefunction(endpoint.handler):
+            return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
+        call = dataclasses.replace(call, body=await read_body(request, endpoint.body_limit))
+        return await run_in_threadpool(cast(Callable[[Call], Response], endpoint.handler), call)
+
+    return Route(endpoint.path, answer, methods=[endpoint.method])
+
+
+@asynccontextmanager
+async def _lifespan(registry: Registry) -> AsyncIterator[None]:
+    flushing = asyncio.create_task(_flush_downloads(registry))
+    try:
+        yield
+    finally:
+        flushing.cancel()
+        with suppress(asyncio.CancelledError):
+            await flushing
+        registry.close()
+
+
+async def _flush_downloads(registry: Registry) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_SECONDS)
+        await run_in_threadpool(registry.downloads.flush, registry.database)
+
+
+async def _answer_hub_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HubError)
+    return error_response(error)
+
+
+async def _answer_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = "".join(word.capitalize() for word in error.detail.split())
+    return error_response(HubError(error.status_code, code, error.detail, headers=error.headers))
+
+
+async def _answer_disconnect(_: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody is there to read it
+
+
+async def _answer_os_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return await _answer_crash(_, error)
+    logger.error("the disk is full: %s", error)
+    return error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
+
+
+async def _answer_crash(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(HubError(500, "InternalError", "The registry failed to answer; its log says why"))

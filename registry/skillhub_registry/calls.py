@@ -1,0 +1,205 @@
+"""Calls: a request that has been let in, and the one function that decides who is let in.
+
+Every route declares its :class:`Permission` in ``routes/table.py``; :func:`admit` is the only place that grants it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from skillhub_registry import limits
+from skillhub_registry.accounts import Caller, find_caller
+from skillhub_registry.errors import (
+    INVALID_CREDENTIALS,
+    bad_request,
+    forbidden,
+    repository_not_found,
+    too_large,
+    unauthorized,
+)
+from skillhub_registry.registry import Registry
+from skillhub_registry.repositories import Repository, find_repository
+
+
+class Permission(Enum):
+    """What a route asks of its caller."""
+
+    ANYONE = "anyone; a token, if sent, must be valid"
+    GRANT = "a link or access token that this registry signed; the handler checks it"
+    ACCOUNT = "a valid token"
+    READ = "may read the repository in the path: public, or a member's of its namespace"
+    WRITE = "may write to the repository in the path: a member of its namespace with a write token"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that was let in.
+
+    ``parameters`` are the decoded parts of the path. ``repository`` is there under READ and WRITE; use :attr:`target`.
+    ``body`` is there for handlers that are plain functions; coroutines read ``request`` themselves.
+    """
+
+    registry: Registry
+    request: Request
+    parameters: dict[str, str]
+    caller: Caller | None = None
+    repository: Repository | None = None
+    body: bytes = b""
+
+    @property
+    def target(self) -> Repository:
+        """The repository in the path, which READ or WRITE has found."""
+        assert self.repository is not None
+        return self.repository
+
+    @property
+    def account(self) -> Caller:
+        """The caller, whom ACCOUNT or WRITE has required."""
+        assert self.caller is not None
+        return self.caller
+
+    @property
+    def endpoint(self) -> str:
+        """This registry's address as the client sees it."""
+        host = self.request.headers.get("host", "127.0.0.1")
+        return f"{self.request.url.scheme}://{host}"
+
+    def json(self) -> dict[str, Any]:
+        """Return the body, which must be a JSON object.
+
+        Raises:
+            HubError: 400.
+        """
+        return parse_json(self.body)
+
+    def flag(self, name: str) -> bool:
+        """Return a yes-or-no query parameter, as the client spells it."""
+        return is_true(self.request.query_params.get(name))
+
+
+Handler = Callable[[Call], Response] | Callable[[Call], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A route: what it answers to, what it asks of the caller, and the bytes of body that it takes."""
+
+    method: str
+    path: str
+    permission: Permission
+    handler: Handler
+    body_limit: int = limits.JSON_BODY
+
+
+def is_true(value: str | None) -> bool:
+    """Read a yes-or-no parameter."""
+    return value is not None and value.lower() in ("1", "true", "yes", "on")
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Return a body as a JSON object.
+
+    Raises:
+        HubError: 400.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise bad_request("The body is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise bad_request("The body must be a JSON object")
+    return value
+
+
+def decode_parameters(raw: dict[str, str]) -> dict[str, str]:
+    """Decode the percent-encoded parts of a path.
+
+    Raises:
+        HubError: 400, not UTF-8.
+    """
+    try:
+        return {name: unquote(value, errors="strict") for name, value in raw.items()}
+    except UnicodeDecodeError as error:
+        raise bad_request("The path is not valid UTF-8") from error
+
+
+def admit(call: Call, permission: Permission) -> Call:
+    """Return the call with its caller and repository found, if the caller may do this.
+
+    Raises:
+        HubError: 401 without a needed token or with an unknown one; 404 for a repository that is missing or that the
+            caller may not see; 403 for one that the caller sees but may not change.
+    """
+    if permission is Permission.GRANT:
+        return call
+    with call.registry.database.read() as connection:
+        secret = _bearer(call.request)
+        caller = find_caller(connection, secret) if secret else None
+        if secret and caller is None:
+            raise unauthorized(INVALID_CREDENTIALS)
+        if permission in (Permission.ANYONE, Permission.ACCOUNT):
+            if permission is Permission.ACCOUNT and caller is None:
+                raise unauthorized("This needs a token: set HF_TOKEN")
+            return _with(call, caller, None)
+        repository = find_repository(connection, call.parameters["namespace"], call.parameters["name"])
+    if repository is None or not may_read(caller, repository):
+        raise repository_not_found()
+    if permission is Permission.WRITE:
+        require_write(caller, repository.namespace_id, repository.namespace)
+    return _with(call, caller, repository)
+
+
+def may_read(caller: Caller | None, repository: Repository) -> bool:
+    """Say whether a caller may know of a repository."""
+    return not repository.private or (caller is not None and repository.namespace_id in caller.namespace_ids)
+
+
+def require_write(caller: Caller | None, namespace_id: int, namespace: str) -> Caller:
+    """Return the caller, if it may write to the namespace's repositories.
+
+    Raises:
+        HubError: 401 without a token, 403 otherwise.
+    """
+    if caller is None:
+        raise unauthorized("This needs a token with write access: set HF_TOKEN")
+    if not caller.may_write:
+        raise forbidden(f"The token {caller.token.name!r} of {caller.account.name} is for reading only")
+    if namespace_id not in caller.namespace_ids:
+        raise forbidden(f"{caller.account.name} has no write access to the namespace {namespace}")
+    return caller
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        HubError: 413, over the limit.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large(f"The body is larger than the {limit} bytes allowed here")
+    return bytes(body)
+
+
+def _bearer(request: Request) -> str | None:
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, secret = header.partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise unauthorized(INVALID_CREDENTIALS)
+    return secret.strip()
+
+
+def _with(call: Call, caller: Caller | None, repository: Repository | None) -> Call:
+    return Call(call.registry, call.request, call.parameters, caller, repository, call.body)

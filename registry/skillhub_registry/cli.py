@@ -1,0 +1,212 @@
+"""The command line: serve the registry, and look after its accounts and tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+import platformdirs
+
+from skillhub.errors import SkillhubError, UsageError
+from skillhub_registry import accounts
+from skillhub_registry.database import Database
+from skillhub_registry.errors import HubError
+from skillhub_registry.registry import open_data
+
+DEFAULT_PORT = 8765
+
+
+def main() -> None:
+    """Run the command line; errors end in a sentence, a hint and an exit code."""
+    try:
+        commands(standalone_mode=True)
+    except SkillhubError as error:
+        _fail(error)
+    except HubError as error:
+        _fail(UsageError(f"{error.message}."))
+
+
+def _fail(error: SkillhubError) -> None:
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"Hint: {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+def default_data() -> Path:
+    """Return where the data lies unless --data says otherwise."""
+    return Path(os.environ.get("SKILLHUB_REGISTRY_DATA") or platformdirs.user_data_path("skillhub-registry"))
+
+
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=default_data,
+    show_default="$SKILLHUB_REGISTRY_DATA, else the platform's data folder",
+    help="The folder that holds everything.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """A registry for SkillPacks and models that speaks the Hugging Face Hub's protocol."""
+
+
+@commands.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes any free one."
+)
+@click.option(
+    "--part-size", default=64, show_default=True, type=click.IntRange(1, 5000), help="MiB of a part of an LFS upload."
+)
+@data_option
+@click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON line on stdout.")
+def serve(host: str, port: int, part_size: int, data: Path, as_json: bool) -> None:
+    """Serve the registry until interrupted."""
+    from skillhub_registry.server import run_server
+
+    run_server(data, host, port, part_size=part_size * 1024 * 1024, as_json=as_json)
+
+
+@commands.group()
+def user() -> None:
+    """Users of the registry."""
+
+
+@user.command("add")
+@click.argument("name")
+@data_option
+def add_user(name: str, data: Path) -> None:
+    """Make a user; `token create` then gives it a token."""
+    database = open_data(data)
+    with database.write() as connection:
+        account = accounts.add_account(connection, name)
+    click.echo(f"Made the user {account.name}.", err=True)
+
+
+@user.command("list")
+@data_option
+@json_option
+def list_users(data: Path, as_json: bool) -> None:
+    """List the users."""
+    _list_accounts(open_data(data), "user", as_json)
+
+
+@commands.group()
+def token() -> None:
+    """Tokens, with which users identify themselves (HF_TOKEN)."""
+
+
+@token.command("create")
+@click.argument("user_name", metavar="USER")
+@click.option("--scope", type=click.Choice(["read", "write"]), default="write", show_default=True)
+@click.option("--name", default="default", show_default=True, help="What it is for, to recognise it in lists.")
+@data_option
+def create_token(user_name: str, scope: str, name: str, data: Path) -> None:
+    """Make a token and print it, this one time."""
+    database = open_data(data)
+    with database.write() as connection:
+        secret = accounts.create_token(connection, accounts.get_account(connection, user_name, "user"), scope, name)
+    click.echo(secret)
+
+
+@token.command("list")
+@click.argument("user_name", metavar="[USER]", required=False)
+@data_option
+@json_option
+def list_tokens(user_name: str | None, data: Path, as_json: bool) -> None:
+    """List tokens, without their secrets."""
+    database = open_data(data)
+    with database.read() as connection:
+        owner = accounts.get_account(connection, user_name, "user") if user_name else None
+        tokens = accounts.list_tokens(connection, owner)
+    if as_json:
+        click.echo(json.dumps([vars(token) for token in tokens]))
+        return
+    for entry in tokens:
+        made = time.strftime("%Y-%m-%d", time.gmtime(entry.created_at))
+        click.echo(f"{entry.id:>4}  {entry.account:<20} {entry.scope:<5}  {made}  {entry.name}")
+
+
+@token.command("revoke")
+@click.argument("number", type=int)
+@data_option
+def revoke_token(number: int, data: Path) -> None:
+    """Make a token worthless, by its number in `token list`."""
+    database = open_data(data)
+    with database.write() as connection:
+        accounts.revoke_token(connection, number)
+    click.echo(f"Revoked token {number}.", err=True)
+
+
+@commands.group()
+def org() -> None:
+    """Organisations: namespaces that several users write to."""
+
+
+@org.command("add")
+@click.argument("name")
+@click.option("--member", "members", multiple=True, metavar="USER", help="A first member; may be repeated.")
+@data_option
+def add_organization(name: str, members: tuple[str, ...], data: Path) -> None:
+    """Make an organisation."""
+    database = open_data(data)
+    with database.write() as connection:
+        organization = accounts.add_account(connection, name, "organization")
+        for member in members:
+            accounts.add_member(connection, organization, accounts.get_account(connection, member, "user"))
+    click.echo(f"Made the organisation {organization.name}.", err=True)
+
+
+@org.command("list")
+@data_option
+@json_option
+def list_organizations(data: Path, as_json: bool) -> None:
+    """List the organisations and their members."""
+    _list_accounts(open_data(data), "organization", as_json)
+
+
+@org.command("join")
+@click.argument("organization")
+@click.argument("user_name", metavar="USER")
+@data_option
+def join_organization(organization: str, user_name: str, data: Path) -> None:
+    """Make a user a member."""
+    database = open_data(data)
+    with database.write() as connection:
+        group = accounts.get_account(connection, organization, "organization")
+        accounts.add_member(connection, group, accounts.get_account(connection, user_name, "user"))
+    click.echo(f"{user_name} is a member of {group.name}.", err=True)
+
+
+@org.command("leave")
+@click.argument("organization")
+@click.argument("user_name", metavar="USER")
+@data_option
+def leave_organization(organization: str, user_name: str, data: Path) -> None:
+    """End a user's membership."""
+    database = open_data(data)
+    with database.write() as connection:
+        group = accounts.get_account(connection, organization, "organization")
+        accounts.remove_member(connection, group, accounts.get_account(connection, user_name, "user"))
+    click.echo(f"{user_name} is no member of {group.name}.", err=True)
+
+
+def _list_accounts(database: Database, kind: str, as_json: bool) -> None:
+    with database.read() as connection:
+        listed = [
+            {"name": account.name, "members": accounts.list_members(connection, account)}
+            for account in accounts.list_accounts(connection, kind)
+        ]
+    if as_json:
+        click.echo(json.dumps(listed))
+        return
+    for entry in listed:
+        members = ", ".join(entry["members"])
+        click.echo(f"{entry['name']}  {members}".rstrip())

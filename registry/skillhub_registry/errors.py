@@ -1,0 +1,98 @@
+"""Errors as the Hub answers them: a status, ``X-Error-Code``, ``X-Error-Message`` and a JSON body.
+
+The stock client chooses its exception by these headers, not by the status, when the server is on plain http.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+INVALID_CREDENTIALS = "Invalid credentials in Authorization header"
+"""The one message with which the client does not take a 401 for a missing repository."""
+
+
+class HubError(Exception):
+    """An answer that is not a success.
+
+    Args:
+        status: HTTP status.
+        code: ``X-Error-Code``.
+        message: one sentence for people; goes into the body as ``error``.
+        header_message: ``X-Error-Message``, where it must differ from ``message``.
+        headers: more headers.
+        body: more members of the JSON body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        header_message: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.header_message = header_message or message
+        self.headers = dict(headers or {})
+        self.body = dict(body or {})
+
+
+def error_response(error: HubError) -> JSONResponse:
+    """Return the answer for an error."""
+    printable = "".join(c if " " <= c <= "~" else "?" for c in error.header_message)
+    headers = {**error.headers, "X-Error-Code": error.code, "X-Error-Message": printable[:1000]}
+    return JSONResponse({**error.body, "error": error.message}, status_code=error.status, headers=headers)
+
+
+def repository_not_found() -> HubError:
+    """Return the error for a repository that is missing, or private to others: the two look the same."""
+    return HubError(404, "RepoNotFound", "Repository not found")
+
+
+def revision_not_found(revision: str) -> HubError:
+    """Return the error for a branch, tag or commit that does not exist."""
+    return HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+
+def entry_not_found(message: str, commit: str) -> HubError:
+    """Return the error for a path that a commit does not have; the client caches that by the commit's id."""
+    return HubError(404, "EntryNotFound", message, headers={"X-Repo-Commit": commit})
+
+
+def bad_request(message: str) -> HubError:
+    """Return the error for a request that is malformed or asks for something impossible."""
+    return HubError(400, "BadRequest", message)
+
+
+def not_supported(message: str) -> HubError:
+    """Return the error for a feature of the Hub that this registry does not have."""
+    return HubError(400, "NotSupported", message)
+
+
+def unauthorized(message: str) -> HubError:
+    """Return the error for a call without a valid token."""
+    challenge = {"WWW-Authenticate": 'Bearer realm="Authentication required"'}
+    return HubError(401, "Unauthorized", message, header_message=INVALID_CREDENTIALS, headers=challenge)
+
+
+def forbidden(message: str) -> HubError:
+    """Return the error for a valid token that is not allowed to do this."""
+    return HubError(403, "Forbidden", message)
+
+
+def conflict(message: str, **body: Any) -> HubError:
+    """Return the error for something that exists already."""
+    return HubError(409, "Conflict", message, body=body)
+
+
+def too_large(message: str) -> HubError:
+    """Return the error for a body over its limit."""
+    return HubError(413, "PayloadTooLarge", message)

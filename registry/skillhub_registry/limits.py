@@ -1,0 +1,61 @@
+"""Every limit on what a request may bring: it all comes from the network."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIB: Final = 1024 * 1024
+
+JSON_BODY: Final = 4 * MIB
+"""Bytes of an ordinary request body (JSON or form)."""
+
+REGULAR_FILE: Final = 10_000_000
+"""Bytes of a file that may travel inside a commit; larger ones go through LFS or Xet."""
+
+COMMIT_LINE: Final = 16 * MIB
+"""Bytes of one line of a commit: a regular file in base64, and its path."""
+
+COMMIT_BODY: Final = 512 * MIB
+"""Bytes of a whole commit."""
+
+COMMIT_OPERATIONS: Final = 50_000
+"""Lines of a commit."""
+
+FILE: Final = 200 * 1000**3
+"""Bytes of one file."""
+
+XORB: Final = 80 * MIB
+"""Bytes of one xorb; the client makes them of at most 64 MiB."""
+
+XORB_CHUNKS: Final = 16_384
+"""Chunks of one xorb; the client makes at most 8,192."""
+
+CHUNK: Final = 2 * MIB
+"""Bytes of one unpacked chunk; the client makes them of at most 128 KiB."""
+
+SHARD: Final = 64 * MIB
+"""Bytes of one shard."""
+
+SHARD_FILES: Final = 10_000
+"""Files that one shard describes."""
+
+CARD: Final = 1 * MIB
+"""Bytes of a README.md that is read for its metadata."""
+
+CARD_METADATA: Final = 64 * 1024
+"""Bytes of the YAML block at its top."""
+
+LFS_BATCH: Final = 1000
+"""Objects of one LFS batch request."""
+
+MULTIPART_PARTS: Final = 10_000
+"""Parts of one multipart upload."""
+
+PATHS_INFO: Final = 1000
+"""Paths of one paths-info request."""
+
+TREE_PAGE: Final = 1000
+TREE_PAGE_EXPANDED: Final = 50
+COMMITS_PAGE: Final = 50
+MODELS_PAGE: Final = 100
+MODELS_PAGE_MAXIMUM: Final = 1000

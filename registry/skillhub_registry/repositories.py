@@ -1,0 +1,244 @@
+"""Repositories: making, finding, moving, deleting and searching them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from skillhub_registry.accounts import Account
+from skillhub_registry.cards import Card
+from skillhub_registry.errors import bad_request, conflict
+from skillhub_registry.names import check_repository_name
+
+_COLUMNS = (
+    "r.id, r.public_id, r.namespace_id, a.name AS namespace, r.name, r.private, r.created_at, r.last_modified, "
+    "r.downloads, r.card, r.library_name, r.pipeline_tag"
+)
+_FROM = "FROM repositories r JOIN accounts a ON a.id = r.namespace_id"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model repository. Times are milliseconds since 1970, UTC; ``public_id`` survives a move."""
+
+    id: int
+    public_id: str
+    namespace_id: int
+    namespace: str
+    name: str
+    private: bool
+    created_at: int
+    last_modified: int
+    downloads: int
+    card: dict[str, Any]
+    library_name: str | None
+    pipeline_tag: str | None
+
+    @property
+    def full_name(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What :func:`search_repositories` looks for; the defaults find everything.
+
+    ``tags`` must all be there; every word of ``words`` must occur in the full name; ``readable`` are the accounts whose
+    private repositories may be shown.
+    """
+
+    author: str | None = None
+    words: str = ""
+    tags: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+    sort: str = "lastModified"
+    limit: int = 100
+    cursor: str | None = None
+    readable: Collection[int] = field(default_factory=frozenset)
+
+
+def now_milliseconds() -> int:
+    """Return the time as repositories record it."""
+    return time.time_ns() // 1_000_000
+
+
+def create_repository(connection: sqlite3.Connection, namespace: Account, name: str, private: bool) -> Repository:
+    """Make a repository without commits.
+
+    Raises:
+        HubError: 400 for an invalid name, 409 for one that is taken.
+    """
+    checked = check_repository_name(name)
+    now = now_milliseconds()
+    public_id = secrets.token_hex(12)
+    try:
+        connection.execute(
+            "INSERT INTO repositories (public_id, namespace_id, name, private, created_at, last_modified) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (public_id, namespace.id, checked, private, now, now),
+        )
+    except sqlite3.IntegrityError as error:
+        raise conflict(f"You already created this model repo: {namespace.name}/{checked}") from error
+    connection.execute("DELETE FROM former_names WHERE full_name = ?", (f"{namespace.name}/{checked}",))
+    repository = _select_repository(connection, "r.public_id = ?", public_id)
+    assert repository is not None
+    return repository
+
+
+def find_repository(connection: sqlite3.Connection, namespace: str, name: str) -> Repository | None:
+    """Return the repository of that name, or the one that once had it."""
+    found = _select_repository(connection, "a.name = ? AND r.name = ?", namespace, name)
+    if found is None:
+        former = "r.id = (SELECT repository_id FROM former_names WHERE full_name = ?)"
+        found = _select_repository(connection, former, f"{namespace}/{name}")
+    return found
+
+
+def get_repository(connection: sqlite3.Connection, repository_id: int) -> Repository | None:
+    """Return the repository of that number, unless it was deleted."""
+    return _select_repository(connection, "r.id = ?", repository_id)
+
+
+def delete_repository(connection: sqlite3.Connection, repository: Repository) -> None:
+    """Remove a repository with its commits and refs. Blobs stay until they are collected."""
+    connection.execute("DELETE FROM repositories WHERE id = ?", (repository.id,))
+
+
+def move_repository(connection: sqlite3.Connection, repository: Repository, namespace: Account, name: str) -> None:
+    """Give a repository another name; the old one keeps leading to it until somebody takes it.
+
+    Raises:
+        HubError: 400 for an invalid name, 409 for one that is taken.
+    """
+    checked = check_repository_name(name)
+    try:
+        connection.execute(
+            "UPDATE repositories SET namespace_id = ?, name = ? WHERE id = ?", (namespace.id, checked, repository.id)
+        )
+    except sqlite3.IntegrityError as error:
+        raise conflict(f"The repository {namespace.name}/{checked} exists already") from error
+    new_name = f"{namespace.name}/{checked}"
+    connection.execute("DELETE FROM former_names WHERE full_name = ?", (new_name,))
+    if new_name.lower() != repository.full_name.lower():
+        connection.execute("INSERT OR REPLACE INTO former_names VALUES (?, ?)", (repository.full_name, repository.id))
+
+
+def set_private(connection: sqlite3.Connection, repository: Repository, private: bool) -> None:
+    """Hide a repository from others, or show it to everybody."""
+    connection.execute("UPDATE repositories SET private = ? WHERE id = ?", (private, repository.id))
+
+
+def set_card(connection: sqlite3.Connection, repository_id: int, card: Card) -> None:
+    """Record what the main branch says of itself, for searching, and that it changed now."""
+    connection.execute(
+        "UPDATE repositories SET card = ?, library_name = ?, pipeline_tag = ?, last_modified = ? WHERE id = ?",
+        (json.dumps(card.data), card.library_name, card.pipeline_tag, now_milliseconds(), repository_id),
+    )
+    connection.execute("DELETE FROM repository_tags WHERE repository_id = ?", (repository_id,))
+    connection.executemany(
+        "INSERT OR IGNORE INTO repository_tags VALUES (?, ?)", [(repository_id, tag) for tag in card.tags]
+    )
+
+
+def read_tags(connection: sqlite3.Connection, repository_id: int) -> list[str]:
+    """Return the tags by which a repository is found."""
+    rows = connection.execute("SELECT tag FROM repository_tags WHERE repository_id = ? ORDER BY tag", (repository_id,))
+    return [row["tag"] for row in rows]
+
+
+def add_downloads(connection: sqlite3.Connection, counts: dict[int, int]) -> None:
+    """Add to the download counts, given by repository number."""
+    connection.executemany(
+        "UPDATE repositories SET downloads = downloads + ? WHERE id = ?",
+        [(count, repository_id) for repository_id, count in counts.items()],
+    )
+
+
+_SORTS = {
+    "lastModified": "r.last_modified",
+    "createdAt": "r.created_at",
+    "downloads": "r.downloads",
+    "trendingScore": "r.downloads",
+    "likes": "r.last_modified",
+}
+
+
+def search_repositories(connection: sqlite3.Connection, search: Search) -> tuple[list[Repository], str | None]:
+    """Return a page of repositories, greatest first by ``sort``, and the cursor of the next page if there is one.
+
+    Raises:
+        HubError: 400, an unknown order or a malformed cursor.
+    """
+    order = _SORTS.get(search.sort)
+    if order is None:
+        raise bad_request(f"Cannot sort by {search.sort!r}; choose one of {', '.join(_SORTS)}")
+    conditions = ["(r.private = 0 OR r.namespace_id IN (SELECT value FROM json_each(?)))"]
+    values: list[Any] = [json.dumps(sorted(search.readable))]
+    if search.author is not None:
+        conditions.append("a.name = ?")
+        values.append(search.author)
+    for word in search.words.split():
+        conditions.append("instr(lower(a.name || '/' || r.name), lower(?)) > 0")
+        values.append(word)
+    for tag in search.tags:
+        conditions.append("EXISTS (SELECT 1 FROM repository_tags t WHERE t.repository_id = r.id AND t.tag = ?)")
+        values.append(tag)
+    if search.pipeline_tag is not None:
+        conditions.append("r.pipeline_tag = ?")
+        values.append(search.pipeline_tag)
+    if search.cursor is not None:
+        conditions.append(f"({order}, r.id) < (?, ?)")
+        values.extend(_decode_cursor(search.cursor))
+    rows = connection.execute(
+        f"SELECT {_COLUMNS}, {order} AS position {_FROM} WHERE {' AND '.join(conditions)} "
+        f"ORDER BY {order} DESC, r.id DESC LIMIT ?",
+        [*values, search.limit + 1],
+    ).fetchall()
+    page = rows[: search.limit]
+    cursor = _encode_cursor(page[-1]["position"], page[-1]["id"]) if len(rows) > len(page) else None
+    return [_to_repository(row) for row in page], cursor
+
+
+def _encode_cursor(position: int, repository_id: int) -> str:
+    return base64.urlsafe_b64encode(f"{position}:{repository_id}".encode()).decode()
+
+
+def _decode_cursor(cursor: str) -> tuple[int, int]:
+    try:
+        position, _, repository_id = base64.urlsafe_b64decode(cursor).decode().partition(":")
+        decoded = int(position), int(repository_id)
+    except (binascii.Error, UnicodeDecodeError, ValueError) as error:
+        raise bad_request("The cursor is malformed") from error
+    if max(map(abs, decoded)) >= 2**63:
+        raise bad_request("The cursor is malformed")
+    return decoded
+
+
+def _select_repository(connection: sqlite3.Connection, condition: str, *values: object) -> Repository | None:
+    row = connection.execute(f"SELECT {_COLUMNS} {_FROM} WHERE {condition}", values).fetchone()
+    return _to_repository(row) if row else None
+
+
+def _to_repository(row: sqlite3.Row) -> Repository:
+    return Repository(
+        id=row["id"],
+        public_id=row["public_id"],
+        namespace_id=row["namespace_id"],
+        namespace=row["namespace"],
+        name=row["name"],
+        private=bool(row["private"]),
+        created_at=row["created_at"],
+        last_modified=row["last_modified"],
+        downloads=row["downloads"],
+        card=json.loads(row["card"]),
+        library_name=row["library_name"],
+        pipeline_tag=row["pipeline_tag"],
+    )

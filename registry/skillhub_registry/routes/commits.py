@@ -1,0 +1,174 @@
+"""Uploading and committing: which files travel how, and the commit itself; history and squashing."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from fnmatch import fnmatchcase
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from skillhub_registry import limits
+from skillhub_registry.blobs import BlobStore
+from skillhub_registry.calls import Call, parse_json
+from skillhub_registry.commits import (
+    LARGE_SUFFIXES,
+    CommitHeader,
+    Operation,
+    make_commit,
+    parse_line,
+    squash_branch,
+)
+from skillhub_registry.errors import bad_request, not_supported, too_large
+from skillhub_registry.names import check_path
+from skillhub_registry.revisions import branch_of, resolve_revision, walk_history
+from skillhub_registry.routes.documents import format_seconds
+from skillhub_registry.trees import File, find_entry, find_files
+
+
+def preupload(call: Call) -> Response:
+    """Answer ``POST R/preupload/{rev}``: for each file whether it travels in the commit or apart."""
+    _refuse_pull_request(call)
+    listed = call.json().get("files")
+    if not isinstance(listed, list) or len(listed) > limits.LFS_BATCH:
+        raise bad_request(f"files must be a list of at most {limits.LFS_BATCH} files")
+    answers = []
+    with call.registry.database.read() as connection:
+        commit = resolve_revision(connection, call.target.id, call.parameters["revision"])
+        rules = find_entry(connection, commit.tree, ".gitattributes")
+        known = find_files(connection, [rules.id])[rules.id] if rules and not rules.is_folder else None
+        patterns = _large_patterns(call.registry.blobs, known)
+        for item in listed:
+            path, size, sample = _read_preupload(item)
+            large = size > limits.REGULAR_FILE or b"\0" in sample or _matches(path, patterns)
+            answer = {"path": path, "uploadMode": "lfs" if large and size > 0 else "regular", "shouldIgnore": False}
+            entry = find_entry(connection, commit.tree, path)
+            if entry is not None and not entry.is_folder:
+                file = find_files(connection, [entry.id])[entry.id]
+                if file.lfs == (answer["uploadMode"] == "lfs"):
+                    answer["oid"] = file.sha256 if file.lfs else file.id
+            answers.append(answer)
+    return JSONResponse({"files": answers})
+
+
+def _read_preupload(item: Any) -> tuple[str, int, bytes]:
+    if not isinstance(item, dict):
+        raise bad_request("Each file must be an object")
+    path, size, sample = check_path(item.get("path")), item.get("size"), item.get("sample", "")
+    if not isinstance(size, int) or not 0 <= size <= limits.FILE:
+        raise bad_request(f"{path}: the size must be a number of bytes up to {limits.FILE}")
+    try:
+        return path, size, base64.b64decode(sample)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise bad_request(f"{path}: the sample is not base64") from error
+
+
+def _large_patterns(store: BlobStore, rules: File | None) -> list[str]:
+    """Return the patterns that a ``.gitattributes`` sends through LFS, besides the ones always sent."""
+    patterns = [f"*{suffix}" for suffix in LARGE_SUFFIXES]
+    if rules is None or rules.lfs or rules.size > limits.CARD_METADATA:
+        return patterns
+    for line in store.path(rules.sha256).read_text("utf-8", errors="replace").splitlines():
+        words = line.split()
+        if len(words) > 1 and not words[0].startswith("#") and "filter=lfs" in words[1:]:
+            patterns.append(words[0].lstrip("/"))
+    return patterns
+
+
+def _matches(path: str, patterns: list[str]) -> bool:
+    name = path.rpartition("/")[2]
+    return any(fnmatchcase(path if "/" in pattern else name, pattern) for pattern in patterns)
+
+
+async def commit(call: Call) -> Response:
+    """Answer ``POST R/commit/{rev}``: lines of JSON, read as they arrive, in effect all at once."""
+    _refuse_pull_request(call)
+    branch = branch_of(call.parameters["revision"])
+    lines = await _read_lines(call)
+    if not lines or not isinstance(lines[0], CommitHeader):
+        raise bad_request("The first line of a commit must be its header")
+    header, operations = lines[0], [line for line in lines[1:] if not isinstance(line, CommitHeader)]
+    if len(operations) != len(lines) - 1:
+        raise bad_request("A commit has one header")
+
+    def write() -> str:
+        author = call.account.account.name
+        with call.registry.database.write() as connection:
+            return make_commit(connection, call.registry.blobs, call.target.id, branch, author, header, operations)
+
+    commit_id = await run_in_threadpool(write)
+    url = f"{call.endpoint}/{call.target.full_name}/commit/{commit_id}"
+    return JSONResponse({"success": True, "commitOid": commit_id, "commitUrl": url, "hookOutput": ""})
+
+
+async def _read_lines(call: Call) -> list[CommitHeader | Operation]:
+    """Return the parsed lines; the contents of files are in the store by then, so memory holds one line at most."""
+    parsed: list[CommitHeader | Operation] = []
+    pending, total = bytearray(), 0
+
+    def parse(complete: bytes) -> None:
+        for line in complete.split(b"\n"):
+            if line.strip():
+                parsed.append(parse_line(line, call.registry.blobs))
+
+    async for chunk in call.request.stream():
+        total += len(chunk)
+        end = chunk.rfind(b"\n")
+        if end >= 0:
+            complete = bytes(pending) + chunk[: end + 1]
+            pending = bytearray(chunk[end + 1 :])
+            await run_in_threadpool(parse, complete)
+        else:
+            pending += chunk
+        if total > limits.COMMIT_BODY or len(pending) > limits.COMMIT_LINE:
+            raise too_large("The commit is too large; send large files through LFS or Xet, or in several commits")
+        if len(parsed) > limits.COMMIT_OPERATIONS:
+            raise too_large(f"A commit has at most {limits.COMMIT_OPERATIONS} operations")
+    await run_in_threadpool(parse, bytes(pending))
+    return parsed
+
+
+def list_commits(call: Call) -> Response:
+    """Answer ``GET R/commits/{rev}``, newest first, in pages."""
+    page: list[dict[str, Any]] = []
+    following: str | None = None
+    with call.registry.database.read() as connection:
+        start = resolve_revision(connection, call.target.id, call.parameters["revision"])
+        for entry in walk_history(connection, call.target.id, start):
+            if len(page) == limits.COMMITS_PAGE:
+                following = entry.id
+                break
+            title, message = entry.title, entry.message
+            page.append(
+                {
+                    "id": entry.id,
+                    "title": title,
+                    "message": message,
+                    "authors": [{"user": entry.author, "avatar": ""}],
+                    "date": format_seconds(entry.created_at),
+                }
+            )
+    headers = {}
+    if following is not None:
+        headers["Link"] = f'<{call.endpoint}/api/models/{call.target.full_name}/commits/{following}>; rel="next"'
+    return JSONResponse(page, headers=headers)
+
+
+def squash(call: Call) -> Response:
+    """Answer ``POST R/super-squash/{branch}``."""
+    body = parse_json(call.body) if call.body else {}
+    message = body.get("message") or "Squash the history"
+    if not isinstance(message, str) or len(message) > 2000 or "\0" in message:
+        raise bad_request("message must be a text of at most 2000 characters")
+    branch = branch_of(call.parameters["revision"])
+    title = message.encode("utf-8", "replace").decode()
+    with call.registry.database.write() as connection:
+        squash_branch(connection, call.target.id, branch, call.account.account.name, title)
+    return Response("OK")
+
+
+def _refuse_pull_request(call: Call) -> None:
+    if call.flag("create_pr"):
+        raise not_supported("This registry has no pull requests yet: commit to a branch instead")

@@ -1,0 +1,99 @@
+"""Downloading: plain HTTP with ranges, never a redirect, no Xet headers (without them the client uses plain HTTP)."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.responses import Response, StreamingResponse
+
+from skillhub_registry.calls import Call
+from skillhub_registry.errors import HubError, entry_not_found
+from skillhub_registry.names import check_path
+from skillhub_registry.revisions import resolve_revision
+from skillhub_registry.trees import File, find_entry, find_files
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_PIECE = 1024 * 1024
+
+
+def resolve(call: Call) -> Response:
+    """Answer ``GET`` and ``HEAD /{repository}/resolve/{rev}/{path}``."""
+    path = check_path(call.parameters["path"])
+    with call.registry.database.read() as connection:
+        commit = resolve_revision(connection, call.target.id, call.parameters["revision"])
+        entry = find_entry(connection, commit.tree, path)
+        if entry is None or entry.is_folder:
+            raise entry_not_found(f"{path} does not exist on {call.parameters['revision']}", commit.id)
+        file = find_files(connection, [entry.id])[entry.id]
+    headers = _make_headers(file, path, commit.id)
+    if call.request.method == "HEAD":
+        return Response(headers={**headers, "Content-Length": str(file.size)})
+    call.registry.downloads.count(call.target.id)
+    first, last, status = _choose_range(call.request.headers.get("range"), file.size)
+    headers["Content-Length"] = str(last - first + 1)
+    if status == 206:
+        headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
+    pieces = _read_pieces(call.registry.blobs.path(file.sha256), first, last - first + 1)
+    return StreamingResponse(pieces, status_code=status, headers=headers)
+
+
+def _make_headers(file: File, path: str, commit: str) -> dict[str, str]:
+    name = quote(path.rpartition("/")[2], safe="")
+    media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    headers = {
+        "X-Repo-Commit": commit,
+        "ETag": f'"{file.sha256 if file.lfs else file.id}"',
+        "Accept-Ranges": "bytes",
+        # Files are other people's: a browser must not run them in this origin's name.
+        "Content-Type": media_type if media_type.startswith(("image/", "application/json")) else _plain(media_type),
+        "Content-Disposition": f"inline; filename*=UTF-8''{name}",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if file.lfs:
+        headers["X-Linked-Size"] = str(file.size)
+        headers["X-Linked-ETag"] = headers["ETag"]
+    return headers
+
+
+def _plain(media_type: str) -> str:
+    return "text/plain; charset=utf-8" if media_type.startswith("text/") else "application/octet-stream"
+
+
+def _choose_range(header: str | None, size: int) -> tuple[int, int, int]:
+    """Return the first and last byte to send, and the status.
+
+    What is not one plain range of bytes is ignored, as RFC 9110 (14.2) allows.
+
+    Raises:
+        HubError: 416, the range begins after the end.
+    """
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None or match.groups() == ("", ""):
+        return 0, size - 1, 200
+    start, end = match.groups()
+    if not start:
+        first, last = max(size - int(end), 0), size - 1
+    else:
+        first, last = int(start), min(int(end), size - 1) if end else size - 1
+    if start and end and int(end) < int(start):
+        return 0, size - 1, 200
+    if first >= size:
+        message = f"The file has {size} bytes"
+        raise HubError(416, "RangeNotSatisfiable", message, headers={"Content-Range": f"bytes */{size}"})
+    return first, last, 206
+
+
+def _read_pieces(path: Path, start: int, length: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while length > 0:
+            piece = file.read(min(_PIECE, length))
+            if not piece:
+                raise OSError(f"{path} is shorter than recorded")
+            length -= len(piece)
+            yield piece

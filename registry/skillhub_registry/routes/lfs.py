@@ -1,0 +1,130 @@
+"""Git LFS uploads, basic and in parts. The links are signed: the client sends no token with the bytes."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+from uuid import uuid4
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from skillhub_registry import limits
+from skillhub_registry.blobs import keep_blob, write_blob
+from skillhub_registry.calls import Call
+from skillhub_registry.errors import HubError, bad_request
+from skillhub_registry.names import is_sha256
+from skillhub_registry.uploads import find_upload, parts_folder, receive_body, record_uploads
+
+_MEDIA_TYPE = "application/vnd.git-lfs+json"
+_OBJECT, _PART, _COMPLETE = "lfs-object", "lfs-part", "lfs-complete"
+_GRANT_SECONDS = 12 * 3600
+_COPY_PIECE = 4 * limits.MIB
+
+
+def batch(call: Call) -> Response:
+    """Answer ``POST …/objects/batch``: signed links for what this repository does not have yet."""
+    body = call.json()
+    objects, transfers = body.get("objects"), body.get("transfers") or ["basic"]
+    if body.get("operation") != "upload" or body.get("hash_algo", "sha256") != "sha256":
+        raise bad_request("Only uploads of objects named by sha256 go through LFS here; download from resolve/")
+    if not isinstance(objects, list) or not isinstance(transfers, list) or len(objects) > limits.LFS_BATCH:
+        raise bad_request(f"objects must be a list of at most {limits.LFS_BATCH} objects")
+    in_parts = "multipart" in transfers
+    with call.registry.database.read() as connection:
+        answers = []
+        for item in objects:
+            oid, size = _read_object(item)
+            answer: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
+            if find_upload(connection, call.target.id, oid) is None:
+                answer["actions"] = _make_actions(call, oid, size, in_parts)
+            answers.append(answer)
+    document = {"transfer": "multipart" if in_parts else "basic", "objects": answers, "hash_algo": "sha256"}
+    return JSONResponse(document, media_type=_MEDIA_TYPE)
+
+
+def _read_object(item: Any) -> tuple[str, int]:
+    oid, size = (item.get("oid"), item.get("size")) if isinstance(item, dict) else (None, None)
+    if not is_sha256(oid) or not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= limits.FILE:
+        raise bad_request(f"Each object needs an oid (sha256) and a size of at most {limits.FILE} bytes")
+    return str(oid), size
+
+
+def _make_actions(call: Call, oid: str, size: int, in_parts: bool) -> dict[str, Any]:
+    claims: dict[str, str | int] = {"repository": call.target.id, "oid": oid, "size": size}
+
+    def link(kind: str, purpose: str, **more: str | int) -> str:
+        grant = call.registry.signer.grant(purpose, {**claims, **more}, _GRANT_SECONDS)
+        return f"{call.endpoint}/lfs/{kind}/{grant}"
+
+    part_size = max(call.registry.part_size, -(-size // limits.MULTIPART_PARTS))
+    if in_parts and size > part_size:
+        upload, count = uuid4().hex, -(-size // part_size)
+        header = {"chunk_size": str(part_size)}
+        for number in range(1, count + 1):
+            length = min(part_size, size - (number - 1) * part_size)
+            header[str(number)] = link("part", _PART, upload=upload, number=number, length=length)
+        action: dict[str, Any] = {"href": link("complete", _COMPLETE, upload=upload, count=count), "header": header}
+    else:
+        action = {"href": link("object", _OBJECT)}
+    verify = f"{call.endpoint}/{call.target.full_name}.git/info/lfs/objects/verify"
+    return {"upload": action, "verify": {"href": verify}}
+
+
+async def receive_object(call: Call) -> Response:
+    """Answer ``PUT`` of a whole object to its signed link."""
+    claims = call.registry.signer.check(_OBJECT, call.parameters["grant"])
+    with write_blob(call.registry.blobs, claims["size"]) as writer:
+        await receive_body(call.request, writer)
+        await run_in_threadpool(keep_blob, call.registry.blobs, writer, claims["oid"], claims["size"])
+    await run_in_threadpool(_record, call, claims)
+    return Response()
+
+
+async def receive_part(call: Call) -> Response:
+    """Answer ``PUT`` of one part to its signed link."""
+    claims = call.registry.signer.check(_PART, call.parameters["grant"])
+    store = call.registry.blobs
+    with write_blob(store, claims["length"]) as writer:
+        await receive_body(call.request, writer)
+        if writer.size != claims["length"]:
+            raise bad_request(f"The part has {writer.size} bytes where {claims['length']} were announced")
+        writer.flush()
+        folder = parts_folder(store.incoming, claims["upload"])
+        folder.mkdir(exist_ok=True)
+        writer.path.replace(folder / str(claims["number"]))
+        return Response(headers={"ETag": f'"{writer.sha256}"'})
+
+
+def complete_parts(call: Call) -> Response:
+    """Answer ``POST`` to the link that ends a multipart upload: join the parts, and verify the whole."""
+    claims = call.registry.signer.check(_COMPLETE, call.parameters["grant"])
+    store = call.registry.blobs
+    if not store.has(claims["oid"]):
+        folder = parts_folder(store.incoming, claims["upload"])
+        parts = [folder / str(number) for number in range(1, claims["count"] + 1)]
+        if not all(part.is_file() for part in parts):
+            raise bad_request("Parts of the upload are missing: upload the file again")
+        with write_blob(store, claims["size"]) as writer:
+            for part in parts:
+                with part.open("rb") as file:
+                    while piece := file.read(_COPY_PIECE):
+                        writer.write(piece)
+            keep_blob(store, writer, claims["oid"], claims["size"])
+        shutil.rmtree(folder, ignore_errors=True)
+    _record(call, claims)
+    return JSONResponse({"success": True})
+
+
+def verify(call: Call) -> Response:
+    """Answer ``POST …/objects/verify``: the object arrived."""
+    oid, size = _read_object(call.json())
+    with call.registry.database.read() as connection:
+        if find_upload(connection, call.target.id, oid) != size:
+            raise HubError(404, "LfsObjectMissing", f"No object of {size} bytes with sha256 {oid} was uploaded here")
+    return JSONResponse({"oid": oid, "size": size})
+
+
+def _record(call: Call, claims: dict[str, Any]) -> None:
+    with call.registry.database.write() as connection:
+        record_uploads(connection, claims["repository"], [(claims["oid"], claims["size"])])

@@ -1,0 +1,170 @@
+"""Repositories: create, delete, move, settings, access checks, and what a model is."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from skillhub_registry.accounts import Account, find_account
+from skillhub_registry.calls import Call, may_read, require_write
+from skillhub_registry.cards import CardError, read_metadata
+from skillhub_registry.commits import make_first_commit
+from skillhub_registry.errors import (
+    HubError,
+    bad_request,
+    conflict,
+    forbidden,
+    not_supported,
+    repository_not_found,
+)
+from skillhub_registry.repositories import (
+    Repository,
+    create_repository,
+    delete_repository,
+    find_repository,
+    move_repository,
+    read_tags,
+    set_private,
+)
+from skillhub_registry.revisions import DEFAULT_BRANCH, resolve_revision
+from skillhub_registry.routes.documents import model_document, select_members, sibling_document
+from skillhub_registry.trees import describe_entries, walk_tree
+
+
+def create(call: Call) -> Response:
+    """Answer ``POST /api/repos/create``; a 409 also names the repository's address."""
+    body = call.json()
+    _require_model(body)
+    private = _read_visibility(body)
+    with call.registry.database.write() as connection:
+        owner = _writable_namespace(call, connection, body.get("organization"))
+        name = body.get("name")
+        existing = find_repository(connection, owner.name, name) if isinstance(name, str) else None
+        if existing is not None and existing.full_name.lower() == f"{owner.name}/{name}".lower():
+            url = f"{call.endpoint}/{existing.full_name}"
+            raise conflict(f"You already created this model repo: {existing.full_name}", url=url)
+        repository = create_repository(connection, owner, str(name), bool(private))
+        make_first_commit(connection, call.registry.blobs, repository.id, call.account.account.name)
+    document = {"url": f"{call.endpoint}/{repository.full_name}", "name": repository.full_name}
+    return JSONResponse({**document, "id": repository.public_id, "private": repository.private})
+
+
+def delete(call: Call) -> Response:
+    """Answer ``DELETE /api/repos/delete``."""
+    body = call.json()
+    _require_model(body)
+    with call.registry.database.write() as connection:
+        namespace = body.get("organization") or call.account.account.name
+        repository = _writable_repository(call, connection, namespace, body.get("name"))
+        delete_repository(connection, repository)
+    return Response("OK")
+
+
+def move(call: Call) -> Response:
+    """Answer ``POST /api/repos/move``; the old name keeps working until somebody takes it."""
+    body = call.json()
+    _require_model(body)
+    source, target = (_split_full_name(body.get(key)) for key in ("fromRepo", "toRepo"))
+    with call.registry.database.write() as connection:
+        repository = _writable_repository(call, connection, *source)
+        owner = _writable_namespace(call, connection, target[0])
+        move_repository(connection, repository, owner, target[1])
+    return Response("OK")
+
+
+def change_settings(call: Call) -> Response:
+    """Answer ``PUT R/settings``: visibility."""
+    body = call.json()
+    if body.get("gated"):
+        raise not_supported("This registry has no gated repositories; make it private")
+    private = _read_visibility(body)
+    if private is not None:
+        with call.registry.database.write() as connection:
+            set_private(connection, call.target, private)
+    visible = call.target.private if private is None else private
+    return JSONResponse({"private": visible, "visibility": "private" if visible else "public", "gated": False})
+
+
+def check_access(call: Call) -> Response:
+    """Answer ``GET R/auth-check`` and ``R/auth-check/write``: whoever gets here may."""
+    return Response("OK")
+
+
+def show(call: Call) -> Response:
+    """Answer ``GET R`` and ``GET R/revision/{rev}``."""
+    query = call.request.query_params
+    expand = query.getlist("expand")
+    with call.registry.database.read() as connection:
+        commit = resolve_revision(connection, call.target.id, call.parameters.get("revision", DEFAULT_BRANCH))
+        document = model_document(call.target, read_tags(connection, call.target.id), commit.id)
+        files = (item for item in walk_tree(connection, commit.tree) if not item[1].is_folder)
+        entries = describe_entries(connection, files)
+    document["siblings"] = [sibling_document(entry, call.flag("blobs")) for entry in entries]
+    document["usedStorage"] = sum(entry.file.size for entry in entries if entry.file)
+    return JSONResponse(select_members(document, expand) if expand else document)
+
+
+def refuse_unnamespaced(call: Call) -> Response:
+    """Answer for a name without a namespace: there is no such repository here."""
+    raise repository_not_found()
+
+
+def validate_card(call: Call) -> Response:
+    """Answer ``POST /api/validate-yaml``."""
+    content = call.json().get("content")
+    if not isinstance(content, str):
+        raise bad_request("content must be the text of a README.md")
+    try:
+        read_metadata(content)
+    except CardError as error:
+        problem = {"message": str(error)}
+        raise HubError(400, "InvalidCard", str(error), body={"errors": [problem], "warnings": []}) from error
+    return JSONResponse({"errors": [], "warnings": []})
+
+
+def _require_model(body: dict[str, Any]) -> None:
+    if body.get("type") not in (None, "model"):
+        raise not_supported("This registry holds model repositories only")
+
+
+def _read_visibility(body: dict[str, Any]) -> bool | None:
+    """Return whether the repository is to be private, or None where nothing is said."""
+    visibility, private = body.get("visibility"), body.get("private")
+    if visibility is None and isinstance(private, bool):
+        return private
+    if visibility is None and private is None:
+        return None
+    if visibility not in ("public", "private"):
+        raise bad_request("visibility must be public or private")
+    return bool(visibility == "private")
+
+
+def _split_full_name(name: object) -> tuple[str, str]:
+    namespace, separator, rest = name.partition("/") if isinstance(name, str) else ("", "", "")
+    if not separator or not namespace or not rest:
+        raise bad_request("Repositories are named as namespace/name")
+    return namespace, rest
+
+
+def _writable_namespace(call: Call, connection: sqlite3.Connection, name: object) -> Account:
+    """Return the namespace of that name, the caller's own by default, if the caller may write there."""
+    if name is None or name == "":
+        account: Account | None = call.account.account
+    else:
+        account = find_account(connection, name) if isinstance(name, str) else None
+    if account is None:
+        raise forbidden(f"There is no namespace {ascii(name)[:100]} here that {call.account.account.name} may write to")
+    require_write(call.account, account.id, account.name)
+    return account
+
+
+def _writable_repository(call: Call, connection: sqlite3.Connection, namespace: object, name: object) -> Repository:
+    found = (
+        find_repository(connection, namespace, name) if isinstance(namespace, str) and isinstance(name, str) else None
+    )
+    if found is None or not may_read(call.account, found):
+        raise repository_not_found()
+    require_write(call.account, found.namespace_id, found.namespace)
+    return found

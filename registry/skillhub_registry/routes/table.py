@@ -1,0 +1,59 @@
+"""Every route of the registry, with what it asks of its caller. Nothing is served that is not listed here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from skillhub_registry.calls import Endpoint, Permission
+from skillhub_registry.routes import accounts, commits, downloads, lfs, pages, refs, repositories, search, trees, xet
+
+ANYONE, GRANT, ACCOUNT, READ, WRITE = Permission
+_MODEL: Final = "/api/models/{namespace}/{name}"
+
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    Endpoint("GET", "/", ANYONE, pages.home),
+    Endpoint("GET", "/healthz", ANYONE, pages.healthy),
+    # accounts
+    Endpoint("GET", "/api/whoami-v2", ACCOUNT, accounts.whoami),
+    # repositories; create, delete and move name theirs in the body and check it there
+    Endpoint("POST", "/api/repos/create", ACCOUNT, repositories.create),
+    Endpoint("DELETE", "/api/repos/delete", ACCOUNT, repositories.delete),
+    Endpoint("POST", "/api/repos/move", ACCOUNT, repositories.move),
+    Endpoint("POST", "/api/validate-yaml", ANYONE, repositories.validate_card),
+    Endpoint("GET", "/api/models", ANYONE, search.list_models),
+    Endpoint("GET", "/api/models/{name}", ANYONE, repositories.refuse_unnamespaced),
+    Endpoint("GET", _MODEL, READ, repositories.show),
+    Endpoint("GET", _MODEL + "/revision/{revision}", READ, repositories.show),
+    Endpoint("PUT", _MODEL + "/settings", WRITE, repositories.change_settings),
+    Endpoint("GET", _MODEL + "/auth-check", READ, repositories.check_access),
+    Endpoint("GET", _MODEL + "/auth-check/write", WRITE, repositories.check_access),
+    # files
+    Endpoint("GET", _MODEL + "/tree/{revision}", READ, trees.list_tree),
+    Endpoint("GET", _MODEL + "/tree/{revision}/{path:path}", READ, trees.list_tree),
+    Endpoint("POST", _MODEL + "/paths-info/{revision}", READ, trees.list_paths),
+    Endpoint("GET", "/{namespace}/{name}/resolve/{revision}/{path:path}", READ, downloads.resolve),
+    Endpoint("GET", "/{name}/resolve/{revision}/{path:path}", ANYONE, repositories.refuse_unnamespaced),
+    # commits and refs
+    Endpoint("POST", _MODEL + "/preupload/{revision}", WRITE, commits.preupload),
+    Endpoint("POST", _MODEL + "/commit/{revision}", WRITE, commits.commit),
+    Endpoint("GET", _MODEL + "/commits/{revision}", READ, commits.list_commits),
+    Endpoint("POST", _MODEL + "/super-squash/{revision}", WRITE, commits.squash),
+    Endpoint("GET", _MODEL + "/refs", READ, refs.list_all),
+    Endpoint("POST", _MODEL + "/tag/{revision}", WRITE, refs.create_tag),
+    Endpoint("DELETE", _MODEL + "/tag/{revision}", WRITE, refs.delete_tag),
+    Endpoint("POST", _MODEL + "/branch/{branch}", WRITE, refs.create_branch),
+    Endpoint("DELETE", _MODEL + "/branch/{branch}", WRITE, refs.delete_branch),
+    # large files: LFS
+    Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", WRITE, lfs.batch),
+    Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/verify", WRITE, lfs.verify),
+    Endpoint("PUT", "/lfs/object/{grant}", GRANT, lfs.receive_object),
+    Endpoint("PUT", "/lfs/part/{grant}", GRANT, lfs.receive_part),
+    Endpoint("POST", "/lfs/complete/{grant}", GRANT, lfs.complete_parts),
+    # large files: Xet
+    Endpoint("GET", _MODEL + "/xet-write-token/{revision}", WRITE, xet.grant_writing),
+    Endpoint("GET", "/xet/v1/chunks/{prefix}/{hash}", GRANT, xet.find_chunk),
+    Endpoint("POST", "/xet/v1/xorb-grants/{prefix}/{hash}", GRANT, xet.refuse_presigning),
+    Endpoint("POST", "/xet/v1/xorbs/{prefix}/{hash}", GRANT, xet.receive_xorb),
+    Endpoint("POST", "/xet/v1/shards", GRANT, xet.receive_shard),
+    Endpoint("POST", "/xet/v1/telemetry", GRANT, xet.ignore_telemetry),
+)

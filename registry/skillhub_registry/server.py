@@ -1,0 +1,126 @@
+"""The process that serves: socket, first account, what to export, and a clean end."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+import uvicorn
+from filelock import FileLock, Timeout
+
+from skillhub.errors import NetworkError, UsageError
+from skillhub_registry import accounts
+from skillhub_registry.app import make_app
+from skillhub_registry.database import Database
+from skillhub_registry.errors import HubError
+from skillhub_registry.names import check_account_name
+from skillhub_registry.registry import open_data, open_registry
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does, not before."""
+
+    announcement: str = ""
+    as_json: bool = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        click.echo(self.announcement, err=not self.as_json)
+        sys.stdout.flush()
+
+
+def run_server(data: Path, host: str, port: int, *, part_size: int, as_json: bool) -> None:
+    """Serve a data folder until SIGINT or SIGTERM.
+
+    Raises:
+        NetworkError: the address cannot be listened on.
+        UsageError: another process serves the folder.
+        DiskError: the folder cannot be used.
+    """
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    database = open_data(data)
+    lock = FileLock(data / "serving.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"Another process is serving {data}.", hint="Stop that one, or name another folder with --data."
+        ) from error
+    with lock:
+        listener = _listen(host, port)
+        user, secret = _first_account(database)
+        database.close()
+        address = f"[{host}]" if ":" in host else host
+        endpoint = f"http://{address}:{listener.getsockname()[1]}"
+        registry = open_registry(data, part_size=part_size)
+        config = uvicorn.Config(
+            make_app(registry), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10
+        )
+        server = _Server(config)
+        server.as_json = as_json
+        server.announcement = _announce(endpoint, user, secret, data, as_json)
+        _run_until_signal(server, listener)
+
+
+def _run_until_signal(server: uvicorn.Server, listener: socket.socket) -> None:
+    # uvicorn raises the signals again when it is done; they have had their effect then.
+    def ignore(number: int, frame: FrameType | None) -> None: ...
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ignore)
+    server.run(sockets=[listener])
+    listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise NetworkError(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            hint="Another program may use the port: choose another with --port, or 0 for any free one.",
+        ) from error
+    return listener
+
+
+def _first_account(database: Database) -> tuple[str, str | None]:
+    """Return the first user's name; at the first start make it, and return its token as well."""
+    with database.write() as connection:
+        users = accounts.list_accounts(connection, "user")
+        if users:
+            return min(users, key=lambda user: user.id).name, None
+        user = accounts.add_account(connection, _own_name())
+        return user.name, accounts.create_token(connection, user, "write", "first")
+
+
+def _own_name() -> str:
+    try:
+        return check_account_name(getpass.getuser())
+    except (HubError, OSError, KeyError):
+        return "admin"
+
+
+def _announce(endpoint: str, user: str, secret: str | None, data: Path, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"endpoint": endpoint, "user": user, **({"token": secret} if secret else {})})
+    lines = [f"The registry listens on {endpoint}; its data is in {data}.", ""]
+    if secret:
+        lines += [f"It has one user so far, {user}. To use it (the token is shown this once):", ""]
+    else:
+        lines += ["To use it:", ""]
+    lines += [f"    export HF_ENDPOINT={endpoint}"]
+    lines += [f"    export HF_TOKEN={secret}"] if secret else []
+    lines += ["", f"Another token: skillhub-registry token create {user}", "Stop it with Ctrl-C."]
+    return "\n".join(lines)

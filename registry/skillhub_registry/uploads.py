@@ -1,0 +1,73 @@
+"""Receiving large files: streaming bodies into the store, and noting which repository they were sent to."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from skillhub_registry import limits
+from skillhub_registry.blobs import BlobWriter
+from skillhub_registry.errors import repository_not_found
+from skillhub_registry.repositories import get_repository
+
+
+async def receive_body(request: Request, writer: BlobWriter) -> None:
+    """Write a request's body, in pieces large enough to be worth a thread's while.
+
+    Raises:
+        HubError: 413, over the writer's limit.
+    """
+    pending = bytearray()
+    async for chunk in request.stream():
+        pending += chunk
+        if len(pending) >= limits.MIB:
+            await run_in_threadpool(writer.write, bytes(pending))
+            pending.clear()
+    await run_in_threadpool(writer.write, bytes(pending))
+
+
+def record_uploads(connection: sqlite3.Connection, repository_id: int, files: Iterable[tuple[str, int]]) -> None:
+    """Note that files, given as sha256 and size, were sent to a repository, so that its commits may refer to them.
+
+    Raises:
+        HubError: 404, the repository was deleted meanwhile.
+    """
+    if get_repository(connection, repository_id) is None:
+        raise repository_not_found()
+    connection.executemany(
+        "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?)", [(repository_id, sha256, size) for sha256, size in files]
+    )
+
+
+def find_upload(connection: sqlite3.Connection, repository_id: int, sha256: str) -> int | None:
+    """Return the size of a file that was sent to a repository, or None."""
+    row = connection.execute(
+        "SELECT size FROM uploads WHERE repository_id = ? AND sha256 = ?", (repository_id, sha256)
+    ).fetchone()
+    return int(row["size"]) if row else None
+
+
+def record_xorb(connection: sqlite3.Connection, account_id: int, xorb_hash: str, sha256: str) -> None:
+    """Note which blob holds a xorb that an account sent."""
+    connection.execute("INSERT OR REPLACE INTO xorbs VALUES (?, ?, ?)", (xorb_hash, account_id, sha256))
+
+
+def find_xorb(connection: sqlite3.Connection, account_id: int, xorb_hash: str) -> str | None:
+    """Return the sha256 of the blob that holds a xorb: the account's own, else somebody's.
+
+    Somebody's, because users who share a machine share the client's list of what was sent. Whoever knows a xorb's hash
+    knows its content, and what is rebuilt from it must still have the sha256 that the sender announces.
+    """
+    row = connection.execute(
+        "SELECT sha256 FROM xorbs WHERE hash = ? ORDER BY account_id <> ?, account_id LIMIT 1", (xorb_hash, account_id)
+    ).fetchone()
+    return str(row["sha256"]) if row else None
+
+
+def parts_folder(incoming: Path, upload: str) -> Path:
+    """Return where the parts of a multipart upload wait to be joined."""
+    return incoming / f"parts-{upload}"

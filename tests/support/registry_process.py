@@ -1,0 +1,87 @@
+"""A real registry, as a process of its own: what the tests and the demo talk to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class RegistryProcess:
+    """A registry that is listening: its address, its first user with a write token, and its data folder."""
+
+    endpoint: str
+    user: str
+    token: str
+    data: Path
+    process: subprocess.Popen[str]
+
+    def add_user(self, name: str, *, scope: str = "write") -> str:
+        """Make a user and return a token for it."""
+        run_registry("user", "add", name, data=self.data)
+        return self.create_token(name, scope=scope)
+
+    def create_token(self, user: str, *, scope: str = "write") -> str:
+        """Return another token for a user."""
+        return run_registry("token", "create", user, "--scope", scope, data=self.data).strip()
+
+    def add_organization(self, name: str, *members: str) -> None:
+        """Make an organisation with these members."""
+        options = [option for member in members for option in ("--member", member)]
+        run_registry("org", "add", name, *options, data=self.data)
+
+
+def registry_environment() -> dict[str, str]:
+    """Return the environment in which ``python -m skillhub_registry`` works from a checkout."""
+    paths = [str(ROOT), str(ROOT / "registry"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def run_registry(*arguments: str, data: Path) -> str:
+    """Run ``skillhub-registry`` with arguments on a data folder, and return what it printed."""
+    command = [sys.executable, "-m", "skillhub_registry", *arguments, "--data", str(data)]
+    done = subprocess.run(command, env=registry_environment(), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+@contextmanager
+def running_registry(data: Path, options: Sequence[str] = (), *, token: str = "") -> Iterator[RegistryProcess]:
+    """Start a registry on any free port, yield it once it listens, and stop it at the end.
+
+    ``token`` is for a data folder that was served before: the first token is told at the first start only.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "skillhub_registry",
+        "serve",
+        "--port",
+        "0",
+        "--json",
+        "--data",
+        str(data),
+        *options,
+    ]
+    process = subprocess.Popen(command, env=registry_environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()  # comes when it listens, or is empty when it ended
+        if not line:
+            raise RuntimeError(f"the registry did not start; it ended with {process.wait()}")
+        said = json.loads(line)
+        yield RegistryProcess(said["endpoint"], said["user"], said.get("token", token), data, process)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        if process.stdout is not None:
+            process.stdout.close()
