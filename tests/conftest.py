@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +15,16 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProce
     """A real registry process with an empty data folder, one for the whole run."""
     with running_registry(tmp_path_factory.mktemp("registry")) as process:
         yield process
+
+
+@pytest.fixture
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty folders for the store, the environments and the state, and no token or registry from outside."""
+    for variable in ("SKILLHUB_CACHE", "SKILLHUB_HOME", "SKILLHUB_STATE", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "homes" / variable.lower()))
+    for variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SKILLHUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    # huggingface_hub reads its folders once, when it is imported
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "homes" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "homes" / "token"))
+    return tmp_path / "homes"

@@ -1,0 +1,40 @@
+"""The one boundary to huggingface_hub: everything that goes over the network passes through here.
+
+Nothing else in skillhub imports huggingface_hub, and this package imports it inside functions only, so a command that
+needs no network never loads it. Every call names its registry's endpoint and passes the registry's token or False:
+huggingface_hub would send the ambient token to any endpoint. Every failure of the transport leaves as one of our own
+errors (see ``failures``).
+"""
+
+from __future__ import annotations
+
+from skillhub.hub.bases import base_file_digests, fetch_base
+from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
+from skillhub.hub.registries import Registry, default_registry
+from skillhub.hub.repositories import (
+    CommitResult,
+    commit,
+    create_repository,
+    create_tag,
+    repository_head,
+    search_packs,
+    whoami,
+)
+
+__all__ = [
+    "CommitResult",
+    "Registry",
+    "RemoteFile",
+    "base_file_digests",
+    "commit",
+    "create_repository",
+    "create_tag",
+    "default_registry",
+    "download_file",
+    "fetch_base",
+    "read_file",
+    "read_releases",
+    "repository_head",
+    "search_packs",
+    "whoami",
+]

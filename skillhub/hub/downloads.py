@@ -1,0 +1,239 @@
+"""Reading files of a repository through ``resolve/``, which public registries limit far less than their API routes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from skillhub import settings
+from skillhub.errors import NetworkError, NotFoundError
+from skillhub.files import check_relative_path, disk_errors
+from skillhub.hub.failures import hub_failures, offline_error
+from skillhub.hub.registries import Registry
+from skillhub.releases import RELEASES_FILE
+
+MAX_RELEASES_BYTES = 64 << 20
+
+_TIMEOUT_SECONDS = 20
+_WAITS_SECONDS = (0.3, 1.0)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A small file that was read whole.
+
+    Attributes:
+        data: its bytes.
+        commit: the commit it was read at.
+    """
+
+    data: bytes
+    commit: str
+
+
+def read_releases(
+    registry: Registry, repository: str, *, revision: str = "main", known: bytes | None = None
+) -> RemoteFile | None:
+    """Read a pack's index: one HEAD, and one GET unless the bytes are those already known.
+
+    Args:
+        registry: where to read.
+        repository: ``owner/name``.
+        revision: branch, tag or commit.
+        known: the bytes seen before; when the server still has them, they are returned.
+
+    Returns:
+        The index, or None when the repository exists and has none.
+
+    Raises:
+        NotFoundError: there is no such repository.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    return read_file(registry, repository, RELEASES_FILE, revision=revision, known=known, limit=MAX_RELEASES_BYTES)
+
+
+def read_file(
+    registry: Registry,
+    repository: str,
+    path: str,
+    *,
+    revision: str = "main",
+    known: bytes | None = None,
+    limit: int,
+) -> RemoteFile | None:
+    """Read one small file of a repository into memory.
+
+    Args:
+        registry: where to read.
+        repository: ``owner/name``.
+        path: of the file in the repository.
+        revision: branch, tag or commit.
+        known: bytes seen before, returned when the server says that it still has them.
+        limit: most bytes to read.
+
+    Returns:
+        The file, or None when the repository exists and has no such file.
+
+    Raises:
+        NetworkError: also when the file is longer than ``limit``.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    _refuse_offline(f"{path} of {repository}")
+    with hub_failures(registry, repository):
+        url = hf_hub_url(repository, path, revision=revision, endpoint=registry.endpoint)
+        try:
+            etag, commit = _retried(lambda: _head(registry, url))
+            if known is not None and etag in (_git_blob_id(known), hashlib.sha256(known).hexdigest()):
+                return RemoteFile(known, commit)
+            url = hf_hub_url(repository, path, revision=commit, endpoint=registry.endpoint)
+            return RemoteFile(_retried(lambda: _get(registry, url, limit)), commit)
+        except RemoteEntryNotFoundError:
+            return None
+
+
+def _head(registry: Registry, url: str) -> tuple[str, str]:
+    from huggingface_hub import get_hf_file_metadata
+
+    metadata = get_hf_file_metadata(
+        url, token=registry.token or False, endpoint=registry.endpoint, timeout=_TIMEOUT_SECONDS
+    )
+    if metadata.commit_hash is None:
+        raise NetworkError(
+            f"{registry.address} does not answer like a Hugging Face Hub.", hint="Check HF_ENDPOINT and the proxy."
+        )
+    return metadata.etag or "", metadata.commit_hash
+
+
+def _get(registry: Registry, url: str, limit: int) -> bytes:
+    from huggingface_hub import get_session, hf_raise_for_status
+
+    headers = {"Accept-Encoding": "identity"} | registry.authorization
+    data = bytearray()
+    with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT_SECONDS) as response:
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > limit:
+                raise NetworkError(f"{registry.address} sends more than {limit} bytes.", hint="Tell its operator.")
+    return bytes(data)
+
+
+def _retried(call: Callable[[], Result]) -> Result:
+    """Call again, twice, after lost connections and answers of 500 and above."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for wait in _WAITS_SECONDS:
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500 and error.response.status_code != 429:
+                raise
+        except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError):
+            pass
+        time.sleep(wait)
+    return call()
+
+
+def _git_blob_id(data: bytes) -> str:
+    """Return the ETag that the Hub gives to a file that is not in LFS: git's id of its bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _refuse_offline(what: str) -> None:
+    if settings.offline():
+        raise offline_error(what)
+
+
+class _Meter:
+    """Stands where huggingface_hub wants a tqdm class, and reports the bytes of one transfer to a callback."""
+
+    def __init__(self, report: Callable[[int], None] | None) -> None:
+        self.n = 0
+        self.total: int | None = None
+        self._report = report
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: float | None = 1) -> None:
+        self.n += int(count or 0)
+        if self._report:
+            self._report(int(count or 0))
+
+    def set_postfix_str(self, *_: object, **__: object) -> None:
+        pass
+
+    def refresh(self, *_: object, **__: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def download_file(
+    registry: Registry,
+    repository: str,
+    path: str,
+    *,
+    revision: str = "main",
+    into: Path,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Download one file into an empty folder, with huggingface_hub's transports and retries.
+
+    What arrived is not verified here: huggingface_hub does not check digests, so the caller must.
+
+    Args:
+        registry: where to download from.
+        repository: ``owner/name``.
+        path: of the file in the repository.
+        revision: branch, tag or commit.
+        into: folder that takes the file, under ``path``, and the client's own notes beside it.
+        progress: called with the number of bytes of each piece (less than none when a piece has to be sent again).
+
+    Returns:
+        Where the file is.
+
+    Raises:
+        NotFoundError: there is no such repository, revision or file.
+        DiskError: the disk is full or the folder may not be written.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    check_relative_path(path)
+    _refuse_offline(f"{path} of {repository}")
+
+    def meter(*, desc: str = "", **_: object) -> _Meter:
+        # Xet has a second bar for what goes over the wire, which is not the file's bytes
+        return _Meter(None if desc.endswith("downloading bytes") else progress)
+
+    with disk_errors(into), hub_failures(registry, repository):
+        into.mkdir(parents=True, exist_ok=True)
+        found = hf_hub_download(
+            repository,
+            path,
+            revision=revision,
+            local_dir=into,
+            cache_dir=into / ".cache",
+            endpoint=registry.endpoint,
+            token=registry.token or False,
+            library_name="skillhub",
+            tqdm_class=meter,  # type: ignore[call-overload, unused-ignore]
+        )
+    if not Path(found).is_file():
+        raise NotFoundError(f"{path} of {repository} did not arrive.", hint="Try again.")
+    return Path(found)

@@ -1,0 +1,79 @@
+"""A registry: where packs are published to and installed from, and the token that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from skillhub import settings
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+HUB = "hub"
+"""Name of the configured registry (``HF_ENDPOINT``); lockfiles hold it, so mirrors of one registry share them."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """One registry.
+
+    Attributes:
+        name: what lockfiles and receipts call it.
+        endpoint: its address, without a trailing slash.
+        token: sent to this endpoint and to no other; None for anonymous calls. Never printed.
+    """
+
+    name: str
+    endpoint: str
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        """The endpoint for messages: without a user or password."""
+        parts = urlsplit(self.endpoint)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The HTTP header that carries the token; empty for anonymous calls."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+
+def default_registry(endpoint: str | None = None, token: str | None = None) -> Registry:
+    """Return the registry at ``endpoint``, by default the configured one.
+
+    Args:
+        endpoint: address; None means ``HF_ENDPOINT``, else the Hugging Face Hub.
+        token: None means the token that huggingface_hub keeps (``HF_TOKEN`` or its token store), but only for the
+            configured endpoint; another endpoint is then called anonymously.
+    """
+    configured = settings.endpoint()
+    chosen = (endpoint or configured).rstrip("/")
+    if chosen != configured:
+        return Registry(urlsplit(chosen).netloc.rpartition("@")[2] or chosen, chosen, token)
+    return Registry(HUB, chosen, token or _ambient_token(chosen))
+
+
+def _ambient_token(endpoint: str) -> str | None:
+    from huggingface_hub import get_token
+
+    from skillhub.hub.failures import hub_failures
+
+    with hub_failures(Registry(HUB, endpoint)):
+        return get_token()
+
+
+def client(registry: Registry) -> HfApi:
+    """Return huggingface_hub's client for a registry, with its token or explicitly none."""
+    from huggingface_hub import HfApi
+
+    from skillhub import __version__
+
+    return HfApi(
+        endpoint=registry.endpoint,
+        token=registry.token or False,
+        library_name="skillhub",
+        library_version=__version__,
+    )

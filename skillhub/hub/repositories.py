@@ -1,0 +1,147 @@
+"""Writing to a registry: repositories, commits and tags; and who a token belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillhub import settings
+from skillhub.errors import AuthError, NotFoundError
+from skillhub.hub.failures import hub_failures, offline_error
+from skillhub.hub.registries import Registry, client
+
+PACK_TAG = "skillpack"
+"""The tag by which pack repositories are found among all models of a registry."""
+
+
+@dataclass(frozen=True)
+class CommitResult:
+    """What the server answered to a commit; it is no proof that the commit is there.
+
+    Attributes:
+        commit: id of the commit.
+        pull_request: address of the pull request, if one was asked for.
+    """
+
+    commit: str
+    pull_request: str | None = None
+
+
+def _need_token(registry: Registry) -> None:
+    if settings.offline():
+        raise offline_error(registry.address)
+    if not registry.token:
+        raise AuthError(
+            f"There is no token for {registry.address}.",
+            hint="Log in with `hf auth login`, or set HF_TOKEN (and HF_ENDPOINT, if the registry is your own).",
+        )
+
+
+def whoami(registry: Registry) -> str:
+    """Return the name of the user that the registry's token belongs to.
+
+    Raises:
+        AuthError: there is no token, or it is not valid.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    _need_token(registry)
+    with hub_failures(registry):
+        return str(client(registry).whoami()["name"])
+
+
+def repository_head(registry: Registry, repository: str) -> str | None:
+    """Return the commit that ``main`` is at, or None when there is no such repository.
+
+    Raises:
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    if settings.offline():
+        raise offline_error(repository)
+    try:
+        with hub_failures(registry, repository):
+            return client(registry).model_info(repository, revision="main").sha
+    except NotFoundError:
+        return None
+
+
+def create_repository(registry: Registry, repository: str, *, private: bool = False) -> None:
+    """Create a model repository unless it exists.
+
+    Raises:
+        AuthError: there is no token, or it may not do this.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    _need_token(registry)
+    with hub_failures(registry, repository):
+        client(registry).create_repo(repository, private=private or None, exist_ok=True)
+
+
+def commit(
+    registry: Registry,
+    repository: str,
+    files: Mapping[str, bytes | Path],
+    *,
+    message: str,
+    parent: str | None,
+    create_pull_request: bool = False,
+) -> CommitResult:
+    """Add files in one commit: all of them become visible at once, or none.
+
+    The request is sent once. An answer is no proof: a 500 may hide a commit that landed, so read back.
+
+    Args:
+        registry: where to commit.
+        repository: ``owner/name``, which must exist.
+        files: path in the repository → bytes, or a file on disk.
+        message: first line of the commit's message.
+        parent: the commit that ``main`` must be at; None for a repository without commits.
+        create_pull_request: propose the commit instead.
+
+    Raises:
+        AuthError: there is no token, or it may not do this.
+        NetworkError: also when ``main`` has moved on from ``parent``.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    _need_token(registry)
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    operations = [
+        CommitOperationAdd(path_in_repo=path, path_or_fileobj=source) for path, source in sorted(files.items())
+    ]
+    with hub_failures(registry, repository), disable_progress_bars():
+        done = client(registry).create_commit(
+            repository,
+            operations=operations,
+            commit_message=message,
+            parent_commit=parent,
+            create_pr=create_pull_request,
+        )
+        return CommitResult(done.oid, done.pr_url)
+
+
+def create_tag(registry: Registry, repository: str, tag: str, *, revision: str) -> None:
+    """Tag a commit, for people only: tags can move. A tag that exists is left alone.
+
+    Raises:
+        AuthError: there is no token, or it may not do this.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    _need_token(registry)
+    with hub_failures(registry, repository):
+        client(registry).create_tag(repository, tag=tag, revision=revision, exist_ok=True)
+
+
+def search_packs(registry: Registry, name: str) -> list[str]:
+    """Return the full names of the pack repositories whose bare name is ``name``, sorted.
+
+    Raises:
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    if settings.offline():
+        raise offline_error(registry.address)
+    with hub_failures(registry):
+        models = client(registry).list_models(search=name, filter=PACK_TAG, limit=100)
+        found = {model.id for model in models if model.id.rpartition("/")[2].lower() == name.lower()}
+    return sorted(found, key=str.lower)

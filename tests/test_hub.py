@@ -1,0 +1,205 @@
+"""The boundary to huggingface_hub, against a real registry."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from skillhub import hub
+from skillhub.errors import AuthError, NetworkError, NotFoundError, OfflineError, UnsafeContentError, UsageError
+from skillhub.releases import RELEASES_FILE
+from tests.support.registry_process import RegistryProcess
+
+pytestmark = pytest.mark.usefixtures("homes")
+
+INDEX = b'{"schema":0}\n'
+
+
+@pytest.fixture(scope="module")
+def repository(registry: RegistryProcess) -> str:
+    """A repository with an index, a large file and a base model."""
+    name = f"{registry.user}/hub-tests"
+    api = HfApi(endpoint=registry.endpoint, token=registry.token)
+    api.create_repo(name)
+    for path, data in {
+        RELEASES_FILE: INDEX,
+        "deep/file.safetensors": b"z" * 300_000,
+        "model.safetensors": b"w" * 1000,
+        "config.json": b"{}",
+        "notes.txt": b"not a part of the model",
+    }.items():
+        api.upload_file(path_in_repo=path, path_or_fileobj=data, repo_id=name)
+    return name
+
+
+@pytest.fixture
+def mine(registry: RegistryProcess) -> hub.Registry:
+    return hub.Registry("hub", registry.endpoint, registry.token)
+
+
+@pytest.fixture
+def nobody(registry: RegistryProcess) -> hub.Registry:
+    return hub.Registry("hub", registry.endpoint)
+
+
+@pytest.fixture
+def closed() -> hub.Registry:
+    """An address where nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return hub.Registry("hub", f"http://127.0.0.1:{taken.getsockname()[1]}", "hf_secret")
+
+
+def test_importing_the_boundary_does_not_import_the_client() -> None:
+    code = "import sys, skillhub.hub; print(any(m in sys.modules for m in ('huggingface_hub', 'torch', 'httpx2')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_the_ambient_token_goes_to_the_configured_endpoint_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_ambient")
+    monkeypatch.setenv("HF_ENDPOINT", "https://own.example/")
+    assert hub.default_registry() == hub.Registry("hub", "https://own.example", "hf_ambient")
+    assert hub.default_registry("https://own.example").token == "hf_ambient"
+    assert hub.default_registry("https://other.example") == hub.Registry("other.example", "https://other.example")
+    assert hub.default_registry("https://other.example", "hf_given").token == "hf_given"
+    assert "hf_ambient" not in repr(hub.default_registry())
+
+
+def test_the_index_is_read_with_its_commit(nobody: hub.Registry, repository: str) -> None:
+    read = hub.read_releases(nobody, repository)
+    assert read is not None
+    assert read.data == INDEX
+    assert read.commit == hub.repository_head(nobody, repository)
+    assert hub.read_releases(nobody, repository, known=INDEX) == read
+    assert hub.read_releases(nobody, repository, known=b"older") == read
+    assert hub.read_file(nobody, repository, "missing.txt", limit=10) is None
+
+
+def test_a_file_over_the_limit_is_refused(nobody: hub.Registry, repository: str) -> None:
+    with pytest.raises(NetworkError, match="more than 5 bytes"):
+        hub.read_file(nobody, repository, RELEASES_FILE, limit=5)
+
+
+def test_a_download_arrives_and_reports_its_bytes(nobody: hub.Registry, repository: str, tmp_path: Path) -> None:
+    pieces: list[int] = []
+    path = hub.download_file(
+        nobody, repository, "deep/file.safetensors", into=tmp_path / "staging", progress=pieces.append
+    )
+    assert path.read_bytes() == b"z" * 300_000
+    assert sum(pieces) == 300_000
+
+
+def test_what_is_missing_is_said(nobody: hub.Registry, repository: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no repository nobody/nothing"):
+        hub.read_releases(nobody, "nobody/nothing")
+    with pytest.raises(NotFoundError, match="no such revision or file"):
+        hub.download_file(nobody, repository, "missing", into=tmp_path)
+    with pytest.raises(NotFoundError, match="no such revision or file"):
+        hub.read_releases(nobody, repository, revision="0" * 40)
+    assert hub.repository_head(nobody, "nobody/nothing") is None
+    with pytest.raises(UsageError):
+        hub.read_releases(nobody, "not/a/name")
+
+
+def test_nothing_listening_is_a_network_error(closed: hub.Registry, repository: str) -> None:
+    with pytest.raises(NetworkError, match="cannot be reached") as caught:
+        hub.read_releases(closed, repository)
+    assert closed.endpoint in caught.value.message
+    assert caught.value.exit_code == 8
+    assert "hf_secret" not in str(caught.value.to_json())
+
+
+def test_without_a_token_nothing_is_written(nobody: hub.Registry, repository: str) -> None:
+    for write in (
+        lambda: hub.whoami(nobody),
+        lambda: hub.create_repository(nobody, "acme/x"),
+        lambda: hub.commit(nobody, repository, {"x": b"x"}, message="x", parent=None),
+        lambda: hub.create_tag(nobody, repository, "v1", revision="main"),
+    ):
+        with pytest.raises(AuthError, match="no token") as caught:
+            write()
+        assert caught.value.exit_code == 9
+        assert "hf auth login" in caught.value.hint
+
+
+def test_a_wrong_token_and_a_foreign_repository_are_refused(registry: RegistryProcess, repository: str) -> None:
+    wrong = hub.Registry("hub", registry.endpoint, "hf_wrong_token")
+    with pytest.raises(AuthError) as caught:
+        hub.whoami(wrong)
+    assert "hf_wrong_token" not in str(caught.value.to_json())
+    stranger = hub.Registry("hub", registry.endpoint, registry.add_user("stranger-hub"))
+    with pytest.raises(AuthError):
+        hub.commit(stranger, repository, {"x": b"x"}, message="x", parent=None)
+
+
+def test_a_commit_is_made_on_the_parent_only(mine: hub.Registry, repository: str, tmp_path: Path) -> None:
+    (tmp_path / "large.safetensors").write_bytes(b"l" * 100_000)
+    parent = hub.repository_head(mine, repository)
+    files: dict[str, bytes | Path] = {"a/large.safetensors": tmp_path / "large.safetensors", "small": b"s"}
+    done = hub.commit(mine, repository, files, message="Add files", parent=parent)
+    assert done.commit == hub.repository_head(mine, repository)
+    with pytest.raises(NetworkError):
+        hub.commit(mine, repository, {"other": b"o"}, message="Add another", parent=parent)
+    read = hub.read_file(mine, repository, "a/large.safetensors", limit=1 << 20)
+    assert read is not None
+    assert read.data == b"l" * 100_000
+    hub.create_tag(mine, repository, "v1.0", revision=done.commit)
+    hub.create_tag(mine, repository, "v1.0", revision=done.commit)
+    assert hub.read_file(mine, repository, "small", revision="v1.0", limit=10) is not None
+
+
+def test_whoami_and_search(mine: hub.Registry, registry: RegistryProcess) -> None:
+    assert hub.whoami(mine) == registry.user
+    name = f"{registry.user}/Findable"
+    hub.create_repository(mine, name)
+    hub.create_repository(mine, name)
+    assert hub.search_packs(mine, "findable") == []
+    hub.commit(mine, name, {"README.md": b"---\ntags: [skillpack]\n---\n"}, message="Tag it", parent=None)
+    assert hub.search_packs(mine, "findable") == [name]
+
+
+def test_a_base_is_fetched_without_what_is_no_part_of_it(nobody: hub.Registry, repository: str) -> None:
+    import hashlib
+
+    digests = hub.base_file_digests(nobody, repository)
+    assert digests == {"model.safetensors": hashlib.sha256(b"w" * 1000).hexdigest()}
+    folder = hub.fetch_base(nobody, repository)
+    assert (folder / "model.safetensors").read_bytes() == b"w" * 1000
+    assert (folder / "config.json").is_file()
+    assert not (folder / "notes.txt").exists()
+    assert hub.fetch_base(nobody, repository, offline=True) == folder
+
+
+def test_pickles_are_refused_with_the_remedy(mine: hub.Registry, registry: RegistryProcess) -> None:
+    name = f"{registry.user}/pickles"
+    hub.create_repository(mine, name)
+    with pytest.raises(NotFoundError, match="no safetensors"):
+        hub.fetch_base(mine, name)
+    hub.commit(mine, name, {"pytorch_model.bin": b"\x80"}, message="Add weights", parent=None)
+    with pytest.raises(UnsafeContentError, match="pickles") as caught:
+        hub.fetch_base(mine, name)
+    assert "save_pretrained" in caught.value.hint
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "SKILLHUB_OFFLINE"])
+def test_offline_nothing_is_asked(
+    mine: hub.Registry, repository: str, monkeypatch: pytest.MonkeyPatch, variable: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    for call in (
+        lambda: hub.read_releases(mine, repository),
+        lambda: hub.download_file(mine, repository, "config.json", into=tmp_path),
+        lambda: hub.fetch_base(mine, repository),
+        lambda: hub.repository_head(mine, repository),
+        lambda: hub.whoami(mine),
+        lambda: hub.search_packs(mine, "x"),
+        lambda: hub.base_file_digests(mine, repository),
+    ):
+        with pytest.raises(OfflineError) as caught:
+            call()
+        assert caught.value.exit_code == 8

@@ -1,0 +1,127 @@
+"""The content-addressed store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skillhub.errors import DiskError, IntegrityError
+from skillhub.store import Store, copy_into, ensure_blob, find_blob, link_blob
+
+DATA = b"some bytes" * 1000
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(DATA)
+    return path
+
+
+def no_fetch(folder: Path) -> Path:
+    raise AssertionError("fetched although it is there")
+
+
+def everything_below(store: Store) -> list[str]:
+    return sorted(
+        path.relative_to(store.folder).as_posix()
+        for path in store.folder.rglob("*")
+        if path.is_file() and path.relative_to(store.folder).parts[0] != "locks"
+    )
+
+
+def test_a_blob_is_fetched_once_and_is_read_only(store: Store, source: Path) -> None:
+    path = ensure_blob(store, DIGEST, len(DATA), copy_into(source), what="it")
+    assert path.read_bytes() == DATA
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert everything_below(store) == [f"sha256/{DIGEST[:2]}/{DIGEST}"]
+    assert ensure_blob(store, DIGEST, len(DATA), no_fetch, what="it") == path
+    assert find_blob(store, DIGEST) == path
+    assert not list((store.folder / "staging").iterdir())
+
+
+@pytest.mark.parametrize(("data", "words"), [(DATA[:-1], "9999 bytes instead of 10000"), (b"x" * 10000, "its digest")])
+def test_wrong_bytes_do_not_enter(store: Store, source: Path, data: bytes, words: str) -> None:
+    source.write_bytes(data)
+    with pytest.raises(IntegrityError, match=words):
+        ensure_blob(store, DIGEST, len(DATA), copy_into(source), what="it")
+    assert everything_below(store) == []
+    assert find_blob(store, DIGEST) is None
+
+
+def test_the_digest_alone_decides_where_no_size_is_known(store: Store, source: Path) -> None:
+    assert ensure_blob(store, DIGEST, None, copy_into(source), what="it").read_bytes() == DATA
+
+
+def test_an_altered_blob_is_fetched_again(store: Store, source: Path) -> None:
+    path = ensure_blob(store, DIGEST, len(DATA), copy_into(source), what="it")
+    path.chmod(0o644)
+    path.write_bytes(b"y" * len(DATA))
+    assert find_blob(store, DIGEST) is None
+    assert ensure_blob(store, DIGEST, len(DATA), copy_into(source), what="it").read_bytes() == DATA
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+def test_what_a_killed_process_left_is_cleared(store: Store, source: Path) -> None:
+    staging = store.staging_of(DIGEST)
+    (staging / "deep").mkdir(parents=True)
+    (staging / "deep" / "half").write_bytes(DATA[:10])
+
+    def fetch(folder: Path) -> Path:
+        assert list(folder.iterdir()) == []
+        return copy_into(source)(folder)
+
+    ensure_blob(store, DIGEST, len(DATA), fetch, what="it")
+    assert not staging.exists()
+
+
+def test_a_linked_file_can_be_removed_without_harm(store: Store, source: Path, tmp_path: Path) -> None:
+    blob = ensure_blob(store, DIGEST, len(DATA), copy_into(source), what="it")
+    target = tmp_path / "environment" / "deep" / "file"
+    link_blob(store, DIGEST, target)
+    assert target.read_bytes() == DATA
+    assert stat.S_IMODE(target.stat().st_mode) == 0o444
+    target.unlink()
+    assert blob.read_bytes() == DATA
+
+
+def test_a_store_that_may_not_be_written(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "store").write_bytes(b"a file where the folder should be")
+    with pytest.raises(DiskError):
+        ensure_blob(Store(tmp_path / "store"), DIGEST, len(DATA), copy_into(source), what="it")
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+from skillhub.store import Store, copy_into, ensure_blob
+
+def fetch(folder):
+    with open(sys.argv[4], "a") as log:
+        log.write("fetched\\n")
+    time.sleep(0.2)  # long enough for every process to want it meanwhile
+    return copy_into(Path(sys.argv[2]))(folder)
+
+ensure_blob(Store(Path(sys.argv[1])), sys.argv[3], None, fetch, what="it")
+"""
+
+
+def test_of_many_processes_one_fetches(store: Store, source: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", PROCESS, str(store.folder), str(source), DIGEST, str(log)]
+    processes = [subprocess.Popen(command, env=dict(os.environ)) for _ in range(6)]
+    assert [process.wait() for process in processes] == [0] * 6
+    assert log.read_text() == "fetched\n"
+    assert find_blob(store, DIGEST) is not None
