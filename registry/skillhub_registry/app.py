@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import inspect
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import cast
@@ -37,6 +38,7 @@ def make_app(registry: Registry) -> ASGIApp:
             HTTPException: _answer_http_exception,
             ClientDisconnect: _answer_disconnect,
             OSError: _answer_os_error,
+            sqlite3.OperationalError: _answer_database_error,
             Exception: _answer_crash,
         },
         lifespan=lambda _: _lifespan(registry),
@@ -105,11 +107,20 @@ async def _answer_disconnect(_: Request, error: Exception) -> Response:
 async def _answer_os_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return await _answer_crash(_, error)
+        raise error
     logger.error("the disk is full: %s", error)
     return error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
 
 
-async def _answer_crash(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+async def _answer_database_error(_: Request, error: Exception) -> Response:
+    if "locked" in str(error) or "busy" in str(error):
+        return error_response(HubError(503, "Busy", "The registry is busy; try again", headers={"Retry-After": "1"}))
+    if "full" in str(error):
+        logger.error("the disk is full: %s", error)
+        return error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
+    raise error
+
+
+async def _answer_crash(_: Request, error: Exception) -> Response:
+    # The server logs it, with the traceback.
     return error_response(HubError(500, "InternalError", "The registry failed to answer; its log says why"))

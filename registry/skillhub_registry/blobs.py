@@ -74,6 +74,13 @@ class BlobWriter:
         """Hand everything to the operating system, so that others may read :attr:`path`."""
         self._file.flush()
 
+    def finish(self, *, durable: bool = True) -> None:
+        """End the file, and make it survive a power failure if it is to be ``durable``. Some systems rename ended files only."""
+        self._file.flush()
+        if durable:
+            os.fsync(self._file.fileno())
+        self._file.close()
+
 
 def prepare_store(store: BlobStore) -> None:
     """Make the folders, and remove what uploads that never ended left behind."""
@@ -108,8 +115,7 @@ def keep_blob(store: BlobStore, writer: BlobWriter, sha256: str | None = None, s
     target = store.path(writer.sha256)
     if target.is_file():
         return writer.sha256
-    writer.flush()
-    os.fsync(writer._file.fileno())
+    writer.finish()
     if not target.parent.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         _sync_folder(target.parent.parent)

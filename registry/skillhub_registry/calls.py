@@ -112,6 +112,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(body)
+        json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs fit into no name or path
     except (ValueError, RecursionError) as error:
         raise bad_request("The body is not valid JSON") from error
     if not isinstance(value, dict):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _RECORD = 48
 _LAST_FILE = b"\xff" * 32
 _WITH_VERIFICATION = 1 << 31
 _WITH_METADATA = 1 << 30
+_OPEN_XORBS = 32
 _UNCOMPRESSED, _LZ4, _GROUPED_LZ4 = range(3)
 
 
@@ -208,19 +210,25 @@ def rebuild_file(file: ShardFile, open_xorb: Callable[[str], Xorb]) -> Iterator[
 
 @contextmanager
 def opening_xorbs(locate: Callable[[str], Path]) -> Iterator[Callable[[str], Xorb]]:
-    """Yield a function that opens xorbs by hash; each is mapped once and closed at the end.
+    """Yield a function that opens xorbs by hash. The latest few stay open; a xorb is for use until the next is opened.
 
     Args:
         locate: returns a xorb's file, or raises.
     """
-    with ExitStack() as stack:
-        opened: dict[str, Xorb] = {}
+    opened: OrderedDict[str, tuple[mmap.mmap, Xorb]] = OrderedDict()
 
-        def open_xorb(xorb_hash: str) -> Xorb:
-            if xorb_hash not in opened:
-                with locate(xorb_hash).open("rb") as file:
-                    data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                opened[xorb_hash] = Xorb(data, parse_xorb(data))
-            return opened[xorb_hash]
+    def open_xorb(xorb_hash: str) -> Xorb:
+        if xorb_hash not in opened:
+            with locate(xorb_hash).open("rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            opened[xorb_hash] = data, Xorb(data, parse_xorb(data))
+            if len(opened) > _OPEN_XORBS:
+                opened.popitem(last=False)[1][0].close()
+        opened.move_to_end(xorb_hash)
+        return opened[xorb_hash][1]
 
+    try:
         yield open_xorb
+    finally:
+        for data, _ in opened.values():
+            data.close()

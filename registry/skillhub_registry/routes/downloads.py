@@ -16,6 +16,9 @@ from skillhub_registry.names import check_path
 from skillhub_registry.revisions import resolve_revision
 from skillhub_registry.trees import File, find_entry, find_files
 
+COUNTED_FILES = frozenset(["adapter_config.json", "config.json", "skillpack.json"])
+"""As on the Hub, fetching one file that every use of a model needs counts as the download; the others do not."""
+
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _PIECE = 1024 * 1024
 
@@ -32,7 +35,8 @@ def resolve(call: Call) -> Response:
     headers = _make_headers(file, path, commit.id)
     if call.request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(file.size)})
-    call.registry.downloads.count(call.target.id)
+    if path.rpartition("/")[2] in COUNTED_FILES and "x-hf-download-counter" in call.request.headers:
+        call.registry.downloads.count(call.target.id)
     first, last, status = _choose_range(call.request.headers.get("range"), file.size)
     headers["Content-Length"] = str(last - first + 1)
     if status == 206:

@@ -89,7 +89,7 @@ async def receive_part(call: Call) -> Response:
         await receive_body(call.request, writer)
         if writer.size != claims["length"]:
             raise bad_request(f"The part has {writer.size} bytes where {claims['length']} were announced")
-        writer.flush()
+        writer.finish(durable=False)  # the whole is made durable when the parts are joined
         folder = parts_folder(store.incoming, claims["upload"])
         folder.mkdir(exist_ok=True)
         writer.path.replace(folder / str(claims["number"]))

@@ -106,8 +106,8 @@ def show(call: Call) -> Response:
     return JSONResponse(select_members(document, expand) if expand else document)
 
 
-def refuse_unnamespaced(call: Call) -> Response:
-    """Answer for a name without a namespace: there is no such repository here."""
+def refuse_other(call: Call) -> Response:
+    """Answer for what is never here: models without a namespace, datasets, spaces."""
     raise repository_not_found()
 
 
