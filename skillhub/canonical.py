@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 Shape = tuple[int, ...]
 
@@ -54,7 +54,10 @@ HEADS = (
 )
 """Names (last components) of output heads that may be tied to an input embedding."""
 
-_STACK_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_STACKS = (
+    ("encoder.embed_tokens.weight", ("shared.weight",)),
+    ("decoder.embed_tokens.weight", ("shared.weight", "encoder.embed_tokens.weight")),
+)
 _HEAD_BIAS = re.compile(r"(?:^|\.)(?:predictions|lm_head|mlm_head|head)\.decoder\.bias$")
 
 _BUFFER = re.compile(
@@ -87,50 +90,51 @@ def is_buffer(name: str, shape: Shape) -> bool:
     return causal_mask or bool(_BUFFER.search(name))
 
 
+def is_embedding(name: str) -> bool:
+    """Say whether a canonical name is that of an input embedding."""
+    return _embedding_rank(name) is not None
+
+
 def is_vocabulary_tensor(name: str) -> bool:
     """Say whether a canonical name is that of an embedding, an output head or its bias: a row for every token."""
     weight = name.removesuffix("bias") + "weight" if name.endswith(".bias") else name
     return _ends_with(weight, EMBEDDINGS + HEADS + ("predictions.weight",))
 
 
-def tied_aliases(contents: Mapping[str, Hashable]) -> dict[str, str]:
+def tied_aliases(names: Iterable[str], equal: Callable[[str, str], bool]) -> dict[str, str]:
     """Return alias → original for the tensors that repeat another: tied heads, embeddings of stacks, head biases.
 
     Args:
-        contents: something equal exactly for equal tensors (say, shape and digest), by canonical name.
+        names: canonical names.
+        equal: says whether two tensors have the same shape and content; asked of listed pairs only.
     """
     aliases: dict[str, str] = {}
-    for alias, original in alias_candidates(contents):
-        if alias not in aliases and original not in aliases and contents[alias] == contents[original]:
+    for alias, original in _alias_candidates(names):
+        if alias not in aliases and original not in aliases and equal(alias, original):
             aliases[alias] = original
     return aliases
 
 
-def alias_candidates(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (alias, original) for every pair of canonical names that is tied in some models, in order of preference."""
+def _alias_candidates(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (alias, original) for every pair that is tied in some models, in order of preference."""
     names = sorted(names)
-    known = set(names)
     ranked = sorted((rank, name) for name in names if (rank := _embedding_rank(name)) is not None)
     embeddings = [name for _, name in ranked]
+    for stack, originals in _STACKS:
+        for alias in names:
+            if _ends_with(alias, (stack,)):
+                yield from ((alias, original) for original in embeddings if _ends_with(original, originals))
     for alias in names:
-        if _ends_with(alias, _STACK_EMBEDDINGS):
-            for original in embeddings:
-                if _ends_with(original, ("shared.weight",)) or (
-                    _ends_with(alias, _STACK_EMBEDDINGS[1:]) and _ends_with(original, _STACK_EMBEDDINGS[:1])
-                ):
-                    yield alias, original
-        elif _HEAD_BIAS.search(alias):
-            original = alias.removesuffix("decoder.bias") + "bias"
-            if original in known:
-                yield alias, original
-    for alias in names:
-        if _ends_with(alias, HEADS) and _embedding_rank(alias) is None:
+        if _ends_with(alias, HEADS) and not is_embedding(alias):
             yield from ((alias, original) for original in embeddings)
+        original = alias.removesuffix("decoder.bias") + "bias"
+        if _HEAD_BIAS.search(alias) and original in names:
+            yield alias, original
 
 
 def _wrapper(names: Iterable[str]) -> str | None:
     leading = Counter(name.partition(".")[0] for name in names)
-    embeddings = [name for name in names if _embedding_rank(name) is not None]
+    embeddings = [name for name in names if is_embedding(name)]
     candidates = {name.partition(".")[0] for name in embeddings} if embeddings else set(leading)
     listed = candidates & WRAPPERS
     return max(listed, key=lambda component: (leading[component], component), default=None)

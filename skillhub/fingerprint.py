@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,11 @@ class TensorRecord:
     digest: str
     exact_digest: str
     sketch: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements; 1 for a scalar, 0 for an empty tensor."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,8 @@ def base_record(records: Iterable[TensorRecord]) -> BaseRecord:
     by_name = {record.name: record for record in records}
     names = canonical_names({name: record.shape for name, record in by_name.items()})
     canonical = {bare: replace(by_name[name], name=bare) for name, bare in names.items()}
-    aliases = tied_aliases({name: (r.shape, r.kind, r.digest) for name, r in canonical.items()})
+    content = {name: (record.shape, record.kind, record.digest) for name, record in canonical.items()}
+    aliases = tied_aliases(canonical, lambda first, second: content[first] == content[second])
     kept = tuple(canonical[name] for name in sorted(canonical.keys() - aliases.keys()))
     return BaseRecord(fingerprint_of(kept), kept)
 
@@ -189,6 +196,19 @@ def record_array(
     return TensorRecord(name, shape, FLOAT_KIND, dtype, canonical, exact, sketch)
 
 
+def same_content(first: TensorInfo, second: TensorInfo) -> bool:
+    """Say whether two stored tensors have the same shape, kind and digest, reading only up to the first difference."""
+    kinds = [FLOAT_KIND if info.dtype in FLOATS else info.dtype for info in (first, second)]
+    if first.shape != second.shape or kinds[0] != kinds[1]:
+        return False
+    if kinds[0] != FLOAT_KIND:
+        return np.array_equal(raw_bytes(first), raw_bytes(second))
+    for begin in range(0, first.elements, _CHUNK):
+        if not np.array_equal(_canonical_part(first, begin), _canonical_part(second, begin)):
+            return False
+    return True
+
+
 def packaging_digests(folder: Path) -> dict[str, str]:
     """Return the hex SHA-256 of each file of weights of a checkpoint, by file name: what the Hub calls its LFS digest.
 
@@ -207,6 +227,11 @@ def packaging_digests(folder: Path) -> dict[str, str]:
 def base_files_digest(sha256s: Iterable[str]) -> str:
     """Return the ``base_files`` of a release's event: the hex SHA-256 over one packaging's sorted digests, a line each."""
     return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(sha256s)).encode()).hexdigest()
+
+
+def _canonical_part(info: TensorInfo, begin: int) -> NDArray[np.uint16]:
+    size = BITS[info.dtype] // 8
+    return canonical_bfloat16(raw_bytes(info)[begin * size : (begin + _CHUNK) * size], info.dtype)
 
 
 def _digest_floats(flat: NDArray[np.uint8], dtype: str, progress: Progress | None) -> tuple[str, str, str]:
