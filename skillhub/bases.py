@@ -1,0 +1,57 @@
+"""Base models as users name them: a folder, or ``repo[@revision]`` on the Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillhub.errors import NotFoundError
+
+_REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class LocatedBase:
+    """A base model that lies on this machine.
+
+    Attributes:
+        folder: its checkpoint folder, or one safetensors file.
+        repo: the repository it was fetched from, or None for a folder that the user named.
+        revision: the commit of that repository.
+    """
+
+    folder: Path
+    repo: str | None = None
+    revision: str | None = None
+
+
+def find_base(source: str | Path) -> LocatedBase:
+    """Return where a base model lies, fetching it from the Hub when it is no folder here.
+
+    Args:
+        source: a folder, one safetensors file, or ``repo[@revision]``. A path that exists wins.
+
+    Raises:
+        NotFoundError: there is no such folder, or no such repository or revision.
+        NetworkError: the Hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists():
+        return LocatedBase(folder)
+    repository = _REPOSITORY.fullmatch(str(source))
+    if repository is None or folder.suffix == ".safetensors":
+        raise NotFoundError(
+            f"There is no base model in {source}.",
+            hint="Give the folder that holds config.json and the weights, or a repository such as org/model.",
+            source=str(source),
+        )
+    from skillhub.hub import default_registry, fetch_base
+
+    snapshot = fetch_base(default_registry(), repository["repo"], revision=repository["revision"])
+    return LocatedBase(snapshot, repository["repo"], snapshot.name)
+
+
+def locate_base(source: str | Path) -> Path:
+    """Return the folder of a base model (see :func:`find_base`)."""
+    return find_base(source).folder

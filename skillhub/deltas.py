@@ -1,0 +1,281 @@
+"""Deltas: what a fine-tune changed, between two checkpoints (:class:`Delta`) and as a pack stores it (:class:`PackDelta`).
+
+A variant's ``delta-0000N.safetensors`` hold arrays of bytes only. The array ``codes`` of part 0 of the tensor
+``layers.0.mlp.up_proj.weight`` is named ``layers.0.mlp.up_proj.weight/0.codes``; one longer than a file may be is cut into
+``….codes#0``, ``….codes#1`` …. The metadata entry ``parts`` of each file says, for the tensors that begin in it, which codecs
+with which configs read those arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skillhub.checkpoints import Checkpoint
+from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_digest
+from skillhub.errors import IntegrityError, NewerSchemaError, WrongBaseError
+from skillhub.manifest import TensorEntry, Variant, canonical_json
+from skillhub.packs import Pack
+from skillhub.tensorfiles import TensorInfo, raw_bytes, read_header, write_tensors
+
+DELTA_SCHEMA = 0
+FILE_LIMIT = 120 << 20
+"""Payload bytes of one delta file; with its header it stays below the 128 MB that the format allows."""
+
+_DAMAGED = "Install the pack again; if that does not help, tell its publisher."
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The difference between a tuned checkpoint and its base, tensor by tensor and on demand."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+
+    @property
+    def names(self) -> list[str]:
+        """Canonical names of the tensors of either checkpoint, sorted."""
+        return sorted(set(self.base.tensors) | set(self.tuned.tensors))
+
+    def change(self, name: str) -> str:
+        """Return ``delta``, ``added`` (the base has no such tensor) or ``removed`` (the tuned checkpoint has none)."""
+        if name not in self.base.tensors:
+            return "added"
+        return "delta" if name in self.tuned.tensors else "removed"
+
+    def is_unchanged(self, name: str) -> bool:
+        """Say whether both checkpoints hold the same values under ``name``."""
+        if self.change(name) != "delta" or self.base.tensors[name].shape != self.tuned.tensors[name].shape:
+            return False
+        base, tuned = self.base.tensors[name], self.tuned.tensors[name]
+        if base.dtype == tuned.dtype and np.array_equal(raw_bytes(base), raw_bytes(tuned)):
+            return True
+        # A fine-tune that was saved in a narrower dtype did not change what only rounding moved.
+        return torch.equal(self.base.tensor(name).to(self.tuned.tensor(name).dtype), self.tuned.tensor(name))
+
+    def is_additive(self, name: str) -> bool:
+        """Say whether the change can be stored as a floating-point difference (else the tuned values are stored)."""
+        return self.change(name) == "delta" and all(
+            checkpoint.tensor(name).is_floating_point() for checkpoint in (self.base, self.tuned)
+        )
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return tuned − base of a tensor as fp32, of the tuned tensor's shape.
+
+        Both are widened before they are subtracted: in published bf16 fine-tunes more than half of the delta would
+        vanish otherwise. Rows that only the tuned tensor has (added tokens) are taken against zero.
+
+        Raises:
+            WrongBaseError: the shapes differ in more than the number of rows.
+        """
+        base, tuned = self.base.tensor(name), self.tuned.tensor(name)
+        if base.shape[1:] != tuned.shape[1:] or base.dim() != tuned.dim():
+            raise WrongBaseError(
+                f"{name} is {list(base.shape)} in the base and {list(tuned.shape)} in the tuned checkpoint.",
+                hint="Give the base model that the fine-tune started from.",
+                tensor=name,
+            )
+        delta = tuned.to(torch.float32, copy=True)
+        rows = min(len(base), len(tuned)) if base.dim() else 0
+        if base.dim() == 0:
+            return delta.sub_(base.to(torch.float32))
+        delta[:rows].sub_(base[:rows].to(torch.float32))
+        return delta
+
+    def added_rows(self, name: str) -> int:
+        """Return how many rows the tuned tensor has beyond the base's."""
+        base, tuned = self.base.tensors[name].shape, self.tuned.tensors[name].shape
+        return max(0, tuned[0] - base[0]) if base and tuned else 0
+
+
+@dataclass
+class DeltaWriter:
+    """Writes encoded tensors into a variant's files of at most ``FILE_LIMIT`` payload bytes each.
+
+    Attributes:
+        folder: the variant's folder.
+        file_limit: payload bytes of a file.
+    """
+
+    folder: Path
+    file_limit: int = FILE_LIMIT
+    files: list[Path] = field(default_factory=list)
+    _pending: Arrays = field(default_factory=dict)
+    _parts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, encoded: EncodedTensor) -> None:
+        """Append one tensor; full files are written at once, so memory stays bounded by one file."""
+        self._parts[name] = {
+            "shape": list(encoded.shape),
+            "parts": [
+                {"codec": part.codec, "config": part.config, "arrays": sorted(part.arrays)} for part in encoded.parts
+            ],
+        }
+        for number, part in enumerate(encoded.parts):
+            for key, array in sorted(part.arrays.items()):
+                self._add_array(f"{name}/{number}.{key}", array)
+
+    def _add_array(self, key: str, array: np.ndarray[Any, Any]) -> None:
+        pending = sum(held.nbytes for held in self._pending.values())
+        if self._pending and pending + array.nbytes > self.file_limit:
+            self._flush()
+        pieces = max(1, -(-array.nbytes // self.file_limit))
+        for piece in range(pieces):
+            cut = array[piece * self.file_limit : (piece + 1) * self.file_limit]
+            self._pending[key if pieces == 1 else f"{key}#{piece}"] = cut
+            if piece + 1 < pieces:
+                self._flush()
+
+    def _flush(self) -> None:
+        path = self.folder / f"delta-{len(self.files) + 1:05d}.safetensors"
+        metadata = {"schema": str(DELTA_SCHEMA), "parts": canonical_json(self._parts).decode().strip()}
+        specs = {key: ("U8", array.shape) for key, array in self._pending.items()}
+        write_tensors(path, specs, self._pending.values(), metadata)
+        self.files.append(path)
+        self._pending, self._parts = {}, {}
+
+    def close(self) -> list[Path]:
+        """Write what is left and return the files, in order."""
+        if self._pending or self._parts or not self.files:
+            self._flush()
+        return self.files
+
+
+@dataclass(frozen=True)
+class PackDelta:
+    """The delta of one variant of a pack, decoded tensor by tensor on demand.
+
+    Attributes:
+        pack: the pack.
+        variant: the variant that was opened.
+    """
+
+    pack: Pack
+    variant: Variant
+    _arrays: Mapping[str, TensorInfo]
+    _parts: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Canonical names of the tensors that the pack changes, sorted."""
+        return sorted(self.variant.codec.tensors)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Say whether every tensor decodes to exactly what the fine-tune had."""
+        return all(entry.max_error == 0 for entry in self.variant.codec.tensors.values())
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return what the manifest says of a tensor."""
+        return self.variant.codec.tensors[name]
+
+    def encoded(self, name: str) -> EncodedTensor:
+        """Return a tensor as it is stored; its arrays stay memory-mapped.
+
+        Raises:
+            IntegrityError: its description or an array is missing or not valid.
+        """
+        try:
+            description = self._parts[name]
+            parts = tuple(
+                EncodedPart(
+                    str(part["codec"]),
+                    dict(part["config"]),
+                    {str(key): self._array(f"{name}/{number}.{key}") for key in part["arrays"]},
+                )
+                for number, part in enumerate(description["parts"])
+            )
+            return EncodedTensor(tuple(description["shape"]), parts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"{self.pack}: the description of {name} is damaged.", hint=_DAMAGED, tensor=name
+            ) from error
+
+    def _array(self, key: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if key in self._arrays:
+            return raw_bytes(self._arrays[key])
+        pieces: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+        while (piece := f"{key}#{len(pieces)}") in self._arrays:
+            pieces.append(raw_bytes(self._arrays[piece]))
+        if not pieces:
+            raise KeyError(key)
+        return np.concatenate(pieces)
+
+    def decode(self, name: str) -> torch.Tensor:
+        """Decode a tensor: the fp32 delta, or where values are *set* the tuned tensor in its own dtype.
+
+        Raises:
+            IntegrityError: the stored bytes are damaged, or decode to something else than the manifest says.
+        """
+        entry, encoded = self.entry(name), self.encoded(name)
+        if list(encoded.shape) != entry.shape:
+            raise IntegrityError(
+                f"{self.pack}: {name} is stored as {list(encoded.shape)}, the manifest says {entry.shape}.",
+                hint=_DAMAGED,
+                tensor=name,
+            )
+        tensor = decode(encoded)
+        if decoded_digest(tensor) != entry.digest:
+            raise IntegrityError(
+                f"{self.pack}: {name} does not decode to what the manifest promises.", hint=_DAMAGED, tensor=name
+            )
+        return tensor
+
+    def sets_values(self, name: str) -> bool:
+        """Say whether :meth:`decode` gives the tuned tensor itself instead of a difference."""
+        return self.entry(name).change != "removed" and self.encoded(name).operation == "set"
+
+
+def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:
+    """Open the delta of a pack for a base; headers are read and checked, payloads are not.
+
+    Args:
+        pack: the pack.
+        fingerprint: of the base; None takes the pack's only variant.
+
+    Raises:
+        WrongBaseError: there is no variant for that base.
+        IntegrityError: a file is missing, truncated or not valid.
+        NewerSchemaError: the files are of a schema that this version does not read.
+    """
+    variant = pack.only_variant() if fingerprint is None else pack.variant_for(fingerprint)
+    arrays: dict[str, TensorInfo] = {}
+    parts: dict[str, Any] = {}
+    for path in _delta_files(pack, variant):
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing.", hint=_DAMAGED, path=str(path))
+        header = read_header(path)
+        parts.update(_read_parts(path, header.metadata))
+        arrays.update(header.tensors)
+    missing = {name for name, entry in variant.codec.tensors.items() if entry.change != "removed"} - set(parts)
+    if missing:
+        raise IntegrityError(f"{pack} lacks {min(missing)} and {len(missing) - 1} more tensors.", hint=_DAMAGED)
+    return PackDelta(pack, variant, arrays, parts)
+
+
+def _delta_files(pack: Pack, variant: Variant) -> Iterator[Path]:
+    for entry in variant.files:
+        if entry.path.startswith(f"{variant.folder}/delta-"):
+            yield pack.path_of(entry)
+
+
+def _read_parts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    schema = metadata.get("schema")
+    if schema != str(DELTA_SCHEMA):
+        raise NewerSchemaError(
+            f"{path.name} has delta schema {schema}; this version of skillhub reads schema {DELTA_SCHEMA}.",
+            hint="Upgrade skillhub: pip install --upgrade skillhub-packs.",
+        )
+    try:
+        parts = json.loads(metadata["parts"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} does not describe its tensors.", hint=_DAMAGED, path=str(path)) from error
+    if not isinstance(parts, dict):
+        raise IntegrityError(f"{path} does not describe its tensors.", hint=_DAMAGED, path=str(path))
+    return parts

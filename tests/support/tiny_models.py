@@ -1,0 +1,181 @@
+"""Tiny random models on disk, fine-tunes of them, and packs built by hand from both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from skillhub.checkpoints import open_checkpoint
+from skillhub.codecs import exact
+from skillhub.codecs.decoding import decode, decoded_digest
+from skillhub.deltas import Delta, DeltaWriter
+from skillhub.fingerprint import fingerprint_checkpoint
+from skillhub.manifest import MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
+from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
+
+VOCABULARY = 24
+_DECODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+def make_model(kind: str, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **changes: Any) -> Any:
+    """Return a random model: ``llama`` (untied), ``tied`` (a Llama with a tied head), ``gpt2``, ``bert`` or ``mixtral``."""
+    import transformers
+
+    torch.manual_seed(seed)
+    if kind in ("llama", "tied"):
+        config = transformers.LlamaConfig(**{**_DECODER, "tie_word_embeddings": kind == "tied", **changes})
+        model = transformers.LlamaForCausalLM(config)
+    elif kind == "mixtral":
+        config = transformers.MixtralConfig(**{**_DECODER, "num_local_experts": 3, "num_experts_per_tok": 2, **changes})
+        model = transformers.MixtralForCausalLM(config)
+    elif kind == "gpt2":
+        tokens = {"bos_token_id": 0, "eos_token_id": 1}
+        config = transformers.GPT2Config(
+            **{
+                "vocab_size": VOCABULARY,
+                "n_embd": 16,
+                "n_layer": 2,
+                "n_head": 4,
+                "n_positions": 32,
+                **tokens,
+                **changes,
+            }
+        )
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        sizes = {key: _DECODER[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+        config = transformers.BertConfig(
+            **{**sizes, "num_attention_heads": 4, "max_position_embeddings": 32, "pad_token_id": 2, **changes}
+        )
+        model = transformers.BertModel(config)
+    return model.to(dtype).eval()
+
+
+def save_model(kind: str, folder: Path, **options: Any) -> Path:
+    """Save a random model; returns its folder."""
+    make_model(kind, **options).save_pretrained(folder)
+    return folder
+
+
+def load_model(folder: Path) -> Any:
+    """Load a saved model in its stored dtype, as the class that its config names."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    loader = getattr(transformers, config.architectures[0])
+    return loader.from_pretrained(folder, dtype="auto").eval()
+
+
+def tune(base: Path, folder: Path, *, seed: int = 1, size: float = 0.01, only: str = "") -> Path:
+    """Write a fine-tune of a checkpoint: noise on every float tensor whose name contains ``only``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if only not in name or not tensor.is_floating_point():
+            return tensor
+        return (tensor.float() + size * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+
+    return rewrite(base, folder, lambda tensors: {name: noisy(name, tensor) for name, tensor in tensors.items()})
+
+
+def rewrite(base: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """Copy a checkpoint with its tensors changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in base.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    tensors = change(load_file(base / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def build_pack(
+    tuned: Path, base: Path, folder: Path, *, name: str = "tiny-pack", version: str = "1.0.0", lossy: bool = False
+) -> Pack:
+    """Build a pack by hand with exact parts.
+
+    Args:
+        lossy: cut the delta to a few bits, and say so in the manifest.
+    """
+    delta = Delta(open_checkpoint(base), open_checkpoint(tuned))
+    record = fingerprint_checkpoint(base)
+    inner = variant_folder(record.fingerprint)
+    (folder / inner).mkdir(parents=True)
+    writer = DeltaWriter(folder / inner)
+    entries = {n: _add(writer, delta, n, lossy) for n in delta.names if not delta.is_unchanged(n)}
+    paths = [path.relative_to(folder).as_posix() for path in writer.close()]
+    (folder / inner / BASE_RECORD_FILE).write_bytes(record.to_bytes())
+    files = [file_entry(folder, path) for path in (*paths, f"{inner}/{BASE_RECORD_FILE}")]
+    variant = Variant(
+        base=BaseInfo(fingerprint=record.fingerprint, repo="acme/tiny"),
+        codec=CodecInfo(preset="exact", bits_per_weight=16.0, tensors=entries),
+        files=files,
+    )
+    write_manifest(folder, Manifest(schema=MANIFEST_SCHEMA, name=name, version=version, variants=[variant]))
+    return open_pack(folder)
+
+
+def _add(writer: DeltaWriter, delta: Delta, name: str, lossy: bool) -> TensorEntry:
+    change = delta.change(name)
+    if change == "removed":
+        shape = list(delta.base.tensors[name].shape)
+        return TensorEntry(shape=shape, change=change, codecs=[], bytes=0, relative_error=0.0, max_error=0.0)
+    error = 0.0
+    if delta.is_additive(name):
+        values = delta.tensor(name)
+        if lossy:
+            cut = (values * 512).round() / 512
+            error, values = float((values - cut).abs().max()), cut
+        encoded = exact.encode(values)
+    else:
+        encoded = exact.encode(delta.tuned.tensor(name), operation="set")
+    writer.add(name, encoded)
+    digest = decoded_digest(decode(encoded))
+    return TensorEntry(
+        shape=list(encoded.shape),
+        change=change,
+        codecs=[part.codec for part in encoded.parts],
+        bytes=encoded.nbytes,
+        relative_error=error,
+        max_error=error,
+        digest=digest,
+    )
+
+
+def with_entry(pack: Pack, name: str, **changes: Any) -> Pack:
+    """Return a pack whose manifest says something else about one tensor (also on disk)."""
+    import msgspec
+
+    variant = pack.manifest.variants[0]
+    entry = msgspec.structs.replace(variant.codec.tensors[name], **changes)
+    codec = msgspec.structs.replace(variant.codec, tensors={**variant.codec.tensors, name: entry})
+    manifest = msgspec.structs.replace(pack.manifest, variants=[msgspec.structs.replace(variant, codec=codec)])
+    write_manifest(pack.folder, manifest)
+    return dataclasses.replace(pack, manifest=manifest)
+
+
+def bits(model: Any) -> dict[str, bytes]:
+    """Return the bytes of every parameter and buffer of a model."""
+    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    return {name: raw(tensor) for name, tensor in named.items()}
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """Return a tensor's bytes in row-major order."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
