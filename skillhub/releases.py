@@ -18,7 +18,6 @@ from skillhub.documents import canonical_json, decode_json, field_error
 from skillhub.errors import IntegrityError, NewerSchemaError, UsageError
 from skillhub.files import sha256_of_bytes
 from skillhub.manifest import (
-    Count,
     FingerprintText,
     Label,
     Manifest,
@@ -46,7 +45,7 @@ class ReleaseVariant(Struct, frozen=True, kw_only=True):
 
     fingerprint: FingerprintText
     base_files: list[Sha256] = []
-    bytes: Count = 0
+    bytes: Annotated[int, Meta(ge=0)] = 0
 
 
 class Event(Struct, frozen=True, kw_only=True):
