@@ -86,4 +86,4 @@ def read_author_file(path: Path) -> AuthorFile:
 
 
 def _field_error(error: msgspec.MsgspecError) -> str:
-    return field_error(error).removeprefix("$.")
+    return field_error(error).removeprefix("$.").removeprefix("$: ")
