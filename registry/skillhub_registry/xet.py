@@ -153,7 +153,7 @@ def parse_shard(data: bytes) -> list[ShardFile]:
     if version != 2:
         raise XetError(f"The shard is of version {version}; version 2 is understood here")
     files: list[ShardFile] = []
-    position = _SHARD_HEADER.size
+    position, total = _SHARD_HEADER.size, 0
     while True:
         file_hash, flags, count = _FILE_HEADER.unpack(_take(data, position, 1))
         position += _RECORD
@@ -168,10 +168,10 @@ def parse_shard(data: bytes) -> list[ShardFile]:
             raise XetError("The shard describes a file without its sha256")
         sha256 = _to_hex(_take(data, position, 1)[:32])
         position += _RECORD
-        file = ShardFile(sha256, terms)
-        if file.size > limits.FILE:
-            raise XetError(f"The shard describes a file of more than {limits.FILE} bytes")
-        files.append(file)
+        files.append(ShardFile(sha256, terms))
+        total += files[-1].size
+        if total > limits.FILE:
+            raise XetError(f"The shard describes more than {limits.FILE} bytes")
 
 
 def _take(data: bytes, position: int, count: int) -> bytes:
