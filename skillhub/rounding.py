@@ -1,0 +1,143 @@
+"""Rounding fp32 weights to a narrower dtype, once, so that small deltas survive on average.
+
+A bf16 base sits on the bf16 grid, so a delta below half a step disappears when the sum is rounded to nearest. Stochastic rounding
+goes to the upper neighbour with a probability equal to the distance from the lower one, so the expectation is the unrounded value.
+
+The random bits are a function of (key, element index) alone, so chunking, threads and devices do not change them. With 32-bit words,
+``low`` and ``high`` the halves of the 64-bit key (plus ``0x9e3779b97f4a7c15`` for every 2**32 elements before this one) and ``>>``
+shifting in zeros, the word of element ``i`` is::
+
+    x  = (i mod 2**32) ^ low
+    x ^= x >> 16;  x *= 0x21f0aaad;  x ^= high
+    x ^= x >> 15;  x *= 0xd35a2d97;  x ^= x >> 15
+
+which is the ``lowbias32`` mixing function (C. Wellons, "Hash Function Prospector", 2018–2022) with the key's second half added midway. Its
+low bits, as many as the target's mantissa lacks, are added to the magnitude's bits before those are cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from skillhub.errors import UsageError
+
+CHUNK = 1 << 16
+"""Elements that a processor rounds at a time: the working set stays in its cache."""
+
+ACCELERATOR_CHUNK = 1 << 24
+
+MODES = ("stochastic", "nearest")
+TARGETS = (torch.bfloat16, torch.float16, torch.float32)
+
+_WORD = 1 << 32
+_BLOCK_STEP = 0x9E3779B97F4A7C15
+_SMALLEST_NORMAL_HALF = 2.0**-14
+
+
+def rounding_key(digests: Sequence[str], name: str) -> int:
+    """Return the 64-bit key of a tensor's random bits.
+
+    It is the first 8 bytes (little endian) of the sha256 over the UTF-8 strings, each preceded by its length in bytes (8 bytes, little
+    endian): the digests in their order, then the name.
+
+    Args:
+        digests: the manifest digests of the grafted packs.
+        name: the tensor's canonical name.
+    """
+    digest = hashlib.sha256()
+    for text in (*digests, name):
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return int.from_bytes(digest.digest()[:8], "little")
+
+
+def round_to(
+    dtype: torch.dtype, values: torch.Tensor, *, key: int | bytes, offset: int = 0, mode: str = "stochastic"
+) -> torch.Tensor:
+    """Round ``values`` to ``dtype``, the same bits for every chunking, number of threads and device.
+
+    Representable values stay as they are. Infinities and NaN pass, and a finite value becomes infinite only where rounding to nearest
+    would make it so. In fp16's subnormal range the expectation is exact up to 2**-38.
+
+    Args:
+        dtype: bfloat16 or float16; float32 returns ``values`` themselves.
+        values: fp32, any shape.
+        key: 64 bits, from :func:`rounding_key` (bytes: little endian).
+        offset: index of the first element within the whole tensor (row-major), for callers that go chunk by chunk.
+        mode: ``"stochastic"`` or ``"nearest"`` (ties to even, as torch converts).
+
+    Returns:
+        A contiguous tensor of the same shape.
+
+    Raises:
+        UsageError: ``dtype`` or ``mode`` is none of these.
+    """
+    if mode not in MODES or dtype not in TARGETS:
+        raise UsageError(
+            f"Weights cannot be rounded to {dtype} with mode {mode!r}.",
+            hint="Use bfloat16, float16 or float32, and stochastic or nearest.",
+        )
+    if values.dtype != torch.float32:
+        raise ValueError(f"expected float32, got {values.dtype}")
+    if dtype == torch.float32:
+        return values
+    if mode == "nearest":
+        return values.contiguous().to(dtype)
+    number = int.from_bytes(key, "little") if isinstance(key, bytes) else key
+    flat = values.contiguous().view(-1)
+    result = torch.empty(flat.shape, dtype=dtype, device=flat.device)
+    chunk = CHUNK if flat.device.type == "cpu" else ACCELERATOR_CHUNK
+    counter = torch.arange(min(chunk, flat.numel()), dtype=torch.int32, device=flat.device)
+    start = 0
+    while start < flat.numel():
+        index = offset + start
+        stop = min(start + chunk - index % chunk, flat.numel())  # never across a multiple of 2**32
+        words = _random_words(counter[: stop - start], index, number)
+        _round_chunk(flat[start:stop], words, result[start:stop])
+        start = stop
+    return result.view(values.shape)
+
+
+def _random_words(counter: torch.Tensor, index: int, key: int) -> torch.Tensor:
+    """Return int32 words for the elements ``index``, ``index`` + 1, …; ``counter`` is 0, 1, …"""
+    key += (index // _WORD) * _BLOCK_STEP
+    words = counter.add(_signed(index)).bitwise_xor_(
+        torch.tensor(_signed(key), dtype=torch.int32, device=counter.device)
+    )
+    scratch = torch.empty_like(words)
+    _fold(words, scratch, 16).mul_(0x21F0AAAD)
+    words.bitwise_xor_(torch.tensor(_signed(key // _WORD), dtype=torch.int32, device=counter.device))
+    _fold(words, scratch, 15).mul_(_signed(0xD35A2D97))
+    return _fold(words, scratch, 15)
+
+
+def _fold(words: torch.Tensor, scratch: torch.Tensor, shift: int) -> torch.Tensor:
+    """``words ^= words >> shift`` in place, shifting in zeros."""
+    torch.bitwise_right_shift(words, shift, out=scratch)
+    return words.bitwise_xor_(scratch.bitwise_and_((1 << (32 - shift)) - 1))
+
+
+def _signed(value: int) -> int:
+    """Return the low 32 bits of ``value`` as the int32 of the same bits."""
+    return ((value + (1 << 31)) % _WORD) - (1 << 31)
+
+
+def _round_chunk(values: torch.Tensor, words: torch.Tensor, out: torch.Tensor) -> None:
+    """Round one-dimensional fp32 ``values`` stochastically into ``out``; ``words`` (int32) are used up."""
+    if out.dtype == torch.bfloat16:
+        bits = words.bitwise_and_(0xFFFF).add_(values.view(torch.int32)).bitwise_right_shift_(16)
+        out.view(torch.int16).copy_(bits)
+    else:
+        magnitude = values.abs()
+        # In the subnormal range all steps are 2**-24; one binade up they are the same and the mantissa holds them.
+        lift = (magnitude < _SMALLEST_NORMAL_HALF).to(torch.float32).mul_(_SMALLEST_NORMAL_HALF)
+        bits = words.bitwise_and_(0x1FFF).add_((magnitude + lift).view(torch.int32)).bitwise_and_(~0x1FFF)
+        out.copy_(bits.view(torch.float32).sub_(lift).copysign_(values))
+    largest = torch.finfo(out.dtype).max
+    low, high = torch.aminmax(values)
+    if not (-largest <= low.item() and high.item() <= largest):  # NaN compares false
+        inside = values.abs() <= largest
+        out.copy_(torch.where(inside, out, values.to(out.dtype)))
