@@ -1,0 +1,205 @@
+"""The page about formats says what the code does: its tables name every field, its recipe reads a real pack."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import struct
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import zstandard
+
+from skillhub import authorfile, environments, lockfile, manifest, releases
+from skillhub.canonical import is_buffer
+from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, zero
+from skillhub.codecs.lowrank import choose_groups
+from skillhub.deltas import DeltaWriter
+from skillhub.documents import canonical_json
+from skillhub.files import check_relative_path
+from skillhub.packs import file_entry, open_pack, write_manifest
+from tests.support.manifests import BASE, manifest_fields
+
+PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+LOWRANK_SHAPE = (40, 30)
+
+
+def tables() -> list[set[str]]:
+    """Return the names in the first column of each table."""
+    found: list[set[str]] = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", PAGE, flags=re.MULTILINE):
+        cells = [line.split("|")[1] for line in block.splitlines()[2:]]
+        found.append({name for cell in cells for name in re.findall(r"`\[*(\w+)\]*`", cell)})
+    return found
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        authorfile.AuthorFile,
+        manifest.Manifest,
+        manifest.Variant,
+        manifest.BaseInfo,
+        manifest.TensorEntry,
+        releases.Event,
+        environments.Project,
+        lockfile._LockFile,
+        lockfile.LockedPack,
+        environments.Receipt,
+    ],
+)
+def test_a_table_names_exactly_the_fields(kind: type[msgspec.Struct]) -> None:
+    assert set(kind.__struct_fields__) in tables()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [manifest.FileEntry, manifest.Evaluation, manifest.RouterInfo, releases.ReleaseVariant],
+)
+def test_small_objects_are_spelled_out(kind: type[msgspec.Struct]) -> None:
+    assert f"{{{', '.join(kind.__struct_fields__)}}}" in PAGE
+
+
+def test_every_codec_has_a_row() -> None:
+    assert set(CODECS) in tables() and set(CODECS) == {zero.ID, exact.ID, lowrank.ID, rows.ID}
+
+
+@pytest.mark.parametrize("schema", [manifest.MANIFEST_SCHEMA, releases.RELEASES_SCHEMA, lockfile.LOCK_VERSION])
+def test_the_schema_is_that_of_the_page(schema: int) -> None:
+    assert schema == 0 and "It is 0 until" in PAGE
+
+
+def test_the_listed_buffers_are_left_out() -> None:
+    listed = re.search(r"names that end in (.*?), and causal", PAGE, flags=re.DOTALL)
+    assert listed
+    for name in re.findall(r"`(\w+)`", listed[1]):
+        assert is_buffer(f"layers.0.{name}", (4,))
+
+
+def test_the_paths_of_the_page_are_paths() -> None:
+    for path in re.findall(r"variants/<fp12>/[\w.-]+\w", PAGE):
+        check_relative_path(path.replace("<fp12>", "0123456789ab").replace("0000N", "00001"))
+
+
+def planes(frame: np.ndarray, dtype: str) -> np.ndarray:
+    """Undo byte planes, by the page."""
+    data = zstandard.ZstdDecompressor().decompress(frame.tobytes())
+    width = np.dtype(dtype).itemsize
+    count = len(data) // width
+    values = [bytes(data[plane * count + index] for plane in range(width)) for index in range(count)]
+    return np.frombuffer(b"".join(values), dtype)
+
+
+def decode_by_the_page(encoded: EncodedTensor) -> np.ndarray:
+    """Decode a delta with nothing but the page, zstandard and numpy."""
+    delta = np.zeros(encoded.shape, np.float32)
+    for part in encoded.parts:
+        if part.codec == "exact":
+            delta = delta + planes(part.arrays["data"], "<f4").reshape(encoded.shape)
+        elif part.codec == "rows":
+            row = -1
+            values = planes(part.arrays["data"], "<f4").reshape(part.config["rows"], -1)
+            for gap, value in zip(planes(part.arrays["indices"], "<u4"), values, strict=True):
+                row += int(gap) + 1
+                delta[row] = value
+        elif part.codec == "lowrank":
+            delta = delta + lowrank_by_the_page(part.config, part.arrays["codes"].tobytes(), *encoded.shape)
+    return delta
+
+
+def lowrank_by_the_page(config: dict, codes: bytes, height: int, width: int) -> np.ndarray:
+    rank = config["rank"]
+    head = [struct.unpack_from("<HBB", codes, 4 * component) for component in range(rank)]
+    frames, at = [], 4 * rank
+    for size in config["frames"]:
+        frames.append(zstandard.ZstdDecompressor().decompress(codes[at : at + size]) if size else b"")
+        at += size
+    assert at == len(codes)
+    overflow = iter(frames[3])
+    vectors: list[dict[int, list[int]]] = [{}, {}]
+    for packing, (base, count) in enumerate([(3, 5), (5, 3), (15, 2)]):
+        digits = [byte // base**place % base - base // 2 for byte in frames[packing] for place in range(count)]
+        for side, length in enumerate((height, width)):
+            for component in range(rank):
+                if head[component][1 + side] == packing:
+                    taken, digits = digits[:length], digits[length:]
+                    far = [abs(digit) == base // 2 for digit in taken]
+                    vectors[side][component] = [
+                        digit + (int(np.sign(digit)) * next(overflow) if outermost else 0)
+                        for digit, outermost in zip(taken, far, strict=True)
+                    ]
+    assert next(overflow, None) is None
+    result, start = np.zeros((height, width), np.float32), 0
+    for size, exponent in config["groups"]:
+        total = np.zeros((height, width), np.int64)
+        for component in range(start, start + size):
+            total += head[component][0] * np.outer(vectors[0][component], vectors[1][component])
+        result += (total * 2.0**exponent).astype(np.float32)
+        start += size
+    return result
+
+
+def example_tensors() -> dict[str, EncodedTensor]:
+    """Encoded tensors of every codec; the low rank one has all packings, overflow and several groups."""
+    random = np.random.default_rng(0)
+    spread = np.array([0.3, 0.3, 0.6, 0.6, 5, 60])[:, None]
+    left, right = (
+        np.clip(np.rint(random.standard_normal((6, length)) * spread), -255, 255).astype(np.int16)
+        for length in LOWRANK_SHAPE
+    )
+    components = choose_groups(left, right, np.array([3.0, 1e-3, 0.7, 2e-6, 1e-4, 5e-2]))
+    assert components is not None and len(components.groups) > 1
+    packed = lowrank.encode(components).arrays["codes"][: 4 * 6].reshape(6, 4)[:, 2:]
+    assert set(packed.flatten().tolist()) == {0, 1, 2}
+    matrix = torch.from_numpy(random.standard_normal((40, 30)).astype(np.float32))
+    return {
+        "exact": exact.encode(matrix),
+        "lowrank": EncodedTensor(LOWRANK_SHAPE, (lowrank.encode(components),)),
+        "rows": EncodedTensor(LOWRANK_SHAPE, (lowrank.encode(components), rows.encode(matrix, [0, 1, 7, 39]))),
+        "zero": zero.encode((2, 3)),
+    }
+
+
+@pytest.mark.parametrize("name", ["exact", "lowrank", "rows", "zero"])
+def test_a_decoder_written_from_the_page_gives_the_same_bits(name: str) -> None:
+    encoded = example_tensors()[name]
+    assert decode_by_the_page(encoded).tobytes() == decode(encoded).numpy().tobytes()
+
+
+def test_the_example_reads_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "math-pack"
+    variant_folder = folder / "variants" / "0123456789ab"
+    variant_folder.mkdir(parents=True)
+    writer = DeltaWriter(variant_folder, file_limit=500)
+    for name, encoded in example_tensors().items():
+        writer.add(name, encoded)
+    paths = [path.relative_to(folder).as_posix() for path in writer.close()]
+    assert len(paths) > 2
+    built = msgspec.convert({**manifest_fields(), "variants": []}, manifest.Manifest)
+    variant = msgspec.convert(manifest_fields()["variants"][0], manifest.Variant)
+    variant = msgspec.structs.replace(variant, router=None, files=[file_entry(folder, path) for path in paths])
+    write_manifest(folder, msgspec.structs.replace(built, variants=[variant]))
+    assert open_pack(folder).variant_for(BASE)
+    monkeypatch.chdir(tmp_path)
+    (recipe,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(recipe, {})
+    assert printed.getvalue().splitlines() == [
+        "exact [40, 30] ['exact']",
+        "lowrank [40, 30] ['lowrank']",
+        "rows [40, 30] ['lowrank', 'rows']",
+        "zero [2, 3] ['zero']",
+    ]
+
+
+def test_the_canonical_json_of_the_page_is_ours() -> None:
+    (expression,) = re.findall(r"`(json\.dumps\(.*?)`", PAGE, flags=re.DOTALL)
+    value = manifest_fields()
+    text = eval(re.sub(r"\s+", " ", expression), {"json": __import__("json"), "value": value})
+    assert text.encode() == canonical_json(value)
+    assert hashlib.sha256(text.encode()).hexdigest() == msgspec.convert(value, manifest.Manifest).digest
