@@ -102,7 +102,7 @@ def round_to(
 
 
 def _random_words(counter: torch.Tensor, index: int, key: int) -> torch.Tensor:
-    """Return int32 words for the elements ``index``, ``index`` + 1, …; ``counter`` is 0, 1, …"""
+    """Return int32 words for the elements ``index``, ``index`` + 1 and so on; ``counter`` counts from 0."""
     key += (index // _WORD) * _BLOCK_STEP
     words = counter.add(_signed(index)).bitwise_xor_(
         torch.tensor(_signed(key), dtype=torch.int32, device=counter.device)

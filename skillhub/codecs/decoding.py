@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from skillhub.codecs import exact, zero
+from skillhub.codecs import exact, lowrank, rows, zero
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor, count_elements, damaged
 from skillhub.codecs.streams import tensor_bytes
 from skillhub.errors import NewerSchemaError
@@ -18,6 +18,8 @@ Decoder = Callable[[EncodedPart, tuple[int, ...], torch.Tensor | None], torch.Te
 CODECS: dict[str, Decoder] = {
     zero.ID: zero.decode,
     exact.ID: exact.decode,
+    lowrank.ID: lowrank.decode,
+    rows.ID: rows.decode,
 }
 
 

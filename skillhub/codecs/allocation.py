@@ -1,0 +1,226 @@
+"""Allocation: how many bytes each tensor gets, from one price of a bit for the whole model.
+
+First every tensor is analysed on its own: what would it cost, and how much error would remain, at a ladder of prices? Then one price
+is chosen that meets the budget, and every tensor is encoded at it. At one common price no byte could move from one tensor
+to another and lower the total error (Everett 1963; Shoham & Gersho 1988).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from skillhub.codecs import exact, lowrank, rows, zero
+from skillhub.codecs.decoding import decode
+from skillhub.codecs.encoding import EncodedPart, EncodedTensor, damaged
+from skillhub.codecs.factorization import Factors, factorize, load_factors, save_factors
+from skillhub.codecs.quantization import quantize
+from skillhub.errors import UsageError
+
+MAX_RANK = 192
+"""Components that an analysis keeps of a matrix."""
+
+SMALL_TENSOR = 4096
+"""Tensors of at most this many elements are stored exactly."""
+
+PRICE_STEP = 4.0
+PRICE_STEPS = 9
+"""The ladder of an analysis: prices that are powers of 4, from the first that buys anything downwards."""
+
+MAX_OUTLIERS = 0.01
+"""Largest share of a matrix's rows that are stored exactly as outliers."""
+
+ROW_VALUE_BITS = 20
+"""Estimated bits of one exactly stored value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What one tensor's bytes would buy.
+
+    Attributes:
+        name: the tensor's canonical name.
+        shape: its shape.
+        energy: sum of squares of the delta that is not stored exactly.
+        fixed: parts that are stored at every price (zero, exact, added rows).
+        factors: singular components, or the file that holds them; None when ``fixed`` says everything.
+        prices: the ladder, falling (squared error a bit).
+        bits: estimated size at each price, beside ``fixed``.
+        errors: estimated squared error that remains at each price.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    energy: float
+    fixed: tuple[EncodedPart, ...]
+    factors: Factors | Path | None = None
+    prices: tuple[float, ...] = ()
+    bits: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Payload bytes that the tensor costs at every price."""
+        return EncodedTensor(self.shape, self.fixed).nbytes
+
+
+@dataclass(frozen=True)
+class ErrorRecord:
+    """How far a decoded delta is from the true one.
+
+    Attributes:
+        relative_squared_error: squared error over the sum of squares of the true delta; 0 when both are zero.
+        max_absolute_error: largest absolute error of one weight.
+    """
+
+    relative_squared_error: float
+    max_absolute_error: float
+
+
+def analyse(
+    name: str, delta: torch.Tensor, *, added_rows: int = 0, spool: Path | None = None, max_rank: int = MAX_RANK
+) -> Analysis:
+    """Find out what a tensor's delta costs at which price.
+
+    Args:
+        name: canonical name; seeds randomized factorization.
+        delta: fp32, any shape; not changed.
+        added_rows: how many rows at the end the base does not have; they are kept exactly.
+        spool: a folder for the factors, so that memory does not hold those of every tensor; by default they stay in memory.
+        max_rank: components to keep at most.
+
+    Raises:
+        ValueError: ``delta`` is not fp32.
+    """
+    if delta.dtype != torch.float32:
+        raise ValueError(f"expected a float32 delta, got {delta.dtype}")
+    shape = tuple(delta.shape)
+    if not bool(delta.any()):
+        return Analysis(name, shape, 0.0, zero.encode(shape).parts)
+    if _is_stored_exactly(delta):
+        return Analysis(name, shape, 0.0, exact.encode(delta).parts)
+    fixed: tuple[EncodedPart, ...] = ()
+    matrix = delta.reshape(shape[0], -1)
+    if added_rows:
+        first = shape[0] - added_rows
+        fixed = (rows.encode(delta, list(range(first, shape[0]))),)
+        matrix = matrix.clone()
+        matrix[first:] = 0
+    energy = float(matrix.square().sum(dtype=torch.float64))
+    if energy == 0:
+        return Analysis(name, shape, 0.0, fixed)
+    factors = factorize(name, matrix, max_rank)
+    prices, bits, errors = _measure_ladder(factors, energy)
+    kept = factors if spool is None else save_factors(spool, name, factors)
+    return Analysis(name, shape, energy, fixed, kept, prices, bits, errors)
+
+
+def _is_stored_exactly(delta: torch.Tensor) -> bool:
+    """Return whether low rank is out of the question: vectors, small tensors, values that squares cannot hold."""
+    if delta.dim() < 2 or delta.numel() <= SMALL_TENSOR or min(delta.shape[0], delta[0].numel()) < 2:
+        return True
+    peak = float(delta.abs().max())
+    return not 2.0**-50 < peak < 2.0**40
+
+
+def _measure_ladder(factors: Factors, energy: float) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return (prices, bits, errors) from the first price that buys anything downwards, on a grid that all tensors share."""
+    exponent = math.floor(math.log(factors.values[0] ** 2 / 64, PRICE_STEP))
+    points: list[tuple[float, float, float]] = []
+    while len(points) < PRICE_STEPS:
+        price = PRICE_STEP**exponent
+        bought = quantize(factors, price)
+        if bought.bits or points:
+            points.append((price, bought.bits, max(energy - bought.removed, 0.0)))
+        exponent -= 1
+    prices, bits, errors = zip(*points, strict=True)
+    return prices, bits, errors
+
+
+def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int) -> float:
+    """Return the price (squared error a bit) at which the payload of all tensors is about ``budget_bytes``.
+
+    Raises:
+        UsageError: what must be stored exactly is larger than the budget.
+    """
+    fixed = sum(analysis.fixed_bytes for analysis in analyses)
+    if fixed > budget_bytes:
+        raise UsageError(
+            f"A budget of {budget_bytes} bytes is too small: vectors, added rows and other exact values alone take {fixed}.",
+            hint=f"Choose a budget of more than {fixed} bytes.",
+        )
+    ladders = [analysis for analysis in analyses if analysis.prices]
+    if not ladders:
+        return 1.0
+    low = math.log2(min(analysis.prices[-1] for analysis in ladders))
+    high = math.log2(max(analysis.prices[0] for analysis in ladders)) + math.log2(PRICE_STEP)
+    for _ in range(40):
+        middle = (low + high) / 2
+        if fixed + sum(_estimate_bits(analysis, middle) for analysis in ladders) / 8 > budget_bytes:
+            low = middle
+        else:
+            high = middle
+    return math.exp2(high)
+
+
+def _estimate_bits(analysis: Analysis, log_price: float) -> float:
+    """Interpolate an analysis's bits at ``2**log_price``; nothing above its ladder, its last size below."""
+    first = math.log2(analysis.prices[0])
+    if log_price >= first + math.log2(PRICE_STEP):
+        return 0.0
+    logs = [first + math.log2(PRICE_STEP), *(math.log2(price) for price in analysis.prices)]
+    sizes = np.sqrt([0.0, *analysis.bits])  # the root of the size is close to linear in the logarithm of the price
+    return float(np.interp(-log_price, [-log for log in logs], sizes) ** 2)
+
+
+def encode(analysis: Analysis, price: float, delta: torch.Tensor | None = None) -> EncodedTensor:
+    """Encode a tensor at ``price``.
+
+    Args:
+        analysis: of this tensor.
+        price: squared error a bit, from :func:`choose_lambda`.
+        delta: the fp32 delta; where it is given, rows that low rank describes badly are stored exactly if that is worth its bits.
+    """
+    if analysis.factors is None:
+        return EncodedTensor(analysis.shape, analysis.fixed)
+    bought = quantize(load_factors(analysis.factors), price)
+    parts: tuple[EncodedPart, ...] = ()
+    if len(bought.scales):
+        components = lowrank.choose_groups(bought.left, bought.right, bought.scales)
+        if components is None:
+            raise damaged("has scales that fp32 cannot hold")  # excluded by _is_stored_exactly
+        parts = (lowrank.encode(components),)
+    encoded = EncodedTensor(analysis.shape, (*parts, *analysis.fixed) or zero.encode(analysis.shape).parts)
+    if delta is None:
+        return encoded
+    outliers = _find_outliers(delta, decode(encoded), price)
+    if not outliers:
+        return encoded
+    return EncodedTensor(analysis.shape, (*encoded.parts, rows.encode(delta, outliers)))
+
+
+def _find_outliers(delta: torch.Tensor, decoded: torch.Tensor, price: float) -> list[int]:
+    """Return the rows whose remaining error is worth storing them exactly at ``price``, in increasing order."""
+    residual = delta.reshape(delta.shape[0], -1) - decoded.reshape(delta.shape[0], -1)
+    errors = residual.square_().sum(dim=1, dtype=torch.float64)
+    worth = (errors > price * (32 + ROW_VALUE_BITS * residual.shape[1])).nonzero().flatten()
+    most = int(MAX_OUTLIERS * delta.shape[0])
+    worst = worth[errors[worth].argsort(descending=True, stable=True)[:most]]
+    return sorted(worst.tolist())
+
+
+def measure_error(delta: torch.Tensor, decoded: torch.Tensor) -> ErrorRecord:
+    """Compare a decoded delta with the true one, both fp32 of one shape; values equal to the bit (NaN too) count as no error."""
+    if not delta.numel():
+        return ErrorRecord(0.0, 0.0)
+    same = delta.contiguous().view(torch.int32) == decoded.contiguous().view(torch.int32)
+    error = torch.where(same, 0.0, decoded - delta)
+    squared = float(error.square().sum(dtype=torch.float64))
+    energy = float(delta.square().sum(dtype=torch.float64))
+    relative = squared / energy if energy > 0 else 0.0
+    return ErrorRecord(0.0 if squared == 0 else relative, float(error.abs().max()))

@@ -1,0 +1,249 @@
+"""The codec ``lowrank``: a matrix as a sum of few rank-one components, in integers.
+
+The delta is the sum over groups of ``2**exponent · Σ_k scale_k · left_k ⊗ right_k`` with integer codes ``left_k``, ``right_k`` and integer
+scales. Within a group ``Σ_k scale_k · max|left_k| · max|right_k| < 2**24``: every partial sum of the matrix product is an integer
+that fp32 holds exactly, so the product has the same bits in any order of summation, with or without fused multiply-add, on every
+library and number of threads. The groups are scaled by powers of two and added in their order.
+
+Codes are packed (:mod:`skillhub.codecs.symbols`) and compressed. Layout of the array ``codes``: per component the scale (uint16, little
+endian), the packing of its left and of its right codes (a byte each); then the frames whose sizes the config lists: one for each
+packing, holding the left codes of all its components, then the right ones; last the overflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skillhub.codecs.encoding import EncodedPart, check_keys, count_elements, damaged, read_integer
+from skillhub.codecs.streams import compress, decompress
+from skillhub.codecs.symbols import (
+    PACKINGS,
+    Bytes,
+    Codes,
+    add_overflow,
+    choose_packing,
+    count_overflow,
+    count_packed,
+    pack_symbols,
+    unpack_symbols,
+)
+
+ID = "lowrank"
+
+EXACT_LIMIT = 2**24
+"""fp32 holds every integer of a smaller magnitude."""
+
+MIN_EXPONENT, MAX_EXPONENT = -126, 103
+"""No sum of multiples of ``2**-126`` is subnormal (flush-to-zero cannot touch it); ``2**24 · 2**103`` is the largest finite power."""
+
+MAX_RANK = 4096
+MIN_SCALE = 64
+"""A scale of at least 64 keeps its rounding error under 0.8 %."""
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """Rank-one components in integers.
+
+    Attributes:
+        left: (rank, rows) int16 codes of magnitude up to ``symbols.MAX_CODE``.
+        right: (rank, columns) int16 codes likewise.
+        scales: (rank,) positive integers below 65536.
+        groups: (components, exponent) of each run of components that is summed exactly.
+    """
+
+    left: Codes
+    right: Codes
+    scales: npt.NDArray[np.int64]
+    groups: tuple[tuple[int, int], ...]
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return ``shape`` as rows × columns: the first dimension by the product of the others."""
+    return shape[0], count_elements(shape[1:])
+
+
+def choose_groups(left: Codes, right: Codes, scales: npt.NDArray[np.float64]) -> Components | None:
+    """Round real component scales to integers and form groups whose sums are proven exact.
+
+    Args:
+        left: (rank, rows) codes.
+        right: (rank, columns) codes.
+        scales: (rank,) positive reals.
+
+    Returns:
+        The components in their order, or None when the scales lie outside what fp32 can hold.
+    """
+    peaks = np.abs(left).max(axis=1).astype(np.float64) * np.abs(right).max(axis=1)
+    integers = np.zeros(len(scales), dtype=np.int64)
+    groups: list[tuple[int, int]] = []
+    start = 0
+    while start < len(scales):
+        stop, exponent = start, 0
+        while stop < len(scales):
+            candidate = _fit_exponent(peaks[start : stop + 1], scales[start : stop + 1])
+            if candidate is None:
+                break
+            stop, exponent = stop + 1, candidate
+        if stop == start:
+            return None
+        integers[start:stop] = np.rint(scales[start:stop] * 2.0**-exponent)
+        groups.append((stop - start, exponent))
+        start = stop
+    return Components(left, right, integers, tuple(groups))
+
+
+def _fit_exponent(peaks: npt.NDArray[np.float64], scales: npt.NDArray[np.float64]) -> int | None:
+    """Return the smallest exponent whose rounded scales keep the sum exact, if all scales then are at least MIN_SCALE."""
+    lowest = max(int(np.floor(np.log2(scales.max()))) - 15, MIN_EXPONENT)
+    for exponent in range(lowest, MAX_EXPONENT + 1):
+        integers = np.rint(scales * 2.0**-exponent)
+        if integers.min() < MIN_SCALE:
+            return None
+        if integers.max() < 2**16 and float(integers @ peaks) < EXACT_LIMIT:
+            return exponent
+    return None
+
+
+def encode(components: Components) -> EncodedPart:
+    """Return the part that stores ``components``."""
+    rank = len(components.scales)
+    sides = (components.left, components.right)
+    packings = np.array([[choose_packing(codes[k]) for codes in sides] for k in range(rank)], dtype=np.uint8)
+    frames, overflows = [], []
+    for packing in range(len(PACKINGS)):
+        pool = [codes[packings[:, side] == packing].reshape(-1) for side, codes in enumerate(sides)]
+        packed, overflow = pack_symbols(np.concatenate(pool), packing)
+        frames.append(compress(packed) if packed.size else packed)
+        overflows.append(overflow)
+    overflow = np.concatenate(overflows)
+    frames.append(compress(overflow) if overflow.size else overflow)
+    head = np.empty((rank, 4), dtype=np.uint8)
+    head[:, :2] = components.scales.astype("<u2").view(np.uint8).reshape(rank, 2)
+    head[:, 2:] = packings
+    config = {"rank": rank, "groups": [list(group) for group in components.groups], "frames": [f.size for f in frames]}
+    return EncodedPart(ID, config, {"codes": np.concatenate([head.reshape(-1), *frames])})
+
+
+def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None) -> torch.Tensor:
+    """Return the fp32 matrix that the components sum to, reshaped to ``shape``, added to ``delta`` if there is one.
+
+    Raises:
+        IntegrityError: config, codes and shape contradict each other, or the sums would not be exact.
+    """
+    if len(shape) < 2:
+        raise damaged("has low-rank components but is no matrix")
+    values = reconstruct(read_components(part, *matrix_shape(shape))).reshape(shape)
+    return values if delta is None else delta.add_(values)
+
+
+def read_components(part: EncodedPart, rows: int, columns: int) -> Components:
+    """Unpack the components of a part for a matrix of ``rows`` × ``columns``.
+
+    Raises:
+        IntegrityError: as :func:`decode`.
+    """
+    check_keys(part, {"rank", "groups", "frames"}, {"codes"})
+    rank = read_integer(part.config["rank"], "rank", 1, min(rows, columns, MAX_RANK))
+    groups = _read_groups(part.config["groups"], rank)
+    data = part.arrays["codes"]
+    frames = _split_frames(data[4 * rank :], part.config["frames"])
+    head = data[: 4 * rank].reshape(rank, 4)
+    scales = np.ascontiguousarray(head[:, :2]).view("<u2").reshape(rank).astype(np.int64)
+    packings = head[:, 2:]
+    if int(scales.min()) < 1 or int(packings.max()) >= len(PACKINGS):
+        raise damaged("has components without a scale or with an unknown packing")
+    left, right = np.empty((rank, rows), np.int16), np.empty((rank, columns), np.int16)
+    _fill_codes(left, right, packings, frames)
+    components = Components(left, right, scales, groups)
+    _check_exactness(components)
+    return components
+
+
+def _read_groups(value: object, rank: int) -> tuple[tuple[int, int], ...]:
+    """Return the groups of a config, checked to cover ``rank`` components."""
+    if not isinstance(value, list) or not all(isinstance(group, list) and len(group) == 2 for group in value):
+        raise damaged("has no usable groups of components")
+    groups = tuple(
+        (read_integer(count, "group size", 1, rank), read_integer(exponent, "exponent", MIN_EXPONENT, MAX_EXPONENT))
+        for count, exponent in value
+    )
+    if sum(count for count, _ in groups) != rank:
+        raise damaged("has groups that do not cover its components")
+    return groups
+
+
+def _split_frames(data: Bytes, sizes: object) -> list[Bytes]:
+    """Cut the frames out of ``data`` by the sizes of the config."""
+    if not isinstance(sizes, list) or len(sizes) != len(PACKINGS) + 1:
+        raise damaged("does not list its frames")
+    sizes = [read_integer(size, "frame size", 0, data.size) for size in sizes]
+    if sum(sizes) != data.size:
+        raise damaged("has frames that do not add up to its bytes")
+    return np.split(data, np.cumsum(sizes)[:-1])
+
+
+def _fill_codes(left: Codes, right: Codes, packings: Bytes, frames: list[Bytes]) -> None:
+    """Decompress and unpack every packing's codes into ``left`` and ``right``."""
+    pools = []
+    for packing in range(len(PACKINGS)):
+        count = sum(
+            codes.shape[1] * int(np.count_nonzero(packings[:, side] == packing))
+            for side, codes in enumerate((left, right))
+        )
+        packed = _decompress_frame(frames[packing], count_packed(count, packing))
+        pools.append(unpack_symbols(packed, count, packing))
+    needed = [count_overflow(pool, packing) for packing, pool in enumerate(pools)]
+    overflow = _decompress_frame(frames[-1], sum(needed))
+    for packing, (pool, extra) in enumerate(zip(pools, np.split(overflow, np.cumsum(needed)[:-1]), strict=True)):
+        add_overflow(pool, extra, packing)
+        of_left = packings[:, 0] == packing
+        split = int(np.count_nonzero(of_left)) * left.shape[1]
+        left[of_left] = pool[:split].reshape(-1, left.shape[1])
+        right[packings[:, 1] == packing] = pool[split:].reshape(-1, right.shape[1])
+
+
+def _decompress_frame(frame: Bytes, size: int) -> Bytes:
+    """Decompress a frame; one that holds nothing is left out of the file."""
+    if size == 0 and frame.size == 0:
+        return frame
+    return decompress(frame, size)
+
+
+def _check_exactness(components: Components) -> None:
+    """Refuse components whose sums could exceed what fp32 holds exactly: their bits would depend on the machine."""
+    peaks = np.abs(components.left).max(axis=1).astype(np.int64) * np.abs(components.right).max(axis=1)
+    start = 0
+    for count, _ in components.groups:
+        stop = start + count
+        if int(components.scales[start:stop] @ peaks[start:stop]) >= EXACT_LIMIT:
+            raise damaged("has components whose sum is not exact")
+        start = stop
+
+
+def reconstruct(components: Components, rows: slice = slice(None)) -> torch.Tensor:
+    """Multiply components out: fp32 of (rows, columns), the same bits for every choice of ``rows`` and machine."""
+    left = torch.from_numpy(components.left[:, rows] * components.scales[:, None]).to(torch.float32)
+    right = torch.from_numpy(components.right).to(torch.float32)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return _sum_groups(left, right, components.groups)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _sum_groups(left: torch.Tensor, right: torch.Tensor, groups: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    """Return ``Σ 2**exponent · leftᵀ right`` over the groups, added in their order."""
+    result: torch.Tensor | None = None
+    start = 0
+    for count, exponent in groups:
+        product = torch.mm(left[start : start + count].T, right[start : start + count]).mul_(2.0**exponent)
+        result = product if result is None else result.add_(product)
+        start += count
+    assert result is not None  # a part has at least one group
+    return result
