@@ -16,12 +16,12 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skillhub_registry.calls import Call, Endpoint, admit, decode_parameters, read_body
-from skillhub_registry.errors import HubError, error_response
+from skillhub_registry.errors import HubError
 from skillhub_registry.registry import Registry
 from skillhub_registry.routes.table import ENDPOINTS
 from skillhub_registry.statistics import FLUSH_SECONDS
@@ -89,15 +89,22 @@ async def _flush_downloads(registry: Registry) -> None:
         await run_in_threadpool(registry.downloads.flush, registry.database)
 
 
+def _make_error_response(error: HubError) -> JSONResponse:
+    """Return the answer for an error."""
+    printable = "".join(c if " " <= c <= "~" else "?" for c in error.header_message)
+    headers = {**error.headers, "X-Error-Code": error.code, "X-Error-Message": printable[:1000]}
+    return JSONResponse({**error.body, "error": error.message}, status_code=error.status, headers=headers)
+
+
 async def _answer_hub_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HubError)
-    return error_response(error)
+    return _make_error_response(error)
 
 
 async def _answer_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "".join(word.capitalize() for word in error.detail.split())
-    return error_response(HubError(error.status_code, code, error.detail, headers=error.headers))
+    return _make_error_response(HubError(error.status_code, code, error.detail, headers=error.headers))
 
 
 async def _answer_disconnect(_: Request, error: Exception) -> Response:
@@ -109,18 +116,20 @@ async def _answer_os_error(_: Request, error: Exception) -> Response:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
     logger.error("the disk is full: %s", error)
-    return error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
+    return _make_error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
 
 
 async def _answer_database_error(_: Request, error: Exception) -> Response:
     if "locked" in str(error) or "busy" in str(error):
-        return error_response(HubError(503, "Busy", "The registry is busy; try again", headers={"Retry-After": "1"}))
+        return _make_error_response(
+            HubError(503, "Busy", "The registry is busy; try again", headers={"Retry-After": "1"})
+        )
     if "full" in str(error):
         logger.error("the disk is full: %s", error)
-        return error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
+        return _make_error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
     raise error
 
 
 async def _answer_crash(_: Request, error: Exception) -> Response:
     # The server logs it, with the traceback.
-    return error_response(HubError(500, "InternalError", "The registry failed to answer; its log says why"))
+    return _make_error_response(HubError(500, "InternalError", "The registry failed to answer; its log says why"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import platformdirs
 
-from skillhub.errors import SkillhubError, UsageError
+from skillhub.errors import MissingExtraError, SkillhubError, UsageError
 from skillhub_registry import accounts
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
@@ -69,8 +69,12 @@ def commands() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON line on stdout.")
 def serve(host: str, port: int, part_size: int, data: Path, as_json: bool) -> None:
     """Serve the registry until interrupted."""
-    from skillhub_registry.server import run_server
-
+    try:
+        from skillhub_registry.server import run_server
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"Serving needs {error.name}, which is not installed.", hint='Run: pip install "skillhub-packs[registry]"'
+        ) from error
     run_server(data, host, port, part_size=part_size * 1024 * 1024, as_json=as_json)
 
 

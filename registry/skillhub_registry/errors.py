@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse
-
 INVALID_CREDENTIALS = "Invalid credentials in Authorization header"
 """The one message with which the client does not take a 401 for a missing repository."""
 
@@ -43,13 +41,6 @@ class HubError(Exception):
         self.header_message = header_message or message
         self.headers = dict(headers or {})
         self.body = dict(body or {})
-
-
-def error_response(error: HubError) -> JSONResponse:
-    """Return the answer for an error."""
-    printable = "".join(c if " " <= c <= "~" else "?" for c in error.header_message)
-    headers = {**error.headers, "X-Error-Code": error.code, "X-Error-Message": printable[:1000]}
-    return JSONResponse({**error.body, "error": error.message}, status_code=error.status, headers=headers)
 
 
 def repository_not_found() -> HubError:

@@ -129,3 +129,13 @@ def test_help_is_quick_and_short() -> None:
     assert done.returncode == 0
     for command in ("serve", "user", "token", "org"):
         assert f"\n  {command}" in done.stdout
+
+
+def test_missing_extra_is_a_sentence(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['starlette'] = None; from skillhub_registry.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--data", str(tmp_path / "data")]
+    done = subprocess.run(command, env=registry_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Serving needs starlette" in done.stderr
+    assert 'pip install "skillhub-packs[registry]"' in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from skillhub_registry.calls import Call, parse_json
 from skillhub_registry.errors import bad_request
+from skillhub_registry.names import check_ref_name
 from skillhub_registry.revisions import (
     BRANCH,
     DEFAULT_BRANCH,
@@ -38,12 +39,12 @@ def list_all(call: Call) -> Response:
 def create_tag(call: Call) -> Response:
     """Answer ``POST R/tag/{rev}``: 409 where the tag exists."""
     body = call.json()
-    message = body.get("message")
+    tag, message = check_ref_name(body.get("tag")), body.get("message")
     if message is not None and (not isinstance(message, str) or len(message) > 100_000):
         raise bad_request("message must be text")
     with call.registry.database.write() as connection:
         commit = resolve_revision(connection, call.target.id, call.parameters["revision"])
-        create_ref(connection, call.target.id, TAG, str(body.get("tag") or ""), commit.id, message)
+        create_ref(connection, call.target.id, TAG, tag, commit.id, message)
     return Response("OK")
 
 

@@ -19,6 +19,7 @@ from skillhub_registry.errors import (
     not_supported,
     repository_not_found,
 )
+from skillhub_registry.names import check_repository_name
 from skillhub_registry.repositories import (
     Repository,
     create_repository,
@@ -40,12 +41,12 @@ def create(call: Call) -> Response:
     private = _read_visibility(body)
     with call.registry.database.write() as connection:
         owner = _writable_namespace(call, connection, body.get("organization"))
-        name = body.get("name")
-        existing = find_repository(connection, owner.name, name) if isinstance(name, str) else None
+        name = check_repository_name(body.get("name"))
+        existing = find_repository(connection, owner.name, name)
         if existing is not None and existing.full_name.lower() == f"{owner.name}/{name}".lower():
             url = f"{call.endpoint}/{existing.full_name}"
             raise conflict(f"You already created this model repo: {existing.full_name}", url=url)
-        repository = create_repository(connection, owner, str(name), bool(private))
+        repository = create_repository(connection, owner, name, bool(private))
         make_first_commit(connection, call.registry.blobs, repository.id, call.account.account.name)
     document = {"url": f"{call.endpoint}/{repository.full_name}", "name": repository.full_name}
     return JSONResponse({**document, "id": repository.public_id, "private": repository.private})
