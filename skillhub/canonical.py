@@ -109,13 +109,13 @@ def tied_aliases(names: Iterable[str], equal: Callable[[str, str], bool]) -> dic
         equal: says whether two tensors have the same shape and content; asked of listed pairs only.
     """
     aliases: dict[str, str] = {}
-    for alias, original in _alias_candidates(names):
+    for alias, original in alias_candidates(names):
         if alias not in aliases and original not in aliases and equal(alias, original):
             aliases[alias] = original
     return aliases
 
 
-def _alias_candidates(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def alias_candidates(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield (alias, original) for every pair that is tied in some models, in order of preference."""
     names = sorted(names)
     ranked = sorted((rank, name) for name in names if (rank := _embedding_rank(name)) is not None)

@@ -15,9 +15,34 @@ from skillhub.basemodel import architecture_of, main_dtype, read_config
 from skillhub.bases import locate_base
 from skillhub.canonical import canonical_names, tied_aliases
 from skillhub.checkpointfiles import checkpoint_files, read_tensors
-from skillhub.errors import NotFoundError
+from skillhub.errors import NotFoundError, UsageError
 from skillhub.fingerprint import same_content
 from skillhub.tensorfiles import TensorInfo
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+"""The torch dtype of each safetensors dtype tag that torch has one element for."""
+
+_TAGS = {dtype: tag for tag, dtype in DTYPES.items()}
 
 _WEIGHT_SUFFIXES = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite")
@@ -127,6 +152,17 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     located = locate_base(source)
     files = tuple(checkpoint_files(located))
     return Checkpoint(located if located.is_dir() else located.parent, files, read_tensors(files))
+
+
+def dtype_tag(dtype: torch.dtype) -> str:
+    """Return the safetensors dtype tag of a torch dtype.
+
+    Raises:
+        UsageError: safetensors has none.
+    """
+    if dtype not in _TAGS:
+        raise UsageError(f"safetensors cannot store {dtype}.", hint="Convert the model to another dtype.")
+    return _TAGS[dtype]
 
 
 def _is_companion(path: Path) -> bool:

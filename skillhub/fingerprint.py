@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -133,22 +133,24 @@ def fingerprint_checkpoint(
     by_file: dict[Path, list[TensorInfo]] = {path: [] for path in files}
     for info in read_tensors(files).values():
         by_file[info.file].append(info)
-    with ThreadPoolExecutor(threads or _processors()) as pool:
+    with ThreadPoolExecutor(threads or processors()) as pool:
         records = [r for path, infos in by_file.items() for r in _records_of_file(path, infos, pool, progress)]
-    return base_record(records)
+    return base_record(canonical_records(records))
+
+
+def canonical_records(records: Iterable[TensorRecord]) -> Iterator[TensorRecord]:
+    """Yield the records of a whole checkpoint under canonical names; listed buffers are left out."""
+    by_name = {record.name: record for record in records}
+    for name, canonical in canonical_names({name: record.shape for name, record in by_name.items()}).items():
+        yield replace(by_name[name], name=canonical)
 
 
 def base_record(records: Iterable[TensorRecord]) -> BaseRecord:
-    """Make a base's record from the records of all its tensors under the names of the checkpoint.
-
-    Names become canonical; listed buffers and tied aliases are left out.
-    """
+    """Make a base's record from the records of all its tensors under canonical names; tied aliases are left out."""
     by_name = {record.name: record for record in records}
-    names = canonical_names({name: record.shape for name, record in by_name.items()})
-    canonical = {bare: replace(by_name[name], name=bare) for name, bare in names.items()}
-    content = {name: (record.shape, record.kind, record.digest) for name, record in canonical.items()}
-    aliases = tied_aliases(canonical, lambda first, second: content[first] == content[second])
-    kept = tuple(canonical[name] for name in sorted(canonical.keys() - aliases.keys()))
+    content = {name: (record.shape, record.kind, record.digest) for name, record in by_name.items()}
+    aliases = tied_aliases(by_name, lambda first, second: content[first] == content[second])
+    kept = tuple(by_name[name] for name in sorted(by_name.keys() - aliases.keys()))
     return BaseRecord(fingerprint_of(kept), kept)
 
 
@@ -196,6 +198,14 @@ def record_array(
     return TensorRecord(name, shape, FLOAT_KIND, dtype, canonical, exact, sketch)
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1
+
+
 def same_content(first: TensorInfo, second: TensorInfo) -> bool:
     """Say whether two stored tensors have the same shape, kind and digest, reading only up to the first difference."""
     kinds = [FLOAT_KIND if info.dtype in FLOATS else info.dtype for info in (first, second)]
@@ -220,7 +230,7 @@ def packaging_digests(folder: Path) -> dict[str, str]:
         return remembered(path, _DIGEST_MEMO, _checked_digest, str, lambda: sha256_of_file(path))
 
     files = checkpoint_files(folder)
-    with ThreadPoolExecutor(_processors()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         return dict(zip((path.name for path in files), pool.map(digest, files), strict=True))
 
 
@@ -319,10 +329,3 @@ def _unpack(data: bytes) -> bytes:
     if len(unpacked) > SIZE_LIMIT:
         raise too_large
     return unpacked
-
-
-def _processors() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS or Windows
-        return os.cpu_count() or 1

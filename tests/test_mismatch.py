@@ -3,16 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skillhub.fingerprint import BaseRecord, base_record, record_array
+from skillhub.fingerprint import BaseRecord, base_record, canonical_records, record_array
 from skillhub.mismatch import explain_mismatch
 from tests.checkpoint_examples import TAGS, Tensors, counting, llama
 
 
 def record(tensors: Tensors) -> BaseRecord:
-    return base_record(
+    return base_record(canonical_records(
         record_array(name, tensor.contiguous().flatten().view(torch.uint8).numpy(), TAGS[tensor.dtype], shape=tuple(tensor.shape))
         for name, tensor in tensors.items()
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def explain(actual: Tensors, expected: Tensors | None = None) -> str:
