@@ -39,8 +39,10 @@ def explain_mismatch(expected: BaseRecord, actual: BaseRecord) -> str:
     found = {record.name: record for record in actual.tensors}
     for explain in (_renamed, _permuted, _another_architecture, _resized_vocabulary, _missing_or_added):
         if sentence := explain(wanted, found):
-            return sentence
-    return f"The same architecture, but {_differing(wanted, found)}."
+            break
+    else:
+        sentence = f"The same architecture, but {_differing(wanted, found)}"
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
 
 
 def _renamed(wanted: Records, found: Records) -> str:
@@ -108,7 +110,7 @@ def _resized_vocabulary(wanted: Records, found: Records) -> str:
         return ""
     before, after = wanted[reshaped[0]].shape[0], found[reshaped[0]].shape[0]
     step = steps.pop()
-    return f"The same architecture with its vocabulary resized by {step:+d} (from {before} to {after} rows){_also(wanted, found)}."
+    return f"The same architecture with its vocabulary resized by {step:+d} (from {before} to {after} rows){_also(wanted, found)}"
 
 
 def _missing_or_added(wanted: Records, found: Records) -> str:
@@ -121,7 +123,7 @@ def _missing_or_added(wanted: Records, found: Records) -> str:
     ]
     if not facts:
         return ""
-    return f"The same architecture with {' and '.join(facts)}{_also(wanted, found)}."
+    return f"The same architecture with {' and '.join(facts)}{_also(wanted, found)}"
 
 
 def _also(wanted: Records, found: Records) -> str:
