@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -143,61 +144,81 @@ def test_long_histories_come_in_pages(api: HfApi, registry: RegistryProcess) -> 
     assert titles == [*(f"number {number}" for number in reversed(range(52))), "initial commit"]
 
 
-def test_models_are_found(tmp_path: Path) -> None:
-    with running_registry(tmp_path) as registry:
+CARDS = {
+    "acme/math-pack": "tags: [skillpack, maths]\npipeline_tag: text-generation\nbase_model: acme/base",
+    "acme/code-pack": "tags: [skillpack, code]\nlibrary_name: skillhub",
+    "acme-two/math-notes": "license: mit",
+}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """A registry with three models and nothing else."""
+    with running_registry(tmp_path_factory.mktemp("shelf")) as registry:
         api = HfApi(endpoint=registry.endpoint, token=registry.token)
         registry.add_organization("acme", registry.user)
-        cards = {
-            "acme/math-pack": "tags: [skillpack, maths]\npipeline_tag: text-generation\nbase_model: acme/base",
-            "acme/code-pack": "tags: [skillpack, code]\nlibrary_name: skillhub",
-            f"{registry.user}/math-notes": "license: mit",
-        }
-        for name, card in cards.items():
+        registry.add_organization("acme-two", registry.user)
+        for name, card in CARDS.items():
             api.create_repo(name)
             readme = CommitOperationAdd("README.md", f"---\n{card}\n---\n".encode())
             api.create_commit(name, [readme, CommitOperationAdd("config.json", b"{}")], commit_message="card")
-        newest_first = list(reversed(cards))
+        yield registry
 
-        def names(**options: object) -> list[str]:
-            return [model.id for model in api.list_models(**options)]  # type: ignore[arg-type]
 
-        assert names() == newest_first
-        assert names(limit=2) == newest_first[:2]
-        assert names(author="ACME") == ["acme/code-pack", "acme/math-pack"]
-        assert names(search="MATH") == [f"{registry.user}/math-notes", "acme/math-pack"]
-        assert names(search="pack acme math") == ["acme/math-pack"]
-        assert names(search="100%") == []
-        assert names(filter="skillpack") == ["acme/code-pack", "acme/math-pack"]
-        assert names(filter=["skillpack", "maths"]) == ["acme/math-pack"]
-        assert names(filter="base_model:acme/base") == ["acme/math-pack"]
-        assert names(filter="skillhub") == ["acme/code-pack"]
-        assert names(pipeline_tag="text-generation") == ["acme/math-pack"]
-        assert names(sort="created_at") == newest_first
-        api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id="acme/math-pack")
-        assert names(sort="last_modified")[0] == "acme/math-pack"
+def test_models_are_found(shelf: RegistryProcess) -> None:
+    api = HfApi(endpoint=shelf.endpoint, token=False)
 
-        page = f"{registry.endpoint}/api/models?limit=1&sort=createdAt&filter=skillpack"
-        first = requests.get(page)
-        second = requests.get(first.links["next"]["url"])
-        assert [model["id"] for model in first.json() + second.json()] == ["acme/code-pack", "acme/math-pack"]
-        assert "next" not in second.links
-        for bad in ("cursor=x", "cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTo=", "limit=many", "sort=beauty"):
-            assert requests.get(f"{registry.endpoint}/api/models?{bad}").status_code == 400
+    def names(**options: object) -> list[str]:
+        return [model.id for model in api.list_models(**options)]  # type: ignore[arg-type]
 
-        (full,) = api.list_models(search="code", full=True, cardData=True)
-        assert full.siblings is not None
-        assert [sibling.rfilename for sibling in full.siblings] == [".gitattributes", "README.md", "config.json"]
-        assert full.card_data is not None
-        assert full.card_data.library_name == "skillhub"
-        info = api.model_info("acme/math-pack", expand=["downloads", "tags"])
-        assert (info.sha, info.siblings, info.downloads) == (None, None, 0)
+    newest_first = list(reversed(CARDS))
+    assert names() == newest_first
+    assert names(limit=2) == newest_first[:2]
+    assert names(sort="created_at") == newest_first
+    assert names(author="ACME") == ["acme/code-pack", "acme/math-pack"]
+    assert names(search="MATH") == ["acme-two/math-notes", "acme/math-pack"]
+    assert names(search="pack acme math") == ["acme/math-pack"]
+    assert names(search="100%") == []
+    assert names(filter="skillpack") == ["acme/code-pack", "acme/math-pack"]
+    assert names(filter=["skillpack", "maths"]) == ["acme/math-pack"]
+    assert names(filter="base_model:acme/base") == ["acme/math-pack"]
+    assert names(filter="skillhub") == ["acme/code-pack"]
+    assert names(pipeline_tag="text-generation") == ["acme/math-pack"]
 
-        hf_hub_download("acme/math-pack", "config.json", endpoint=registry.endpoint, local_dir=tmp_path / "fetched")
-        hf_hub_download("acme/math-pack", "README.md", endpoint=registry.endpoint, local_dir=tmp_path / "fetched")
-        token = registry.token
-        assert "3 public repositories" in requests.get(registry.endpoint).text
-    # Counts are written at the latest when the process ends, and everything is there at the next start.
-    with running_registry(tmp_path, token=token) as registry:
+
+def test_models_come_in_pages(shelf: RegistryProcess) -> None:
+    first = requests.get(f"{shelf.endpoint}/api/models?limit=1&sort=createdAt&filter=skillpack")
+    second = requests.get(first.links["next"]["url"])
+    assert [model["id"] for model in first.json() + second.json()] == ["acme/code-pack", "acme/math-pack"]
+    assert "next" not in second.links
+    for bad in ("cursor=x", "cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTo=", "limit=many", "sort=beauty"):
+        assert requests.get(f"{shelf.endpoint}/api/models?{bad}").status_code == 400
+
+
+def test_models_are_described(shelf: RegistryProcess) -> None:
+    api = HfApi(endpoint=shelf.endpoint, token=False)
+    (full,) = api.list_models(search="code", full=True, cardData=True)
+    assert full.siblings is not None
+    assert [sibling.rfilename for sibling in full.siblings] == [".gitattributes", "README.md", "config.json"]
+    assert full.card_data is not None
+    assert full.card_data.library_name == "skillhub"
+    info = api.model_info("acme/code-pack", expand=["downloads", "tags"])
+    assert (info.sha, info.siblings, info.downloads) == (None, None, 0)
+    assert "3 public repositories" in requests.get(shelf.endpoint).text
+
+
+def test_downloads_are_counted(tmp_path: Path) -> None:
+    """Counts are written at the latest when the process ends; the newest commit sorts first."""
+    with running_registry(tmp_path / "data") as registry:
         api = HfApi(endpoint=registry.endpoint, token=registry.token)
-        assert next(model.id for model in api.list_models(sort="downloads")) == "acme/math-pack"
-        assert api.model_info("acme/math-pack").downloads == 1
+        for name in ("used", "unused"):
+            api.create_repo(f"{registry.user}/{name}")
+            api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=f"{registry.user}/{name}")
+        assert [model.id for model in api.list_models()] == [f"{registry.user}/unused", f"{registry.user}/used"]
+        for path in ("config.json", ".gitattributes"):
+            hf_hub_download(f"{registry.user}/used", path, endpoint=registry.endpoint, local_dir=tmp_path / "fetched")
+        api.upload_file(path_or_fileobj=b"1", path_in_repo="n.txt", repo_id=f"{registry.user}/used")
+        assert [model.id for model in api.list_models()] == [f"{registry.user}/used", f"{registry.user}/unused"]
+    with running_registry(tmp_path / "data", token=registry.token) as again:
+        models = list(HfApi(endpoint=again.endpoint, token=again.token).list_models(sort="downloads"))
+        assert [(model.id.split("/")[1], model.downloads) for model in models] == [("used", 1), ("unused", 0)]
