@@ -1,0 +1,123 @@
+"""The command line. Each command's module is imported only when that command runs, so ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from skillhub import __version__
+from skillhub.cli import console
+from skillhub.errors import INTERRUPT_EXIT_CODE, TERMINATED_EXIT_CODE, SkillhubError, missing_extra
+
+COMMANDS = {
+    "pack": ("packing", "Build a pack from a fine-tuned checkpoint and its base."),
+    "evaluate": ("packing", "Measure base, fine-tune and pack, and note it in the pack's manifest."),
+    "publish": ("publishing", "Publish a pack as a release on a registry."),
+    "install": ("installing", "Install packs into an environment."),
+    "uninstall": ("installing", "Remove installed packs."),
+    "list": ("inspecting", "List the installed packs."),
+    "show": ("inspecting", "Show what a pack says about itself."),
+    "verify": ("inspecting", "Check installed packs byte for byte."),
+    "run": ("composing", "Try a model with packs grafted onto it."),
+    "fuse": ("composing", "Write a checkpoint with packs fused into it."),
+    "base": ("bases", "Fingerprint base models."),
+}
+"""Command → (module in this package, help line). The function in the module is named ``<command>_command``."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help lines without importing them."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import the module of a command and return the command."""
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"skillhub.cli.{COMMANDS[name][0]}")
+        command = getattr(module, f"{name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; for an unknown one, name those that look alike."""
+        import difflib
+
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=2)
+            hint = f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+            raise click.UsageError(f"There is no command {name!r}.{hint}", context)
+        return super().resolve_command(context, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="skillhub", message="%(prog)s %(version)s")
+def commands() -> None:
+    r"""The package manager for SkillPacks: compressed fine-tunes that graft onto their base model.
+
+    \b
+    Example:
+      skillhub install acme/math-pack --base ./SmolLM2-135M-Instruct
+      skillhub run --base ./SmolLM2-135M-Instruct --pack acme/math-pack "What is 12 + 30?"
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code that DESIGN gives to the outcome."""
+    signal.signal(signal.SIGTERM, _terminate)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        code = commands.main(arguments, prog_name="skillhub", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        console.report_usage(error, as_json=as_json)
+        return 2
+    except SkillhubError as error:
+        console.report(error, as_json=as_json, with_cause="--verbose" in arguments)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        return _report_missing(error, as_json=as_json, with_cause="--verbose" in arguments)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        return INTERRUPT_EXIT_CODE
+    except BrokenPipeError:  # the reader of our output went away: nothing is wrong, and nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        console.report_internal(error, as_json=as_json, with_cause="--verbose" in arguments)
+        return SkillhubError.exit_code
+
+
+def _report_missing(error: ModuleNotFoundError, *, as_json: bool, with_cause: bool) -> int:
+    wanted = missing_extra(error)
+    if isinstance(wanted, SkillhubError):
+        console.report(wanted, as_json=as_json, with_cause=with_cause)
+        return wanted.exit_code
+    console.report_internal(error, as_json=as_json, with_cause=with_cause)
+    return SkillhubError.exit_code
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED_EXIT_CODE)  # unwinds through every `finally`, so nothing half-written stays

@@ -1,0 +1,147 @@
+"""``skillhub run`` and ``skillhub fuse``: using packs with a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from skillhub.cli import console, options
+from skillhub.errors import UsageError
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """Read ``PACK[@WEIGHT]``.
+
+    Raises:
+        UsageError: the weight is not a number.
+    """
+    name, at, weight = text.rpartition("@")
+    if not at:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError as error:
+        raise UsageError(f"{weight!r} in {text!r} is not a weight.", hint="Write a number, such as @0.5.") from error
+
+
+@click.command("run")
+@click.argument("prompt", required=False)
+@click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
+@click.option("--pack", "packs", multiple=True, metavar="PACK[@WEIGHT]", help="A pack to graft; may be repeated.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads for torch; OMP_NUM_THREADS when not given.")
+@options.environment_option
+@console.output_options
+def run_command(
+    prompt: str | None,
+    base: str,
+    packs: tuple[str, ...],
+    max_new_tokens: int,
+    threads: int | None,
+    environment: Path | None,
+    as_json: bool,
+) -> None:
+    r"""Answer PROMPT with the base model and packs grafted onto it; without PROMPT, talk to it.
+
+    Each --pack is an installed name or a folder, with a weight after '@' where it is not 1: acme/math-pack@0.5.
+
+    \b
+    Example:
+      skillhub run --base ./SmolLM2-135M-Instruct --pack acme/math-pack "What is 12 + 30?"
+    """
+    if prompt is None and as_json:
+        raise UsageError("--json needs a prompt.", hint="Give the prompt as the last argument.")
+    answer = _load(base, packs, environment, max_new_tokens, threads)
+    if prompt is not None:
+        text = answer(prompt)
+        if as_json:
+            console.emit_json({"prompt": prompt, "answer": text, "packs": list(packs)})
+        else:
+            click.echo(text)
+        return
+    console.say("Type a prompt; an empty line ends.")
+    while line := _ask():
+        click.echo(answer(line))
+
+
+def _ask() -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt("", default="", show_default=False, prompt_suffix="> ", err=True))
+    return sys.stdin.readline().strip()
+
+
+def _load(
+    base: str, packs: tuple[str, ...], environment: Path | None, max_new_tokens: int, threads: int | None
+) -> Callable[[str], str]:
+    """Load and graft; return a function from prompt to answer."""
+    from skillhub.compose.generation import load_model, respond
+    from skillhub.compose.grafts import graft
+
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    model, tokenizer = load_model(base, threads=threads)
+    if packs:
+        chosen: Any = _environment_for(packs, environment)
+        names, weights = zip(*map(split_weight, packs), strict=True)
+        with console.progress("tensors") as progress:
+            graft(model, list(names), weights=list(weights), environment=chosen, progress=progress)
+    return lambda prompt: respond(model, tokenizer, prompt, max_new_tokens=max_new_tokens)
+
+
+def _environment_for(packs: tuple[str, ...], environment: Path | None) -> Any:
+    """Return the environment that names are looked up in; None when every pack is a folder."""
+    if all(Path(split_weight(pack)[0]).is_dir() for pack in packs) and environment is None:
+        return None
+    return options.existing_environment(environment)
+
+
+@click.command("fuse")
+@click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
+@click.option("--pack", "packs", multiple=True, required=True, metavar="PACK[@WEIGHT]", help="A pack; may be repeated.")
+@click.option("--output", "-o", "out", type=click.Path(path_type=Path), required=True, help="Folder of the checkpoint.")
+@click.option("--method", type=click.Choice(["linear", "ties"]), default="linear", show_default=True)
+@click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="Share of each delta that TIES keeps.")
+@options.environment_option
+@console.output_options
+def fuse_command(
+    base: str,
+    packs: tuple[str, ...],
+    out: Path,
+    method: str,
+    density: float | None,
+    environment: Path | None,
+    as_json: bool,
+) -> None:
+    r"""Write a checkpoint of the base model with packs fused into its weights.
+
+    Each --pack is an installed name or a folder, with a weight after '@' where it is not 1: acme/math-pack@0.5. The
+    checkpoint is written tensor by tensor, so the model may be larger than memory.
+
+    \b
+    Example:
+      skillhub fuse --base ./SmolLM2-135M-Instruct --pack acme/math-pack --pack acme/code-pack@0.7 -o ./fused
+    """
+    from skillhub.compose.fusion import fuse
+
+    names, weights = zip(*map(split_weight, packs), strict=True)
+    densities = None if density is None else [density] * len(names)
+    with console.progress("tensors") as progress:
+        fuse(
+            base,
+            list(names),
+            out,
+            method=method,
+            weights=list(weights),
+            densities=densities,
+            environment=_environment_for(packs, environment),
+            progress=progress,
+        )
+    if as_json:
+        console.emit_json({"checkpoint": str(out), "packs": list(names), "weights": list(weights), "method": method})
+        return
+    click.echo(f"Wrote {out}: {base} with {', '.join(packs)}.")

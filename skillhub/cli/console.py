@@ -1,0 +1,167 @@
+"""What the command line prints: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from skillhub.errors import SkillhubError, UsageError
+from skillhub.progress import Progress
+
+OUTPUT_SCHEMA = 0
+"""Schema number of every ``--json`` result."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def output_options(command: Command) -> Command:
+    """Add ``--json``, ``--quiet``, ``--verbose`` and ``--no-color`` to a command."""
+    for option in (
+        click.option("--no-color", is_flag=True, expose_value=False, callback=_no_color, help="Print without colours."),
+        click.option("--verbose", is_flag=True, expose_value=False, help="Show the technical cause of an error."),
+        click.option("--quiet", "-q", is_flag=True, expose_value=False, callback=_quiet, help="Show no progress."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+def _quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta["skillhub.quiet"] = value
+
+
+def _no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["NO_COLOR"] = "1"
+        context.color = False
+
+
+def is_quiet() -> bool:
+    """Say whether progress should not be shown: asked for, or stderr is no terminal."""
+    context = click.get_current_context(silent=True)
+    asked = bool(context and context.meta.get("skillhub.quiet"))
+    return asked or not sys.stderr.isatty()
+
+
+def emit_json(result: dict[str, Any]) -> None:
+    """Print one JSON object with the schema number."""
+    click.echo(json.dumps({"schema": OUTPUT_SCHEMA, **result}, ensure_ascii=False, indent=2))
+
+
+def say(text: str) -> None:
+    """Print a line for people on stderr; not with ``--quiet``."""
+    context = click.get_current_context(silent=True)
+    if not (context and context.meta.get("skillhub.quiet")):
+        click.echo(text, err=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Print a table on stdout, as wide as the terminal allows (80 columns elsewhere).
+
+    Args:
+        header: titles of the columns.
+        rows: cells.
+        right: numbers of the columns that are aligned to the right.
+    """
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, title in enumerate(header):
+        grid.add_column(title, justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(_plain(cell) for cell in row))
+    width = None if sys.stdout.isatty() else max(80, 12 * len(header))
+    Console(width=width, highlight=False).print(grid)
+
+
+def _plain(cell: str) -> str:
+    from rich.markup import escape
+
+    return escape(cell)
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes for people: ``3.4 MB`` (powers of ten)."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+@contextmanager
+def progress(unit: str = "bytes") -> Iterator[Progress | None]:
+    """Show a progress bar on stderr while the block runs; yields None when nothing should be shown.
+
+    Args:
+        unit: ``bytes`` shows sizes and rates, anything else counts.
+    """
+    if is_quiet():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    counts = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn()]
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total or None)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield advance
+
+
+def report(error: SkillhubError, *, as_json: bool, with_cause: bool) -> None:
+    """Print an error: as JSON on stdout, or as cause and remedy on stderr."""
+    if as_json:
+        click.echo(json.dumps(error.to_json(), ensure_ascii=False, default=str))
+        return
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {error.hint}", err=True)
+    if with_cause and error.__cause__ is not None:
+        click.echo(f"cause: {type(error.__cause__).__name__}: {error.__cause__}", err=True)
+
+
+def report_usage(error: click.ClickException, *, as_json: bool) -> None:
+    """Print click's own complaint about the arguments in our form."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "skillhub"
+    usage = UsageError(_sentence(error.format_message()), hint=f"Try '{command} --help'.")
+    report(usage, as_json=as_json, with_cause=False)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def report_internal(error: Exception, *, as_json: bool, with_cause: bool) -> None:
+    """Print an error that nobody foresaw: a bug of ours, said as such."""
+    wrapped = SkillhubError(
+        f"skillhub failed unexpectedly: {type(error).__name__}: {error}",
+        hint="This is a bug. Run the command again with --verbose and report what it prints.",
+    )
+    report(wrapped, as_json=as_json, with_cause=False)
+    if with_cause:
+        import traceback
+
+        traceback.print_exception(error)

@@ -1,0 +1,133 @@
+"""``skillhub list``, ``show`` and ``verify``: looking at what is installed. None of them uses the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from skillhub.cli import console, options
+from skillhub.cli.installing import describe
+from skillhub.environments import find_installed, installed_packs
+from skillhub.errors import FINDINGS_EXIT_CODE
+from skillhub.manifest import MANIFEST_FILE, Variant
+from skillhub.packs import Pack, describe_base, open_pack, short_fingerprint
+
+
+@click.command("list")
+@options.environment_option
+@console.output_options
+def list_command(environment: Path | None, as_json: bool) -> None:
+    r"""List the packs that are installed in an environment.
+
+    \b
+    Example:
+      skillhub list
+    """
+    chosen = options.existing_environment(environment)
+    packs = installed_packs(chosen)
+    if as_json:
+        console.emit_json({"environment": str(chosen.folder), "packs": [describe(one) for one in packs]})
+        return
+    if not packs:
+        click.echo("No packs are installed here.")
+        return
+    rows = []
+    for one in packs:
+        size = console.size_text(sum(entry.size for entry in one.receipt.files))
+        rows.append([str(one.name), one.version, short_fingerprint(one.fingerprint), size])
+    console.table(["Pack", "Version", "Base", "Size"], rows, right=(3,))
+
+
+@click.command("show")
+@click.argument("name", metavar="PACK")
+@options.environment_option
+@console.output_options
+def show_command(name: str, environment: Path | None, as_json: bool) -> None:
+    r"""Show what a pack says about itself: PACK is an installed name or a folder.
+
+    \b
+    Example:
+      skillhub show acme/math-pack
+      skillhub show ./math-pack
+    """
+    if (Path(name) / MANIFEST_FILE).is_file() or name.startswith((".", "/", "~")):
+        pack = open_pack(Path(name).expanduser())
+    else:
+        pack = find_installed(options.existing_environment(environment), name).pack
+    if as_json:
+        from msgspec import to_builtins
+
+        manifest = to_builtins(pack.manifest)
+        console.emit_json({"folder": str(pack.folder), "digest": pack.digest, "manifest": manifest})
+        return
+    _print_pack(pack)
+
+
+def _print_pack(pack: Pack) -> None:
+    manifest = pack.manifest
+    click.echo(click.style(str(pack), bold=True) + (f": {manifest.summary}" if manifest.summary else ""))
+    facts = {
+        "Licence": manifest.license or "not stated",
+        "Tags": ", ".join(manifest.skills.tags),
+        "Requires": ", ".join(manifest.requires),
+        "Conflicts": ", ".join(manifest.conflicts),
+        "Digest": pack.digest,
+        "Folder": str(pack.folder),
+    }
+    for title, text in facts.items():
+        if text:
+            click.echo(f"  {title + ':':<11}{text}")
+    for variant in manifest.variants:
+        _print_variant(variant)
+
+
+def _print_variant(variant: Variant) -> None:
+    base, codec = variant.base, variant.codec
+    click.echo(f"\nFor {describe_base(variant)}, {base.architecture or 'unknown architecture'}, {base.dtype}:")
+    click.echo(
+        f"  {console.size_text(variant.size)}, {codec.bits_per_weight:.3f} bits per weight, preset {codec.preset}, "
+        f"{len(codec.tensors)} tensors"
+    )
+    if variant.evaluation:
+        rows = [
+            [
+                one.task,
+                one.metric,
+                f"{one.base:.4f}",
+                "–" if one.tuned is None else f"{one.tuned:.4f}",
+                f"{one.pack:.4f}",
+            ]
+            for one in variant.evaluation
+        ]
+        console.table(["Task", "Metric", "Base", "Tuned", "Pack"], rows, right=(2, 3, 4))
+
+
+@click.command("verify")
+@options.environment_option
+@console.output_options
+@click.pass_context
+def verify_command(context: click.Context, environment: Path | None, as_json: bool) -> None:
+    r"""Check every installed file against its pack's manifest; exit code 1 when something is wrong.
+
+    \b
+    Example:
+      skillhub verify
+    """
+    from skillhub.installer import verify
+
+    chosen = options.existing_environment(environment)
+    with console.progress() as progress:
+        findings = verify(chosen, progress=progress)
+    packs = installed_packs(chosen) if not findings else []
+    if as_json:
+        console.emit_json(
+            {"environment": str(chosen.folder), "ok": not findings, "findings": [one.to_json() for one in findings]}
+        )
+    elif findings:
+        for finding in findings:
+            console.report(finding, as_json=False, with_cause=False)
+    else:
+        click.echo(f"{len(packs)} packs verified: every byte is what its manifest says.")
+    if findings:
+        context.exit(FINDINGS_EXIT_CODE)

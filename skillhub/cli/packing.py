@@ -1,0 +1,199 @@
+"""``skillhub pack`` and ``skillhub evaluate``: building a pack and measuring it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skillhub.authorfile import AUTHOR_FILE, AuthorFile, read_author_file
+from skillhub.cli import console
+from skillhub.errors import UsageError
+from skillhub.packs import Pack, open_pack
+
+if TYPE_CHECKING:
+    from skillhub.manifest import TensorEntry, Variant
+
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Read a size such as ``8MB`` or ``500 kB`` as bytes."""
+    if text is None:
+        return None
+    digits = text.rstrip("BKMGIbkmgi ")
+    try:
+        size = int(float(digits) * _SIZE_UNITS[text[len(digits) :].strip().upper()])
+    except (ValueError, KeyError, OverflowError) as error:
+        raise click.BadParameter(f"{text!r} is not a size; write one such as 8MB") from error
+    if size <= 0:
+        raise click.BadParameter(f"{text!r} is not more than nothing")
+    return size
+
+
+@click.command("pack")
+@click.argument("tuned", metavar="TUNED")
+@click.option("--base", metavar="PATH|REPO", help="The base model that TUNED was fine-tuned from.")
+@click.option("--output", "-o", "out", type=click.Path(path_type=Path), required=True, help="Folder of the new pack.")
+@click.option("--name", help="Name of the pack, without owner.")
+@click.option("--version", help="Version of the pack, such as 1.0.0.")
+@click.option("--summary", help="One line about what the pack teaches.")
+@click.option("--license", help="Licence of the pack, such as apache-2.0.")
+@click.option("--tag", "tags", multiple=True, help="A word to find the pack by; may be repeated.")
+@click.option(
+    "--metadata",
+    type=click.Path(path_type=Path),
+    help=f"The author's file; {AUTHOR_FILE} here or in TUNED when not given.",
+)
+@click.option("--preset", type=click.Choice(["near", "small", "tiny"]), default="near", show_default=True)
+@click.option("--budget", metavar="SIZE", callback=parse_size, help="Size to aim at instead of a preset, such as 8MB.")
+@console.output_options
+def pack_command(
+    tuned: str,
+    base: str | None,
+    out: Path,
+    metadata: Path | None,
+    preset: str,
+    budget: int | None,
+    as_json: bool,
+    **words: Any,
+) -> None:
+    r"""Build a pack from the fine-tuned checkpoint TUNED (a folder or a model on the Hub) and its base.
+
+    \b
+    Example:
+      skillhub pack ./tuned --base ./SmolLM2-135M-Instruct -o math-pack --name math-pack --version 1.0.0
+    """
+    author = _author_file(tuned, metadata, words)
+    source = base or author.base
+    if source is None:
+        raise UsageError("The base model is not known.", hint=f"Name it with --base, or as `base` in {AUTHOR_FILE}.")
+    from skillhub.packer import pack
+
+    with console.progress("tensors") as progress:
+        built = pack(tuned, source, out, metadata=author, preset=preset, budget_bytes=budget, progress=progress)
+    _print_summary(built, as_json=as_json)
+
+
+def _author_file(tuned: str, metadata: Path | None, words: dict[str, Any]) -> AuthorFile:
+    """Return the author's file with what the command line says laid over it."""
+    found = metadata or next((path for path in (Path(AUTHOR_FILE), Path(tuned) / AUTHOR_FILE) if path.is_file()), None)
+    author = read_author_file(found) if found else AuthorFile(name="", version="")
+    from msgspec import structs
+
+    tags = words.pop("tags")
+    given = {key: value for key, value in words.items() if value is not None}
+    if tags:
+        given["skills"] = structs.replace(author.skills, tags=list(tags))
+    author = structs.replace(author, **given)
+    for field in ("name", "version"):
+        if not getattr(author, field):
+            raise UsageError(f"The pack has no {field}.", hint=f"Give --{field}, or write it into {AUTHOR_FILE}.")
+    return author
+
+
+def _print_summary(pack: Pack, *, as_json: bool) -> None:
+    """Print size, ratio, error by module class and the worst tensors."""
+    variant = pack.only_variant()
+    classes = _by_class(variant)
+    checkpoint = _checkpoint_bytes(variant)
+    if as_json:
+        console.emit_json(
+            {
+                "pack": str(pack.folder),
+                "name": pack.manifest.name,
+                "version": pack.manifest.version,
+                "digest": pack.digest,
+                "fingerprint": variant.base.fingerprint,
+                "bytes": variant.size,
+                "checkpoint_bytes": checkpoint,
+                "bits_per_weight": variant.codec.bits_per_weight,
+                "classes": classes,
+            }
+        )
+        return
+    rows = [
+        [name, str(row["tensors"]), console.size_text(row["bytes"]), f"{row['relative_error']:.3f}", row["codecs"]]
+        for name, row in sorted(classes.items(), key=lambda item: -item[1]["bytes"])
+    ]
+    console.table(["Module class", "Tensors", "Size", "Squared error", "Codecs"], rows, right=(1, 2, 3))
+    worst = sorted(variant.codec.tensors.items(), key=lambda item: -item[1].relative_error)[:3]
+    if worst and worst[0][1].relative_error > 0:
+        click.echo("Worst tensors: " + ", ".join(f"{name} ({entry.relative_error:.2f})" for name, entry in worst))
+        click.echo("Squared error is relative to the delta's own; it says little about function: `skillhub evaluate`.")
+    click.echo(
+        f"\n{pack.manifest.name} {pack.manifest.version} in {pack.folder}: {console.size_text(variant.size)}, "
+        f"1/{checkpoint / max(variant.size, 1):.0f} of the {console.size_text(checkpoint)} checkpoint."
+    )
+
+
+def module_class(name: str) -> str:
+    """Return the class of a tensor's module: its name without layer numbers and the outer modules."""
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    return ".".join(parts[-3:-1] if len(parts) > 2 else parts[:1])
+
+
+def _by_class(variant: Variant) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[TensorEntry]] = defaultdict(list)
+    for name, entry in variant.codec.tensors.items():
+        groups[module_class(name)].append(entry)
+    return {
+        name: {
+            "tensors": len(entries),
+            "bytes": sum(entry.bytes for entry in entries),
+            "relative_error": max(entry.relative_error for entry in entries),
+            "codecs": ", ".join(sorted({codec for entry in entries for codec in entry.codecs})),
+        }
+        for name, entries in groups.items()
+    }
+
+
+def _checkpoint_bytes(variant: Variant) -> int:
+    """Return the size of the base's weights in its own dtype."""
+    widths = {"F64": 8, "F32": 4, "I32": 4}
+    return variant.base.parameters * widths.get(variant.base.dtype or "", 2)
+
+
+@click.command("evaluate")
+@click.argument("pack_folder", metavar="PACK", type=click.Path(path_type=Path))
+@click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
+@click.option("--tuned", metavar="PATH|REPO", help="The fine-tune that the pack was built from, to compare with.")
+@click.option("--rows", "rows_file", type=click.Path(path_type=Path), required=True, help="JSONL with the examples.")
+@click.option("--task", required=True, help="What the examples measure, such as 'math held-out'.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use the first N examples only.")
+@console.output_options
+def evaluate_command(
+    pack_folder: Path, base: str, tuned: str | None, rows_file: Path, task: str, limit: int | None, as_json: bool
+) -> None:
+    r"""Measure base, fine-tune and pack on the same examples, and note the scores in PACK's manifest.
+
+    Each line of the examples is {"prompt": …, "answer": …} for a language model (negative log-likelihood per answer
+    token, and share of answers that are exact), or {"a": …, "b": …} for an encoder (cosine). Evaluate before
+    publishing: the scores become part of the manifest, and with it of the release's identity.
+
+    \b
+    Example:
+      skillhub evaluate math-pack --base ./SmolLM2 --tuned ./tuned --rows held-out.jsonl --task "math held-out"
+    """
+    pack = open_pack(pack_folder)
+    from skillhub.evaluation import evaluate_pack, read_rows
+
+    rows = read_rows(rows_file)[:limit]
+    with console.progress("rows") as progress:
+        scores = evaluate_pack(pack, base, rows, tuned=tuned, task=task, progress=progress)
+    if as_json:
+        from msgspec import to_builtins
+
+        console.emit_json({"pack": str(pack_folder), "evaluation": to_builtins(scores)})
+        return
+    cells = [
+        [score.task, score.metric, f"{score.base:.4f}", _score(score.tuned), f"{score.pack:.4f}", str(score.rows)]
+        for score in scores
+    ]
+    console.table(["Task", "Metric", "Base", "Tuned", "Pack", "Rows"], cells, right=(2, 3, 4, 5))
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,65 @@
+"""Loading a causal language model and asking it something; greedy, with the model's own chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from skillhub.bases import locate_base
+from skillhub.errors import UsageError
+
+
+def load_model(base: str, *, threads: int | None = None) -> tuple[Any, Any]:
+    """Load a base model in its own dtype, on a GPU when there is one.
+
+    Args:
+        base: a checkpoint folder or ``repo[@revision]``.
+        threads: for torch on the CPU; None leaves torch's choice.
+
+    Returns:
+        The model (in evaluation mode) and its tokenizer.
+
+    Raises:
+        UsageError: the checkpoint is no causal language model, or has no tokenizer.
+        NotFoundError: there is no such folder or repository.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = locate_base(base)
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{base} could not be loaded as a causal language model with a tokenizer: {error}",
+            hint="`skillhub run` needs one; for other models use skillhub.graft(model, packs).",
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer
+
+
+def respond(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int) -> str:
+    """Return the model's greedy answer to one prompt, without special tokens.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer; its chat template is used when it has one.
+        prompt: what the user says.
+        max_new_tokens: at most so many tokens are generated.
+    """
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
+    answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return str(answer).strip()

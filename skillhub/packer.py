@@ -1,0 +1,196 @@
+"""Building a pack: the delta between a fine-tune and its base, encoded tensor by tensor under one budget.
+
+Two passes: the first measures what every tensor's bits would buy, then one Lagrange multiplier is chosen for the whole
+model, then the second pass encodes. So a byte goes where it removes most of the error, whichever tensor that is in.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from msgspec import structs
+
+from skillhub import __version__
+from skillhub.authorfile import AuthorFile
+from skillhub.basemodel import base_info
+from skillhub.bases import LocatedBase, find_base
+from skillhub.checkpoints import Checkpoint, open_checkpoint
+from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact
+from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
+from skillhub.deltas import Delta, DeltaWriter
+from skillhub.errors import UsageError
+from skillhub.files import staged_folder
+from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
+from skillhub.manifest import CodecInfo, Manifest, TensorEntry, Variant, variant_folder
+from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
+from skillhub.progress import Progress
+
+PRESETS = {"near": 0.25, "small": 0.12, "tiny": 0.05}
+"""Preset → payload bits per weight of the whole model."""
+
+
+def pack(
+    tuned: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    metadata: AuthorFile,
+    preset: str = "near",
+    budget_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Pack:
+    """Build the pack of a fine-tune, with one variant for its base.
+
+    Args:
+        tuned: the fine-tuned checkpoint: a folder with safetensors, or ``repo[@revision]``.
+        base: the base model that it was fine-tuned from, likewise.
+        out: folder of the new pack; it must not exist yet, or be empty.
+        metadata: name, version and what else the author says.
+        preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost.
+        budget_bytes: payload to aim at instead of a preset's.
+        progress: called with (what, tensors done, tensors in all).
+
+    Returns:
+        The pack, opened.
+
+    Raises:
+        UsageError: metadata or preset is not valid, ``out`` has something in it, or the checkpoints are the same.
+        WrongBaseError: a tensor of the fine-tune does not have its base's shape.
+        NotFoundError, UnsafeContentError, IntegrityError: a checkpoint cannot be read.
+        DiskError: the disk is full or ``out`` may not be written.
+    """
+    manifest, out = metadata.to_manifest(), Path(out)
+    if preset not in PRESETS:
+        raise UsageError(f"There is no preset {preset!r}.", hint=f"Choose one of {', '.join(PRESETS)}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already.", hint="Choose another folder with -o, or remove that one.")
+    found = find_base(base)
+    delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
+    changed = _changed_names(delta)
+    record = fingerprint_checkpoint(found.folder)
+    with staged_folder(out) as staged:
+        folder = staged / variant_folder(record.fingerprint)
+        folder.mkdir(parents=True)
+        tensors = _write_delta(delta, changed, folder, preset, budget_bytes, progress)
+        codec = CodecInfo(
+            preset="budget" if budget_bytes else preset,
+            bits_per_weight=_bits_per_weight(tensors, delta.base),
+            tensors=tensors,
+        )
+        _finish(staged, folder, manifest, found, record, codec)
+    return open_pack(out)
+
+
+def _changed_names(delta: Delta) -> list[str]:
+    """Return the names of the tensors that differ, after a look at whether the two belong together at all."""
+    shared = set(delta.base.tensors) & set(delta.tuned.tensors)
+    if not shared:
+        raise UsageError(
+            f"{delta.tuned.folder} and {delta.base.folder} have no tensor in common.",
+            hint="Give the base model that the fine-tune started from.",
+        )
+    changed = [name for name in delta.names if not delta.is_unchanged(name)]
+    if not changed:
+        raise UsageError(
+            f"{delta.tuned.folder} has the same weights as {delta.base.folder}.",
+            hint="Give the fine-tuned checkpoint first and its base with --base.",
+        )
+    return changed
+
+
+def _write_delta(
+    delta: Delta, names: list[str], folder: Path, preset: str, budget_bytes: int | None, progress: Progress | None
+) -> dict[str, TensorEntry]:
+    """Encode every changed tensor into the variant's files; return what the manifest says of each."""
+    writer, entries = DeltaWriter(folder), {}
+    with tempfile.TemporaryDirectory(dir=folder) as spool:
+        analyses, set_bytes = _analyse(delta, names, Path(spool), progress)
+        price = _choose_price(list(analyses.values()), set_bytes, delta.base.parameters, preset, budget_bytes)
+        for number, name in enumerate(names):
+            if delta.change(name) == "removed":
+                entries[name] = _removed(delta, name)
+            else:
+                entries[name] = _write_tensor(delta, name, analyses.pop(name, None), price, writer)
+            _report(progress, "Encoding", number + 1, len(names))
+    writer.close()
+    return entries
+
+
+def _analyse(delta: Delta, names: list[str], spool: Path, progress: Progress | None) -> tuple[dict[str, Analysis], int]:
+    """Return what the bits of each difference would buy, and the bytes of the tensors that are stored as they are."""
+    analyses, set_bytes = {}, 0
+    for number, name in enumerate(names):
+        if delta.is_additive(name):
+            analyses[name] = analyse(name, delta.tensor(name), added_rows=delta.added_rows(name), spool=spool)
+        elif delta.change(name) != "removed":
+            set_bytes += _set_values(delta, name).nbytes
+        _report(progress, "Analysing", number + 1, len(names))
+    return analyses, set_bytes
+
+
+def _choose_price(
+    analyses: list[Analysis], set_bytes: int, parameters: int, preset: str, budget_bytes: int | None
+) -> float:
+    """Return the price of a bit that meets the budget.
+
+    A preset never fails: where what must be stored exactly takes more than its share (small models), that alone is
+    stored. A budget that the user named is kept or refused.
+    """
+    if budget_bytes is not None:
+        return choose_lambda(analyses, budget_bytes - set_bytes)
+    exact_bytes = sum(analysis.fixed_bytes for analysis in analyses)
+    return choose_lambda(analyses, max(int(PRESETS[preset] * parameters / 8) - set_bytes, exact_bytes))
+
+
+def _write_tensor(delta: Delta, name: str, analysis: Analysis | None, price: float, writer: DeltaWriter) -> TensorEntry:
+    """Encode and write one tensor; its errors are those of the decoded bytes, not of the plan."""
+    if analysis is None:
+        encoded, error = _set_values(delta, name), ErrorRecord(0.0, 0.0)
+        decoded = decode(encoded)
+    else:
+        true = delta.tensor(name)
+        encoded = encode(analysis, price, true)
+        decoded = decode(encoded)
+        error = measure_error(true, decoded)
+    writer.add(name, encoded)
+    return TensorEntry(
+        shape=list(encoded.shape),
+        change=delta.change(name),
+        codecs=[part.codec for part in encoded.parts],
+        bytes=encoded.nbytes,
+        relative_error=error.relative_squared_error,
+        max_error=error.max_absolute_error,
+        digest=decoded_digest(decoded),
+    )
+
+
+def _set_values(delta: Delta, name: str) -> EncodedTensor:
+    return exact.encode(delta.tuned.tensor(name), operation="set")
+
+
+def _removed(delta: Delta, name: str) -> TensorEntry:
+    shape = list(delta.base.tensors[name].shape)
+    return TensorEntry(shape=shape, change="removed", codecs=[], bytes=0, relative_error=0.0, max_error=0.0)
+
+
+def _bits_per_weight(tensors: dict[str, TensorEntry], base: Checkpoint) -> float:
+    payload = sum(entry.bytes for entry in tensors.values())
+    return 8 * payload / max(base.parameters, 1)
+
+
+def _finish(
+    staged: Path, folder: Path, manifest: Manifest, found: LocatedBase, record: BaseRecord, codec: CodecInfo
+) -> None:
+    """Write the base's record and, last, the manifest."""
+    (folder / BASE_RECORD_FILE).write_bytes(record.to_bytes())
+    paths = sorted(path.relative_to(staged).as_posix() for path in folder.iterdir())
+    base = base_info(found.folder, record, repository=found.repo, revision=found.revision)
+    variant = Variant(base=base, codec=codec, files=[file_entry(staged, path) for path in paths])
+    provenance = {"built_with": f"skillhub {__version__}"}
+    write_manifest(staged, structs.replace(manifest, variants=[variant], provenance=provenance))
+
+
+def _report(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress:
+        progress(what, done, total)

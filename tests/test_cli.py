@@ -1,0 +1,142 @@
+"""The command line as processes: help, the whole story on a tiny model, JSON output, quick answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skillhub.cli import COMMANDS
+from tests.support.commands import Shell
+from tests.support.tiny_models import save_model, tune
+
+
+def add_tokenizer(folder: Path) -> None:
+    """Save a word tokenizer of 24 words beside a tiny model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<pad>", "<unk>", *"abcdefghijklmnopqrst"]
+    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny base with a tokenizer, and a fine-tune of it."""
+    folder = tmp_path_factory.mktemp("models")
+    base = save_model("tied", folder / "base")
+    add_tokenizer(base)
+    return base, tune(base, folder / "tuned", size=0.05)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, registry: Any) -> Shell:
+    return Shell(tmp_path, registry.endpoint, registry.token)
+
+
+def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    overview = shell.succeed("--help")
+    for name, (_, line) in COMMANDS.items():
+        assert name in overview
+        text = shell.succeed(name, "fingerprint", "--help") if name == "base" else shell.succeed(name, "--help")
+        assert f"skillhub {name} " in text.split("Example:")[1] or f"skillhub {name}\n" in text.split("Example:")[1]
+        assert line.rstrip(".").split()[0] in overview
+
+
+def test_readme_names_every_command() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## Commands")[1].split("## Measured")[0]
+    documented = {
+        word for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for word in re.findall(r"`(\w+)", cell)
+    }
+    assert documented >= set(COMMANDS)
+
+
+def test_an_unknown_command_names_the_near_one(tmp_path: Path) -> None:
+    assert "Did you mean 'install'" in Shell(tmp_path).fail(2, "instal")
+
+
+def test_an_unknown_option_is_a_usage_error_in_json_too(tmp_path: Path) -> None:
+    done = Shell(tmp_path).run("list", "--jsn", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"] == "usage"
+
+
+def test_pack_publish_install_use_and_uninstall(shell: Shell, models: tuple[Path, Path], registry: Any) -> None:
+    base, tuned = models
+    name = f"{registry.user}/story-pack"
+    packed = shell.json("pack", tuned, "--base", base, "-o", "pack", "--name", "story-pack", "--version", "1.0.0")
+    assert packed["fingerprint"] == shell.json("base", "fingerprint", base)["fingerprint"]
+
+    published = shell.json("publish", "pack", name)
+    assert published["digest"] == packed["digest"]
+    installed = shell.json("install", f"{name}>=1", "--base", base)["installed"]
+    assert [(one["name"], one["digest"]) for one in installed] == [(name, packed["digest"])]
+
+    listed = shell.json("list")["packs"]
+    assert [(one["name"], one["version"]) for one in listed] == [(name, "1.0.0")]
+    assert shell.json("show", name)["manifest"]["name"] == "story-pack"
+    assert shell.json("verify")["ok"]
+    answer = shell.json("run", "--base", base, "--pack", name, "--max-new-tokens", "4", "a b c")
+    assert isinstance(answer["answer"], str)
+    shell.succeed("fuse", "--base", base, "--pack", f"{name}@0.5", "-o", "fused")
+    assert (shell.home / "fused" / "model.safetensors").is_file()
+    assert (shell.home / "fused" / "tokenizer.json").is_file()
+
+    assert shell.json("uninstall", name)["uninstalled"][0]["name"] == name
+    assert shell.json("list")["packs"] == []
+
+
+def test_run_without_a_prompt_answers_each_line(shell: Shell, models: tuple[Path, Path]) -> None:
+    base, tuned = models
+    shell.succeed("pack", tuned, "--base", base, "-o", "pack", "--name", "talk", "--version", "1.0")
+    output = shell.succeed("run", "--base", base, "--pack", "pack", "--max-new-tokens", "2", stdin="a b\nc d\n")
+    assert len(output.splitlines()) >= 2
+
+
+def test_pack_reads_the_authors_file(shell: Shell, models: tuple[Path, Path]) -> None:
+    base, tuned = models
+    text = f'name = "from-file"\nversion = "0.1"\nsummary = "Said once"\nbase = "{base}"\n[skills]\ntags = ["tiny"]\n'
+    (shell.home / "skillpack.toml").write_text(text, encoding="utf-8")
+    shell.succeed("pack", tuned, "-o", "pack", "--version", "0.2")
+    manifest = shell.json("show", "./pack")["manifest"]
+    assert (manifest["name"], manifest["version"], manifest["summary"]) == ("from-file", "0.2", "Said once")
+    assert manifest["skills"]["tags"] == ["tiny"]
+
+
+def test_tables_fit_eighty_columns(shell: Shell, models: tuple[Path, Path]) -> None:
+    base, tuned = models
+    printed = shell.succeed("pack", tuned, "--base", base, "-o", "pack", "--name", "narrow", "--version", "1.0")
+    printed += shell.succeed("show", "./pack")
+    assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 100
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list", "--environment", "."], ["show", "./pack"], ["verify", "-e", "."]]
+)
+def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    from skillhub.authorfile import AuthorFile
+    from skillhub.packs import write_manifest
+
+    write_manifest(tmp_path / "pack", AuthorFile(name="quick", version="1").to_manifest())
+    shell = Shell(tmp_path)
+    traced = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "skillhub", *arguments],
+        env=shell.variables,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in traced.stderr.splitlines()}
+    assert not imported & {"torch", "transformers", "huggingface_hub", "numpy", "requests"}
