@@ -12,14 +12,14 @@ from hypothesis.extra import numpy as arrays
 from skillhub.compose.methods import METHODS, find_method, linear, ties, trim
 from skillhub.errors import UsageError
 
-finite = st.floats(-8, 8, width=16)
+exact = st.integers(-512, 512).map(lambda value: value / 64)  # sums and products with the weights do not round
 
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> tuple[list[torch.Tensor], list[float], list[float]]:
     count = draw(st.integers(1, 4))
     shape = draw(arrays.array_shapes(min_dims=0, max_dims=2, min_side=1, max_side=5))
-    deltas = [torch.from_numpy(draw(arrays.arrays("float32", shape, elements=finite))) for _ in range(count)]
+    deltas = [torch.from_numpy(draw(arrays.arrays("float32", shape, elements=exact))) for _ in range(count)]
     weights = draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]), min_size=count, max_size=count))
     densities = draw(st.lists(st.sampled_from([0.05, 0.3, 0.5, 0.99, 1.0]), min_size=count, max_size=count))
     return deltas, weights, densities
@@ -49,7 +49,6 @@ def test_ties_is_the_papers_algorithm_element_by_element(mixture: tuple[list[tor
         [weight * value for value in trimmed_by_sorting(delta.flatten().tolist(), density)]
         for delta, weight, density in zip(deltas, weights, densities, strict=True)
     ]
-    # Values of half precision and these weights add without rounding, so signs and sums are exact up to the division.
     expected = [float32(ties_of_element(list(row))) for row in zip(*columns, strict=True)]
     merged = ties(deltas, weights, densities)
     assert merged.dtype == torch.float32 and merged.shape == deltas[0].shape
@@ -75,7 +74,7 @@ def test_one_delta_of_weight_one_comes_back_bit_for_bit():
     assert torch.equal(linear([delta], [1.0]).view(torch.int32), bits)
 
 
-@given(arrays.arrays("float32", st.integers(1, 40), elements=finite), st.sampled_from([0.1, 0.25, 0.5, 1.0]))
+@given(arrays.arrays("float32", st.integers(1, 40), elements=exact), st.sampled_from([0.1, 0.25, 0.5, 1.0]))
 def test_trim_keeps_the_largest_magnitudes(values: object, density: float):
     delta = torch.from_numpy(values)
     assert trim(delta, density).tolist() == trimmed_by_sorting(delta.tolist(), density)

@@ -18,7 +18,7 @@ from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.manifest import MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
 
-VOCABULARY = 24
+VOCABULARY = 26
 _DECODER = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -34,7 +34,7 @@ _DECODER = {
 
 
 def make_model(kind: str, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **changes: Any) -> Any:
-    """Return a random model: ``llama`` (untied), ``tied`` (a Llama with a tied head), ``gpt2``, ``bert`` or ``mixtral``."""
+    """Return a random model: ``llama`` (untied), ``tied`` (a Llama with a tied head), ``gpt2``, ``bert``, ``mixtral`` or ``resnet``."""
     import transformers
 
     torch.manual_seed(seed)
@@ -58,6 +58,9 @@ def make_model(kind: str, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0,
             }
         )
         model = transformers.GPT2LMHeadModel(config)
+    elif kind == "resnet":
+        config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+        model = transformers.ResNetModel(config)
     else:
         sizes = {key: _DECODER[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
         config = transformers.BertConfig(
@@ -82,7 +85,7 @@ def load_model(folder: Path) -> Any:
     return loader.from_pretrained(folder, dtype="auto").eval()
 
 
-def tune(base: Path, folder: Path, *, seed: int = 1, size: float = 0.01, only: str = "") -> Path:
+def tune(base: Path, folder: Path, *, seed: int = 1, size: float = 0.003, only: str = "") -> Path:
     """Write a fine-tune of a checkpoint: noise on every float tensor whose name contains ``only``."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,0 +1,136 @@
+"""What must be right before any weight moves: one base for all packs, every name, every shape, no contradictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from skillhub.compose.merging import Contribution
+from skillhub.compose.recipes import Recipe
+from skillhub.deltas import PackDelta, open_delta
+from skillhub.errors import SkillhubError, UsageError, WrongBaseError
+from skillhub.packs import describe_base
+
+Shape = tuple[int, ...]
+
+_FUSE = "Write a checkpoint that has it with `skillhub fuse`, then load that."
+_SHOWN = 3
+
+
+def common_fingerprints(recipe: Recipe) -> list[str]:
+    """Return the fingerprints of the bases that every pack of a recipe has a variant for, in the first pack's order.
+
+    Raises:
+        WrongBaseError: there is none.
+    """
+    first, *rest = [item.pack for item in recipe.packs]
+    common = [
+        variant.base.fingerprint
+        for variant in first.manifest.variants
+        if all(pack.manifest.variant_for(variant.base.fingerprint) for pack in rest)
+    ]
+    if not common:
+        fits = "; ".join(
+            f"{item.pack} is for {', '.join(map(describe_base, item.pack.manifest.variants)) or 'no base'}"
+            for item in recipe.packs
+        )
+        raise WrongBaseError(f"The packs have no base in common: {fits}.", hint="Compose packs of one base model.")
+    return common
+
+
+def open_contributions(recipe: Recipe, fingerprint: str) -> list[Contribution]:
+    """Open the delta of every pack of a recipe for one base, in the recipe's order.
+
+    Raises:
+        WrongBaseError: a pack has no variant for the base.
+        IntegrityError: a pack's file is missing or damaged.
+        NewerSchemaError: a pack's files are of a schema that this version does not read.
+    """
+    return [Contribution(item, open_delta(item.pack, fingerprint)) for item in recipe.packs]
+
+
+def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shape], *, in_memory: bool) -> None:
+    """Check from headers and manifests alone that packs fit what they are composed into, and each other.
+
+    Args:
+        contributions: the packs.
+        shapes: canonical name → shape, of the base checkpoint or of the model's parameters and buffers.
+        in_memory: a loaded model keeps its tensors and their shapes; a checkpoint may gain, lose or resize some.
+
+    Raises:
+        WrongBaseError: a pack changes nothing that is there, or names or shapes differ.
+        UsageError: a pack adds, removes or resizes a tensor of a model in memory, or two packs contradict each other.
+    """
+    for one in contributions:
+        _check_names(one.delta, shapes)
+        for name in one.delta.names:
+            error = _misfit(one.delta, name, shapes.get(name), in_memory=in_memory)
+            if error:
+                raise error
+    for name in sorted(set().union(*(one.delta.names for one in contributions))):
+        _check_agreement([one.delta for one in contributions if name in one.delta.names], name, shapes.get(name))
+
+
+def _check_names(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
+    needed = [name for name in delta.names if delta.entry(name).change == "delta"]
+    missing = [name for name in needed if name not in shapes]
+    if not delta.names or (needed and len(missing) == len(needed)):
+        raise WrongBaseError(
+            f"None of the {len(delta.names)} tensors of {delta.pack} is in this model.",
+            hint="Give the model that the pack was made for, or the class that loads all of it.",
+        )
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise WrongBaseError(
+            f"{delta.pack} changes {', '.join(missing[:_SHOWN])}{more}, which this model does not have.",
+            hint="Give the model that the pack was made for, or the class that loads all of it.",
+            missing=missing,
+        )
+
+
+def _misfit(delta: PackDelta, name: str, present: Shape | None, *, in_memory: bool) -> SkillhubError | None:
+    """Return what is wrong with one tensor of one pack, or None."""
+    entry = delta.entry(name)
+    shape = tuple(entry.shape)
+    if entry.change == "added":
+        if in_memory and present != shape:
+            return UsageError(f"{delta.pack} adds the tensor {name}, for which this model has no place.", hint=_FUSE)
+        if not in_memory and present is not None:
+            return WrongBaseError(f"{delta.pack} adds {name}, which the base has already.", hint="Give its own base.")
+    elif entry.change == "removed":
+        if in_memory and present is not None:
+            return UsageError(f"{delta.pack} removes the tensor {name}, which this model uses.", hint=_FUSE)
+    elif present is not None and present != shape:
+        if present[1:] != shape[1:] or len(present) != len(shape):
+            return WrongBaseError(
+                f"{name} is {list(shape)} in {delta.pack} and {list(present)} in this model.",
+                hint="Give the model that the pack was made for.",
+                tensor=name,
+            )
+        if in_memory:
+            return UsageError(
+                f"{delta.pack} resizes {name} from {present[0]} to {shape[0]} rows (its vocabulary differs).",
+                hint="Write the resized checkpoint with `skillhub fuse`, then load that.",
+                tensor=name,
+            )
+    return None
+
+
+def _check_agreement(deltas: Sequence[PackDelta], name: str, present: Shape | None) -> None:
+    """Refuse packs that want different things of one tensor where no merge method could help."""
+    if len(deltas) == 1:
+        return
+    entries = [delta.entry(name) for delta in deltas]
+    one, other = deltas[0].pack, deltas[1].pack
+    contradiction = ""
+    if len({entry.change for entry in entries}) > 1:
+        contradiction = "one removes it and another does not"
+    elif sum(tuple(entry.shape) != present for entry in entries) > 1 and entries[0].change == "delta":
+        contradiction = "several of them resize it"
+    elif any(delta.sets_values(name) for delta in deltas) and len({entry.digest for entry in entries}) > 1:
+        contradiction = "they set it to different values"
+    if contradiction:
+        raise UsageError(
+            f"{one} and {other} cannot be composed: of the tensor {name}, {contradiction}.",
+            hint="Compose them one at a time, or leave one out.",
+            tensor=name,
+        )

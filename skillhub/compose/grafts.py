@@ -1,0 +1,251 @@
+"""Grafting: packs onto a model in memory, and out of it again, bit for bit.
+
+A grafted model carries the recipe and the original values of the tensors that packs changed. Every change, adding a pack or taking
+one out, is computed from those originals and all packs that remain, never by adding to or subtracting from what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from skillhub.compose.compatibility import check_packs, common_fingerprints, open_contributions
+from skillhub.compose.merging import Contribution, changed_names, contributing, merge_tensor, result_dtype
+from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, looks_like_folder, make_recipe
+from skillhub.compose.verification import verify_base
+from skillhub.errors import NotFoundError, UsageError
+from skillhub.layout import Layout, Slot, fingerprint_slots, layout_of
+from skillhub.names import parse_pack_name
+from skillhub.packs import Pack, open_pack
+from skillhub.progress import Progress
+from skillhub.rounding import TARGETS
+
+_STATE = "_skillhub_grafts"
+
+
+@dataclass(frozen=True)
+class Grafts:
+    """What a grafted model carries, as its attribute ``_skillhub_grafts``.
+
+    Attributes:
+        recipe: the packs that are grafted, and how.
+        fingerprint: of the base that the model is.
+        originals: canonical name → the tensor before any pack changed it, on the CPU.
+        repeats: canonical name of an untied copy of another tensor → the other's. A fingerprint leaves copies out and packs
+            do not mention them, so they take what the other takes.
+    """
+
+    recipe: Recipe
+    fingerprint: str
+    originals: Mapping[str, torch.Tensor]
+    repeats: Mapping[str, str]
+
+
+def graft(
+    model: nn.Module,
+    packs: Sequence[PackSource],
+    *,
+    mode: str = "fused",
+    method: str = "linear",
+    weights: Sequence[float] | None = None,
+    densities: Sequence[float] | None = None,
+    verify: str = "auto",
+    trust_base: bool = False,
+    rounding: str = "auto",
+    environment: EnvironmentSource | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Graft packs onto a model of transformers; on an error the model stays exactly as it was.
+
+    Every tensor becomes base + merged delta, summed in fp32 and rounded once into the parameter's dtype. Parameters stay the same
+    objects: ties, views, ``requires_grad``, training mode and device do not change, and untouched tensors are not written. Packs may
+    be added by further calls with the same method; the result depends on the set of packs and weights alone. The originals of the
+    changed tensors are kept in CPU memory; while packs are added to a grafted model, so are its present values.
+
+    ``save_pretrained`` of a grafted model writes the grafted weights; a deep copy is a grafted model of its own.
+
+    Args:
+        model: the base model the packs were made for.
+        packs: installed names, folders or opened packs, at least one.
+        mode: ``fused``; routing per input is not in this version.
+        method: ``linear`` or ``ties``.
+        weights: one per pack; 1 by default.
+        densities: one per pack, for ``ties``; 1 by default.
+        verify: ``full`` hashes all weights of the model, ``sample`` some; ``auto`` samples over 8 GB.
+        trust_base: skip hashing (names and shapes are still checked) when you know that the model is the packs' base.
+        rounding: ``auto`` (to nearest where the packs hold a tensor exactly, else stochastic, seeded by packs and tensor name),
+            ``nearest`` or ``stochastic``.
+        environment: where names are looked up: an environment or its folder; the per-user environments by default.
+        progress: called with (``tensors``, done, all).
+
+    Returns:
+        The same module.
+
+    Raises:
+        UsageError: packs, weights or methods do not go together, or the model cannot take them in memory.
+        WrongBaseError: the model is not the packs' base; nothing was touched.
+        NotFoundError: a pack does not exist.
+        IntegrityError: a pack's file is damaged.
+    """
+    _check_mode(mode)
+    layout = layout_of(model)
+    state = _state_of(model)
+    originals = state.originals if state else {}
+    recipe = make_recipe(
+        packs,
+        method=method,
+        weights=weights,
+        densities=densities,
+        rounding=rounding,
+        environment=environment,
+        fingerprint=lambda: fingerprint_slots(layout, originals).fingerprint,
+    )
+    if state:
+        recipe = state.recipe.extended(recipe)
+    fingerprint = verify_base(
+        model,
+        layout,
+        recipe,
+        common_fingerprints(recipe),
+        originals=originals,
+        verify=verify,
+        trust_base=trust_base,
+    )
+    contributions = open_contributions(recipe, fingerprint)
+    check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
+    _check_dtypes(contributions, layout)
+    repeats = state.repeats if state else layout.repeats()
+    _apply(model, layout, Grafts(recipe, fingerprint, {}, repeats), contributions, progress)
+    return model
+
+
+def ungraft(model: nn.Module, pack: PackSource | None = None, *, progress: Progress | None = None) -> nn.Module:
+    """Take packs out of a model: the bytes of before come back.
+
+    Args:
+        model: a model with grafts.
+        pack: the one to take out (name, folder or opened pack); what remains is computed from the originals again. None takes out
+            all, for which no pack is read.
+        progress: called with (``tensors``, done, all).
+
+    Returns:
+        The same module.
+
+    Raises:
+        UsageError: no pack is grafted, or a name means several.
+        NotFoundError: this pack is not grafted.
+        IntegrityError: a remaining pack's file is damaged; the model stays as it was.
+    """
+    state = _state_of(model)
+    if state is None:
+        raise UsageError("The model has no grafted pack.", hint="Graft one with skillhub.graft(model, [pack]).")
+    recipe = Recipe(()) if pack is None else state.recipe.without(_grafted_digest(state.recipe, pack))
+    contributions = open_contributions(recipe, state.fingerprint)
+    _apply(model, layout_of(model), replace(state, recipe=recipe), contributions, progress)
+    return model
+
+
+def grafted_packs(model: nn.Module) -> tuple[WeightedPack, ...]:
+    """Return the packs that are grafted onto a model, with their weights and densities, sorted by digest."""
+    state = _state_of(model)
+    return state.recipe.packs if state else ()
+
+
+def _state_of(model: nn.Module) -> Grafts | None:
+    state = model.__dict__.get(_STATE)
+    return state if isinstance(state, Grafts) else None
+
+
+def _apply(
+    model: nn.Module,
+    layout: Layout,
+    wanted: Grafts,
+    contributions: Sequence[Contribution],
+    progress: Progress | None,
+) -> None:
+    """Write every tensor of the composition, and the originals of what no pack changes any more; all or nothing."""
+    state = _state_of(model)
+    originals = state.originals if state else {}
+    sources = _sources(changed_names(contributions), wanted.repeats)
+    names = sorted(sources.keys() | originals.keys())
+    kept: dict[str, torch.Tensor] = {}
+    undo: list[tuple[Slot, torch.Tensor]] = []
+    try:
+        for done, name in enumerate(names, start=1):
+            slot = layout.slots[name]
+            present = slot.read().to("cpu", copy=True)
+            base = originals.get(name, present)
+            value = base.to(slot.dtype)
+            if name in sources:
+                kept[name] = base
+                value = merge_tensor(wanted.recipe, contributions, sources[name], base, slot.dtype)
+            undo.append((slot, present))
+            slot.write(value)
+            if progress:
+                progress("tensors", done, len(names))
+    except BaseException:
+        for slot, present in reversed(undo):
+            slot.write(present)
+        raise
+    if wanted.recipe.packs:
+        setattr(model, _STATE, replace(wanted, originals=kept))
+    elif state:
+        delattr(model, _STATE)
+
+
+def _sources(changed: Sequence[str], repeats: Mapping[str, str]) -> dict[str, str]:
+    """Return canonical name of each tensor to write → name of the tensor whose deltas it takes."""
+    sources = {alias: original for alias, original in repeats.items() if original in changed}
+    return {**sources, **{name: name for name in changed}}
+
+
+def _grafted_digest(recipe: Recipe, pack: PackSource) -> str:
+    """Return the digest of the grafted pack that the caller means."""
+    if isinstance(pack, Pack):
+        matches = [pack.digest]
+    elif isinstance(pack, Path) or looks_like_folder(pack):
+        matches = [open_pack(Path(pack).expanduser()).digest]
+    else:
+        wanted = parse_pack_name(pack)
+        matches = [item.pack.digest for item in recipe.packs if wanted.matches(item.pack.name)]
+    if len(matches) > 1:
+        raise UsageError(
+            f"Several grafted packs are called {pack}.", hint="Give the pack's folder, or the opened pack."
+        )
+    found = [digest for digest in matches if digest in recipe.digests]
+    if not found:
+        names = ", ".join(str(item.pack) for item in recipe.packs)
+        raise NotFoundError(f"{pack} is not grafted onto this model.", hint=f"These packs are: {names}.")
+    return found[0]
+
+
+def _check_mode(mode: str) -> None:
+    if mode == "routed":
+        raise UsageError(
+            "Routed grafting (a pack per input) is not in this version of skillhub.",
+            hint="Use mode='fused', which adds the packs to the weights.",
+        )
+    if mode != "fused":
+        raise UsageError(f"There is no mode {mode!r}.", hint="Use mode='fused'.")
+
+
+def _check_dtypes(contributions: Sequence[Contribution], layout: Layout) -> None:
+    """Refuse what the model's tensors cannot hold: differences on quantized tensors, values of another kind."""
+    for name in changed_names(contributions):
+        dtype = layout.slots[name].dtype
+        wanted = result_dtype(contributions, name, dtype)
+        if wanted != dtype:
+            raise UsageError(
+                f"A pack sets {name} to values of {wanted}, where this model holds {dtype}.",
+                hint="Write a checkpoint with `skillhub fuse`, then load that.",
+            )
+        adds = not contributing(contributions, name)[0].delta.sets_values(name)
+        if adds and dtype not in (*TARGETS, torch.float64):
+            raise UsageError(
+                f"{name} is {dtype} in this model, to which a difference cannot be added.",
+                hint="Fuse into the original checkpoint with `skillhub fuse`, then quantize the result.",
+            )

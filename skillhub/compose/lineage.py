@@ -1,0 +1,63 @@
+"""The model card of a fused checkpoint: what it was made of, so that anyone can make it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from skillhub.compose.methods import METHODS
+from skillhub.compose.recipes import Recipe, WeightedPack
+
+CARD_FILE = "README.md"
+
+
+def model_card(base: str | Path, recipe: Recipe, fingerprint: str) -> str:
+    """Return the card (Markdown with the Hub's metadata) of a checkpoint.
+
+    Args:
+        base: the base as the caller named it; of a folder only its name is shown.
+        recipe: what was composed.
+        fingerprint: of the base.
+    """
+    repository, revision = _base_repository(base, recipe, fingerprint)
+    metadata = ["library_name: transformers", "tags:", "- skillhub", "- merge"]
+    if repository:
+        metadata += [f"base_model: {json.dumps(repository)}", "base_model_relation: merge"]
+    name = repository or Path(base).name
+    method = METHODS[recipe.method]
+    rows = "\n".join(_row(item) for item in recipe.packs)
+    return "\n".join(
+        [
+            "---",
+            *metadata,
+            "---",
+            "",
+            f"# {name} with {', '.join(str(item.pack.name) for item in recipe.packs)}",
+            "",
+            "A base model with SkillPacks fused into its weights by [skillhub](https://pypi.org/project/skillhub-packs/).",
+            "",
+            f"- base: {name}{f' at {revision}' if revision else ''}, fingerprint `{fingerprint}`",
+            f"- method: {method.name} ({method.source}), rounding: {recipe.rounding}",
+            "",
+            "| Pack | Version | Weight | Density | Digest |",
+            "|---|---|---|---|---|",
+            rows,
+            "",
+            "The same packs, weights and method give the same bytes.",
+            "",
+        ]
+    )
+
+
+def _row(item: WeightedPack) -> str:
+    manifest = item.pack.manifest
+    return f"| {item.pack.name} | {manifest.version} | {item.weight:g} | {item.density:g} | `{item.pack.digest}` |"
+
+
+def _base_repository(base: str | Path, recipe: Recipe, fingerprint: str) -> tuple[str | None, str | None]:
+    """Return repository and revision of the base: as the caller named it, else as the packs say."""
+    if isinstance(base, str) and not Path(base).expanduser().is_dir():
+        repository, _, revision = base.partition("@")
+        return repository, revision or None
+    variant = recipe.packs[0].pack.variant_for(fingerprint)
+    return variant.base.repo, variant.base.revision

@@ -1,0 +1,200 @@
+"""Recipes: which packs are composed, with which weights, by which method, rounded how. ``graft`` and ``fuse`` share them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from skillhub.compose.methods import find_method
+from skillhub.errors import NotFoundError, UsageError
+from skillhub.packs import Pack, open_pack
+
+if TYPE_CHECKING:
+    from skillhub.environments import Environment, InstalledPack
+
+ROUNDINGS = ("auto", "nearest", "stochastic")
+"""``auto``: to nearest where every pack that changes a tensor holds it exactly, else stochastic."""
+
+PackSource = str | Path | Pack
+"""A pack that was opened, its folder, or the name of an installed one."""
+
+EnvironmentSource: TypeAlias = "Path | str | Environment"
+"""An environment or its folder."""
+
+
+@dataclass(frozen=True)
+class WeightedPack:
+    """One pack of a recipe.
+
+    Attributes:
+        pack: the pack.
+        weight: factor of its delta; negative to unlearn it.
+        density: share of its delta's elements that a trimming method keeps, over 0 and at most 1.
+    """
+
+    pack: Pack
+    weight: float = 1.0
+    density: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is composed. The packs are sorted by digest, so the result does not depend on the order they came in.
+
+    Attributes:
+        packs: the packs, each once.
+        method: name of a merge method.
+        rounding: one of :data:`ROUNDINGS`.
+    """
+
+    packs: tuple[WeightedPack, ...]
+    method: str = "linear"
+    rounding: str = "auto"
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The packs' digests, sorted."""
+        return tuple(item.pack.digest for item in self.packs)
+
+    def extended(self, other: Recipe) -> Recipe:
+        """Return this recipe with the packs of ``other``.
+
+        Raises:
+            UsageError: they have a pack in common, or another method or rounding.
+        """
+        for field in ("method", "rounding"):
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                raise UsageError(
+                    f"The packs that are grafted already use {field} {mine!r}; {theirs!r} cannot be mixed with it.",
+                    hint=f"Pass {field}={mine!r}, or ungraft first and graft all packs in one call.",
+                )
+        return replace(self, packs=sort_packs((*self.packs, *other.packs)))
+
+    def without(self, digest: str) -> Recipe:
+        """Return this recipe without one pack."""
+        return replace(self, packs=tuple(item for item in self.packs if item.pack.digest != digest))
+
+
+def make_recipe(
+    packs: Sequence[PackSource],
+    *,
+    method: str = "linear",
+    weights: Sequence[float] | None = None,
+    densities: Sequence[float] | None = None,
+    rounding: str = "auto",
+    environment: EnvironmentSource | None = None,
+    fingerprint: Callable[[], str] | None = None,
+) -> Recipe:
+    """Check what the caller asked for and open the packs.
+
+    Args:
+        packs: at least one.
+        method: name of a merge method.
+        weights: one per pack; all 1 by default.
+        densities: one per pack; all 1 by default.
+        rounding: one of :data:`ROUNDINGS`.
+        environment: where names are looked up; see :func:`find_pack`.
+        fingerprint: gives the base's fingerprint; called only where it decides which pack a name means.
+
+    Raises:
+        UsageError: no packs, a pack twice, an unknown method or rounding, or weights and densities that make no sense.
+        NotFoundError: a pack does not exist.
+        IntegrityError: a pack's manifest is not valid.
+    """
+    if isinstance(packs, (str, Path, Pack)):
+        raise UsageError("packs must be a list.", hint=f"Write [{str(packs)!r}].")
+    if not packs:
+        raise UsageError("No pack was given.", hint="Name at least one installed pack or pack folder.")
+    if rounding not in ROUNDINGS:
+        raise UsageError(f"There is no rounding {rounding!r}.", hint=f"Use one of: {', '.join(ROUNDINGS)}.")
+    chosen_weights = _one_each("weights", weights, len(packs))
+    chosen_densities = _one_each("densities", densities, len(packs))
+    if any(not 0 < density <= 1 for density in chosen_densities):
+        raise UsageError("A density is the share of elements to keep.", hint="Use densities over 0 and at most 1.")
+    if not find_method(method).uses_density and any(density != 1 for density in chosen_densities):
+        raise UsageError(f"The method {method!r} does not use densities.", hint="Leave them out, or use method='ties'.")
+    opened = [find_pack(source, environment=environment, fingerprint=fingerprint) for source in packs]
+    weighted = map(WeightedPack, opened, chosen_weights, chosen_densities)
+    return Recipe(sort_packs(weighted), method, rounding)
+
+
+def find_pack(
+    source: PackSource,
+    *,
+    environment: EnvironmentSource | None = None,
+    fingerprint: Callable[[], str] | None = None,
+) -> Pack:
+    """Return a pack from what a user may name it by.
+
+    A text is a folder if it looks like a path or names a folder with ``skillpack.json``; else it is the name of an installed pack,
+    looked up in ``environment``. Without one the per-user environments are searched, and where several of them (for several bases)
+    have the pack, the base's fingerprint decides.
+
+    Raises:
+        NotFoundError: there is no such folder or installed pack.
+        IntegrityError: its manifest is not valid.
+    """
+    if isinstance(source, Pack):
+        return source
+    if isinstance(source, Path) or looks_like_folder(source):
+        return open_pack(Path(source).expanduser())
+    from skillhub.environments import as_environment, find_installed
+
+    if environment is not None:
+        return find_installed(as_environment(environment), source).pack
+    return _find_anywhere(source, fingerprint).pack
+
+
+def _find_anywhere(name: str, fingerprint: Callable[[], str] | None) -> InstalledPack:
+    """Look a name up in the per-user environments."""
+    from skillhub.environments import find_installed, user_environment, user_environments
+
+    found: list[InstalledPack] = []
+    for candidate in user_environments():
+        with suppress(NotFoundError):
+            found.append(find_installed(candidate, name))
+    if len(found) > 1 and fingerprint is not None:
+        return find_installed(user_environment(fingerprint()), name)
+    if len(found) != 1:
+        places = "in several of your environments" if found else "in any of your environments"
+        raise NotFoundError(
+            f"{name} is {'installed' if found else 'not installed'} {places}.",
+            hint="Give environment=… (a project's folder), or the pack's folder."
+            if found
+            else f"Install it: skillhub install {name}. For a pack of a project give environment=….",
+        )
+    return found[0]
+
+
+def sort_packs(packs: Iterable[WeightedPack]) -> tuple[WeightedPack, ...]:
+    """Return packs in the order of their digests.
+
+    Raises:
+        UsageError: one appears twice.
+    """
+    ordered = tuple(sorted(packs, key=lambda item: item.pack.digest))
+    for one, other in pairwise(ordered):
+        if one.pack.digest == other.pack.digest:
+            raise UsageError(
+                f"The pack {one.pack} is there twice.",
+                hint="Name it once; to change its weight, ungraft it and graft it again.",
+            )
+    return ordered
+
+
+def looks_like_folder(text: str) -> bool:
+    """Say whether a pack was named by its folder: a path that starts with ``.``, ``/`` or ``~``, or a pack folder."""
+    return text.startswith((".", "/", "~")) or (Path(text) / "skillpack.json").is_file()
+
+
+def _one_each(what: str, values: Sequence[float] | None, count: int) -> list[float]:
+    chosen = [1.0] * count if values is None else [float(value) for value in values]
+    if len(chosen) != count or not all(math.isfinite(value) for value in chosen):
+        raise UsageError(f"There are {count} packs and {what} {chosen}.", hint="Give one finite number per pack.")
+    return chosen

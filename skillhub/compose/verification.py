@@ -1,0 +1,147 @@
+"""Checking that a model in memory is the base that packs were made for, by its weights and not by its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skillhub.compose.recipes import Recipe
+from skillhub.errors import SkillhubError, UsageError, WrongBaseError
+from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
+from skillhub.layout import Layout, fingerprint_slots, record_slot
+from skillhub.mismatch import explain_mismatch
+from skillhub.packs import BASE_RECORD_FILE, Pack, check_file, describe_base
+
+VERIFICATIONS = ("auto", "full", "sample")
+"""``full`` hashes every weight, ``sample`` checks all names and shapes and some weights; ``auto`` samples large models."""
+
+LARGE_MODEL_BYTES = 8 * 10**9
+SAMPLE_BYTES = 10**9
+
+Originals = Mapping[str, torch.Tensor]
+
+
+def verify_base(
+    model: Any,
+    layout: Layout,
+    recipe: Recipe,
+    fingerprints: list[str],
+    *,
+    originals: Originals,
+    verify: str = "auto",
+    trust_base: bool = False,
+) -> str:
+    """Return which of the packs' bases a model is.
+
+    Args:
+        model: the model.
+        layout: its tensors by canonical name.
+        recipe: the packs, for the message.
+        fingerprints: of the bases that all of them have a variant for.
+        originals: what the tensors held that packs have been grafted onto.
+        verify: one of :data:`VERIFICATIONS`.
+        trust_base: believe that the model is the packs' only base.
+
+    Raises:
+        WrongBaseError: it is none of them; the message says how it differs.
+        UsageError: ``verify`` is unknown, or the base is to be trusted and the packs have several.
+    """
+    if verify not in VERIFICATIONS:
+        raise UsageError(f"There is no verification {verify!r}.", hint=f"Use one of: {', '.join(VERIFICATIONS)}.")
+    if trust_base and len(fingerprints) == 1:
+        return fingerprints[0]
+    records = base_records(recipe, fingerprints)
+    if verify == "sample" or (verify == "auto" and _bytes(layout) > LARGE_MODEL_BYTES):
+        for fingerprint, record in records.items():
+            if _sample_agrees(layout, record, originals):
+                return fingerprint
+    actual = fingerprint_slots(layout, originals)
+    if actual.fingerprint in fingerprints:
+        return actual.fingerprint
+    source = _source_fingerprint(model, layout)
+    if source in fingerprints:
+        return source
+    if trust_base:
+        raise UsageError(
+            "The packs are for several bases, and the model is exactly none of them.",
+            hint="Give packs of one base, or the base model itself.",
+        )
+    raise wrong_base(recipe, records, actual)
+
+
+def wrong_base(recipe: Recipe, records: Mapping[str, BaseRecord], actual: BaseRecord) -> SkillhubError:
+    """Return the error for a base that the packs were not made for: what it is instead, in a sentence."""
+    pack = recipe.packs[0].pack
+    fits = ", ".join(describe_base(one) for one in pack.manifest.variants)
+    difference = " ".join(explain_mismatch(record, actual) for record in list(records.values())[:1])
+    return WrongBaseError(
+        f"{pack} does not fit this model; it is for {fits}. {difference}".strip(),
+        hint="Load the base model that the pack was made for, unchanged and not in float16.",
+        fingerprint=actual.fingerprint,
+        fits=[one.base.fingerprint for one in pack.manifest.variants],
+    )
+
+
+def read_base_record(pack: Pack, fingerprint: str) -> BaseRecord:
+    """Read a variant's ``base.json.zst``.
+
+    Raises:
+        IntegrityError: it is missing or damaged.
+        WrongBaseError: the pack has no such variant.
+    """
+    variant = pack.variant_for(fingerprint)
+    path = f"{variant.folder}/{BASE_RECORD_FILE}"
+    for entry in variant.files:
+        if entry.path == path:
+            check_file(pack.path_of(entry), entry)
+    return BaseRecord.from_bytes((pack.folder / path).read_bytes())
+
+
+def base_records(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, BaseRecord]:
+    """Return the records of the bases that the first pack has at hand; an installed pack has one variant's files only."""
+    pack = recipe.packs[0].pack
+    return {
+        fingerprint: read_base_record(pack, fingerprint)
+        for fingerprint in fingerprints
+        if (pack.folder / pack.variant_for(fingerprint).folder / BASE_RECORD_FILE).is_file()
+    }
+
+
+def _sample_agrees(layout: Layout, expected: BaseRecord, originals: Originals) -> bool:
+    """Say whether all names and shapes, and the content of evenly chosen tensors of about a gigabyte, are the base's."""
+    records = {record.name: record for record in expected.tensors}
+    if any(name not in layout.slots or layout.slots[name].shape != one.shape for name, one in records.items()):
+        return False
+    if layout.slots.keys() - records.keys():  # perhaps tied copies; the full fingerprint knows
+        return False
+    size, sample = 0, []
+    for name in sorted(records, key=lambda name: records[name].digest):  # as good as random, and always the same
+        sample.append(name)
+        size += _slot_bytes(layout, name)
+        if size > SAMPLE_BYTES:
+            break
+    found = ((records[name], record_slot(layout.slots[name], originals.get(name))) for name in sample)
+    return all((one.kind, one.digest) == (other.kind, other.digest) for one, other in found)
+
+
+def _source_fingerprint(model: Any, layout: Layout) -> str | None:
+    """Return the fingerprint of the folder that a float16 model was loaded from, where it still is there.
+
+    bfloat16 weights do not survive float16 (small ones lose bits), so such a model cannot be known by its weights.
+    """
+    folder = Path(str(getattr(model, "name_or_path", "") or ""))
+    narrow = any(slot.dtype == torch.float16 for slot in layout.slots.values())
+    return fingerprint_checkpoint(folder).fingerprint if narrow and (folder / "config.json").is_file() else None
+
+
+def _bytes(layout: Layout) -> int:
+    return sum(_slot_bytes(layout, name) for name in layout.slots)
+
+
+def _slot_bytes(layout: Layout, name: str) -> int:
+    slot = layout.slots[name]
+    return math.prod(slot.shape) * slot.dtype.itemsize

@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from skillhub.compose.grafts import graft, grafted_packs, ungraft
+from skillhub.errors import IntegrityError, NotFoundError, UsageError, WrongBaseError
+from skillhub.packs import Pack
+from tests.support.tiny_models import (
+    bits,
+    build_pack,
+    load_model,
+    make_model,
+    rewrite,
+    save_model,
+    tune,
+    with_entry,
+)
+
+KINDS = ("llama", "tied", "gpt2", "bert", "mixtral")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Kind → folder with ``base``, ``tuned`` and the packs ``one`` (exact), ``two`` and ``three`` (lossy)."""
+    root = tmp_path_factory.mktemp("models")
+
+    @functools.cache
+    def place(kind: str) -> Path:
+        folder = root / kind
+        base = save_model(kind, folder / "base")
+        build_pack(tune(base, folder / "tuned"), base, folder / "one", name="one")
+        build_pack(tune(base, folder / "tuned2", seed=2, size=0.02), base, folder / "two", name="two", lossy=True)
+        part = tune(base, folder / "tuned3", seed=3, size=0.05, only="1")
+        build_pack(part, base, folder / "three", name="three", lossy=True)
+        return folder
+
+    return place
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, places: Callable[[str], Path]) -> Path:
+    return places(request.param)
+
+
+@pytest.fixture
+def llama(places: Callable[[str], Path]) -> Path:
+    return places("llama")
+
+
+def test_an_exact_pack_gives_the_fine_tune_bit_for_bit_and_comes_out_again(place: Path):
+    model = load_model(place / "base")
+    before = bits(model)
+    parameters = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.train()
+    assert graft(model, [place / "one"]) is model
+    assert bits(model) == bits(load_model(place / "tuned"))
+    assert {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)} == parameters
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == grads
+    assert model.training
+    assert [str(item.pack.name) for item in grafted_packs(model)] == ["one"]
+    assert ungraft(model) is model
+    assert bits(model) == before
+    assert grafted_packs(model) == ()
+
+
+def test_the_order_and_the_number_of_calls_do_not_matter(place: Path):
+    packs = [place / name for name in ("one", "two", "three")]
+    at_once, reordered, one_by_one = (load_model(place / "base") for _ in range(3))
+    graft(at_once, packs, weights=[1.0, 0.5, -0.25])
+    graft(reordered, packs[::-1], weights=[-0.25, 0.5, 1.0])
+    for pack, weight in zip(packs, [1.0, 0.5, -0.25], strict=True):
+        graft(one_by_one, [pack], weights=[weight])
+    assert bits(at_once) == bits(reordered) == bits(one_by_one)
+
+
+def test_taking_one_of_several_out_leaves_what_the_others_alone_give(place: Path):
+    model, expected = load_model(place / "base"), load_model(place / "base")
+    graft(model, [place / "one", place / "two", place / "three"], method="ties", densities=[1, 0.5, 0.5])
+    ungraft(model, "two")
+    graft(expected, [place / "three", place / "one"], method="ties", densities=[0.5, 1])
+    assert bits(model) == bits(expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["one", "two", "three"]), st.sampled_from([-1.0, 0.0, 0.3, 1.0])), max_size=8
+    )
+)
+def test_any_sequence_of_grafts_and_ungrafts_ends_in_the_original_bytes(
+    places: Callable[[str], Path], steps: list[tuple[str, float]]
+):
+    folder = places("tied")
+    model = load_model(folder / "base")
+    before = bits(model)
+    weights: dict[str, float] = {}
+    for name, weight in steps:
+        if name in weights:
+            ungraft(model, name)
+            del weights[name]
+        else:
+            graft(model, [folder / name], weights=[weight])
+            weights[name] = weight
+    assert {item.pack.manifest.name: item.weight for item in grafted_packs(model)} == weights
+    if weights:
+        expected = load_model(folder / "base")
+        graft(expected, [folder / name for name in weights], weights=list(weights.values()))
+        assert bits(model) == bits(expected)
+        ungraft(model)
+    assert bits(model) == before
+
+
+def test_the_sum_is_in_fp32_and_a_lossy_pack_is_rounded_without_bias(llama: Path):
+    model = load_model(llama / "base")
+    base = load_file(llama / "base" / "model.safetensors")
+    graft(model, [llama / "two"])
+    tuned = load_file(llama / "tuned2" / "model.safetensors")
+    grafted = model.state_dict()
+    errors = []
+    for name, start in base.items():
+        delta = ((tuned[name].float() - start.float()) * 512).round() / 512
+        exact = start.float() + delta
+        step = torch.maximum(exact.abs(), start.float().abs()) * 2**-7
+        assert ((grafted[name].float() - exact).abs() <= step).all(), name
+        errors.append(((grafted[name].float() - exact) / step.clamp(min=1e-30)).flatten())
+    assert abs(torch.cat(errors).mean()) < 0.01
+
+
+def test_an_fp32_model_of_a_bf16_base_takes_the_pack_without_rounding(llama: Path):
+    model = load_model(llama / "base").float()
+    graft(model, [llama / "one"])
+    assert bits(model) == bits(load_model(llama / "tuned").float())
+
+
+def test_tied_parameters_stay_tied_and_are_written_once(places: Callable[[str], Path]):
+    model = load_model(places("tied") / "base")
+    graft(model, [places("tied") / "two"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("at", [0, 3, 11])
+def test_a_pack_that_is_damaged_at_tensor_k_changes_nothing(llama: Path, tmp_path: Path, at: int):
+    pack = build_pack(llama / "tuned2", llama / "base", tmp_path / "bad", name="bad")
+    name = sorted(pack.manifest.variants[0].codec.tensors)[at]
+    with_entry(pack, name, digest="0" * 64)
+    for already in ([], [llama / "one"]):
+        model = load_model(llama / "base")
+        if already:
+            graft(model, already)
+        before = bits(model)
+        with pytest.raises(IntegrityError, match=name.replace(".", r"\.")):
+            graft(model, [tmp_path / "bad"])
+        assert bits(model) == before
+        assert len(grafted_packs(model)) == len(already)
+
+
+def test_an_interruption_from_the_progress_callback_changes_nothing(llama: Path):
+    def interrupt(what: str, done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    model = load_model(llama / "base")
+    before = bits(model)
+    with pytest.raises(KeyboardInterrupt):
+        graft(model, [llama / "one"], progress=interrupt)
+    assert bits(model) == before and grafted_packs(model) == ()
+    graft(model, [llama / "one"])
+    grafted = bits(model)
+    with pytest.raises(KeyboardInterrupt):
+        ungraft(model, progress=interrupt)
+    assert bits(model) == grafted and len(grafted_packs(model)) == 1
+
+
+def test_progress_counts_tensors(llama: Path):
+    seen: list[tuple[str, int, int]] = []
+    graft(load_model(llama / "base"), [llama / "three"], progress=lambda *step: seen.append(step))
+    total = len(seen)
+    assert seen == [("tensors", number, total) for number in range(1, total + 1)] and total > 3
+
+
+def test_the_wrong_base_is_explained_and_nothing_is_touched(llama: Path):
+    for verify in ("full", "sample"):
+        model = load_model(llama / "tuned")
+        before = bits(model)
+        with pytest.raises(WrongBaseError, match=r"one 1.0.0 does not fit this model.*a fine-tune of it") as caught:
+            graft(model, [llama / "one"], verify=verify)
+        assert bits(model) == before
+        assert caught.value.exit_code == 5 and caught.value.hint
+
+
+def test_another_architecture_is_refused_even_when_trusted(llama: Path, places: Callable[[str], Path]):
+    model = load_model(places("bert") / "base")
+    before = bits(model)
+    with pytest.raises(WrongBaseError, match="Another architecture"):
+        graft(model, [llama / "one"])
+    with pytest.raises(WrongBaseError, match=r"None of the .* tensors of one"):
+        graft(model, [llama / "one"], trust_base=True)
+    assert bits(model) == before
+
+
+def test_a_trusted_base_is_not_hashed_but_its_names_and_shapes_are_checked(llama: Path):
+    model = load_model(llama / "tuned")
+    graft(model, [llama / "one"], trust_base=True)
+    ungraft(model)
+    assert bits(model) == bits(load_model(llama / "tuned"))
+    wider = make_model("llama", intermediate_size=32)
+    with pytest.raises(WrongBaseError, match=r"\[16, 24\].*\[16, 32\]"):
+        graft(wider, [llama / "one"], trust_base=True)
+
+
+def test_a_weight_that_was_moved_by_hand_is_found(llama: Path):
+    model = load_model(llama / "base")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 3] += 1
+    with pytest.raises(WrongBaseError, match=r"1 of \d+ tensors differs \(layers\.1\.mlp\.up_proj"):
+        graft(model, [llama / "one"])
+
+
+def test_grafting_more_verifies_the_originals_and_not_the_grafted_weights(llama: Path):
+    model = load_model(llama / "base")
+    graft(model, [llama / "one"], verify="full")
+    graft(model, [llama / "two"], verify="full")
+    ungraft(model)
+    assert bits(model) == bits(load_model(llama / "base"))
+
+
+def test_a_float16_load_is_accepted_for_its_known_source(llama: Path):
+    import transformers
+
+    model = transformers.LlamaForCausalLM.from_pretrained(llama / "base", dtype=torch.float16)
+    graft(model, [llama / "one"])
+    assert model.dtype == torch.float16 and len(grafted_packs(model)) == 1
+
+
+def test_a_changed_dtype_between_graft_and_ungraft_gives_the_base_in_the_new_dtype(llama: Path):
+    model = load_model(llama / "base")
+    graft(model, [llama / "one"])
+    model.float()
+    ungraft(model)
+    assert bits(model) == bits(load_model(llama / "base").float())
+
+
+def test_a_deep_copy_is_a_grafted_model_of_its_own(llama: Path):
+    model = load_model(llama / "base")
+    graft(model, [llama / "one"])
+    twin = copy.deepcopy(model)
+    ungraft(model)
+    assert bits(twin) == bits(load_model(llama / "tuned"))
+    ungraft(twin)
+    assert bits(twin) == bits(model) == bits(load_model(llama / "base"))
+
+
+def resized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    return {n: torch.cat([t, t[:3] * 0.5]) if n in names else t + 0.01 for n, t in tensors.items()}
+
+
+def test_a_resized_vocabulary_is_refused_with_the_remedy(llama: Path, tmp_path: Path):
+    pack = build_pack(rewrite(llama / "base", tmp_path / "tuned", resized), llama / "base", tmp_path / "pack")
+    model = load_model(llama / "base")
+    with pytest.raises(UsageError, match="from 26 to 29 rows") as caught:
+        graft(model, [pack])
+    assert "skillhub fuse" in caught.value.hint
+    assert bits(model) == bits(load_model(llama / "base"))
+
+
+def test_added_and_removed_tensors_are_refused_with_the_remedy(llama: Path, tmp_path: Path):
+    def more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(16, dtype=torch.bfloat16)}
+
+    def fewer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
+
+    for change, word in ((more, "adds"), (fewer, "removes")):
+        changed = rewrite(tune(llama / "base", tmp_path / word / "tuned"), tmp_path / word / "changed", change)
+        pack = build_pack(changed, llama / "base", tmp_path / word / "pack")
+        with pytest.raises(UsageError, match=f"{word} the tensor") as caught:
+            graft(load_model(llama / "base"), [pack])
+        assert "skillhub fuse" in caught.value.hint
+
+
+def refused(model: Any, packs: Any, **options: Any) -> str:
+    before = bits(model)
+    with pytest.raises((UsageError, NotFoundError)) as caught:
+        graft(model, packs, **options)
+    assert caught.value.hint and bits(model) == before
+    return caught.value.message
+
+
+def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
+    model, one = load_model(llama / "base"), llama / "one"
+    assert "not in this version" in refused(model, [one], mode="routed")
+    assert "no mode 'soft'" in refused(model, [one], mode="soft")
+    assert "no merge method" in refused(model, [one], method="magic")
+    assert "no rounding" in refused(model, [one], rounding="up")
+    assert "no verification" in refused(model, [one], verify="never")
+    assert "No pack" in refused(model, [])
+    assert "must be a list" in refused(model, one)
+    assert "there twice" in refused(model, [one, one])
+    assert "1 packs and weights" in refused(model, [one], weights=[1, 2])
+    assert "1 packs and weights" in refused(model, [one], weights=[float("nan")])
+    assert "does not use densities" in refused(model, [one], densities=[0.5])
+    assert "share of elements" in refused(model, [one], method="ties", densities=[0])
+    assert "not a pack" in refused(model, [llama / "base"])
+    graft(model, [one])
+    assert "there twice" in refused(model, [one])
+    assert "already use method 'linear'" in refused(model, [llama / "two"], method="ties")
+
+
+def test_ungrafting_what_is_not_there_is_refused(llama: Path):
+    model = load_model(llama / "base")
+    with pytest.raises(UsageError, match="no grafted pack"):
+        ungraft(model)
+    graft(model, [llama / "one"])
+    with pytest.raises(NotFoundError, match="two is not grafted"):
+        ungraft(model, "two")
+    with pytest.raises(NotFoundError, match="is not grafted"):
+        ungraft(model, llama / "two")
+    ungraft(model, llama / "one")
+
+
+def test_packs_of_different_bases_are_refused(llama: Path, places: Callable[[str], Path]):
+    with pytest.raises(WrongBaseError, match="no base in common"):
+        graft(load_model(llama / "base"), [llama / "one", places("gpt2") / "one"])
+
+
+def test_a_pack_that_changes_nothing_is_an_error(llama: Path, tmp_path: Path):
+    pack = build_pack(llama / "base", llama / "base", tmp_path / "pack")
+    with pytest.raises(WrongBaseError, match="None of the 0 tensors"):
+        graft(load_model(llama / "base"), [pack])
+
+
+def test_integer_buffers_are_set_not_added(tmp_path: Path):
+    base = save_model("resnet", tmp_path / "base")
+
+    def trained(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: t + 0.25 if t.is_floating_point() else t + 3 for n, t in tensors.items()}
+
+    tuned = rewrite(base, tmp_path / "tuned", trained)
+    build_pack(tuned, base, tmp_path / "one", name="one")
+    build_pack(rewrite(tuned, tmp_path / "more", trained), base, tmp_path / "two", name="two")
+    model = load_model(base)
+    before = bits(model)
+    graft(model, [tmp_path / "one"], weights=[1])
+    assert bits(model) == bits(load_model(tuned))
+    with pytest.raises(UsageError, match="set it to different values"):
+        graft(model, [tmp_path / "two"])
+    assert bits(model) == bits(load_model(tuned))
+    ungraft(model)
+    assert bits(model) == before
+
+
+def test_a_model_on_the_meta_device_is_refused(llama: Path):
+    with torch.device("meta"):
+        model = make_model("llama")
+    with pytest.raises(UsageError, match="no weights in memory") as caught:
+        graft(model, [llama / "one"], trust_base=True)
+    assert caught.value.hint
+
+
+def test_installed_names_are_looked_up_in_the_environment(llama: Path, tmp_path: Path, homes: Path):
+    import shutil
+
+    from skillhub.environments import Environment, Project, Receipt, user_environment, write_project
+
+    pack = Pack(llama / "one", build_pack(llama / "tuned", llama / "base", tmp_path / "pack", name="one").manifest)
+    fingerprint = pack.manifest.variants[0].base.fingerprint
+    for environment in (Environment(tmp_path / "project"), user_environment(fingerprint)):
+        folder = environment.packs_folder / "acme" / "one"
+        shutil.copytree(tmp_path / "pack", folder)
+        receipt = Receipt(
+            schema=0,
+            registry="local",
+            repository="acme/one",
+            version="1.0.0",
+            manifest=pack.digest,
+            fingerprint=fingerprint,
+            files=[],
+        )
+        (folder / "receipt.json").write_bytes(receipt.to_bytes())
+        write_project(environment, Project(requirements=["acme/one"]))
+    for options in ({"environment": tmp_path / "project"}, {}):
+        model = load_model(llama / "base")
+        graft(model, ["acme/one"], **options)
+        assert [str(item.pack) for item in grafted_packs(model)] == ["acme/one 1.0.0"]
+        assert bits(model) == bits(load_model(llama / "tuned"))
+        ungraft(model, "one")
+        assert bits(model) == bits(load_model(llama / "base"))
+        with pytest.raises(NotFoundError, match="two is not installed"):
+            graft(model, ["acme/two"], **options)
