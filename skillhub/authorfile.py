@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from skillhub.documents import field_error
+from skillhub.documents import field_error, parse_toml
 from skillhub.errors import NotFoundError, UsageError
 from skillhub.files import disk_errors
 from skillhub.manifest import MANIFEST_SCHEMA, Manifest, Skill
@@ -72,16 +72,12 @@ def read_author_file(path: Path) -> AuthorFile:
     """
     try:
         with disk_errors(path):
-            text = path.read_text(encoding="utf-8-sig")
+            return msgspec.convert(parse_toml(path.read_bytes()), AuthorFile)
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no {path}.", hint="Give --name and --version instead.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from error
-    try:
-        return msgspec.convert(tomllib.loads(text), AuthorFile)
     except msgspec.MsgspecError as error:
         raise UsageError(f"{path}: {_field_error(error)}.", hint="Correct that field, then try again.") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers or nesting beyond all measure
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}.", hint="Correct that line, then try again.") from error
 
 

@@ -1,8 +1,9 @@
-"""JSON documents as all our formats write and read them: one canonical form, a schema number, errors with a path."""
+"""Documents as all our formats write and read them: canonical JSON, TOML, a schema number, errors with a path."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -39,6 +40,22 @@ def decode_json(data: bytes, kind: type[Result]) -> Result:
         raise msgspec.DecodeError("A text is not UTF-8") from error
     except RecursionError as error:
         raise msgspec.DecodeError("It is nested too deeply") from error
+
+
+def parse_toml(data: bytes) -> dict[str, Any]:
+    """Return a TOML document; a byte order mark is skipped.
+
+    Raises:
+        tomllib.TOMLDecodeError: it is not UTF-8, not TOML (the message has the line), or nested or long beyond measure.
+    """
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except tomllib.TOMLDecodeError:
+        raise
+    except UnicodeDecodeError as error:
+        raise tomllib.TOMLDecodeError("It is not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:
+        raise tomllib.TOMLDecodeError("A number is too long, or values are nested too deeply") from error
 
 
 def check_schema(data: bytes, supported: int, where: str) -> None:

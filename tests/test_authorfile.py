@@ -70,9 +70,9 @@ NAMED = 'name = "a"\nversion = "1"\n'
         (NAMED + "license = 2024-01-01", "license: Expected "),
         (NAMED + "licence = 'mit'", "unknown field `licence`"),
         (NAMED + "[skills]\ntag = []", "unknown field `tag`"),
-        (NAMED + "x = " + "9" * 5_000, "4300 digits"),
-        (NAMED + "x = " + "[" * 50_000, "recursion"),
-        (b"\xff\xfe", "is not UTF-8 text"),
+        (NAMED + "x = " + "9" * 5_000, "A number is too long"),
+        (NAMED + "x = " + "[" * 50_000, "nested too deeply"),
+        (b"\xff\xfe", "It is not UTF-8 text"),
     ],
     ids=range(15),
 )

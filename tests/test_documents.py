@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skillhub.documents import canonical_json, check_schema, decode_json, field_error
+from skillhub.documents import canonical_json, check_schema, decode_json, field_error, parse_toml
 from skillhub.errors import NewerSchemaError
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
@@ -105,6 +106,26 @@ def test_another_schema_is_refused_before_anything_else() -> None:
 def test_a_schema_that_is_no_number_is_malformed(data: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         check_schema(data, 0, "file")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a = 1\nb = \n", "line 2"),
+        (b"a = 1\na = 2\n", "line 2"),
+        (b"a = \xff", "It is not UTF-8 text"),
+        (b"a = " + b"9" * 5_000, "A number is too long"),
+        (b"a = " + b"[" * 50_000, "nested too deeply"),
+    ],
+    ids=range(5),
+)
+def test_toml_that_cannot_be_read_is_one_kind_of_error(data: bytes, message: str) -> None:
+    with pytest.raises(tomllib.TOMLDecodeError, match=message):
+        parse_toml(data)
+
+
+def test_toml_is_read_with_or_without_a_byte_order_mark() -> None:
+    assert parse_toml(b"\xef\xbb\xbfa = [1, 'x']\r\n") == parse_toml(b"a = [1, 'x']\n") == {"a": [1, "x"]}
 
 
 def test_other_tools_can_write_the_canonical_form() -> None:

@@ -89,7 +89,7 @@ VERSIONS = st.builds(
 )
 LINES = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), max_size=30)
 TEXTS = st.text(st.characters(exclude_categories=("C",)) | st.sampled_from("\n\t"), max_size=30)
-COUNTS = st.integers(0, 2**53 - 1)
+COUNTS = st.integers(0, 2**63 - 1)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 REQUIREMENTS = st.builds("{}/{}{}".format, NAMES, NAMES, st.sampled_from(["", ">=1", "==1.0.*,!=1.0.3", "~=2.1"]))
 
