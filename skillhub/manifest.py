@@ -32,8 +32,7 @@ Result = TypeVar("Result")
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FingerprintText = Annotated[str, Meta(pattern=r"^skb1:[0-9a-f]{64}\Z")]
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""A whole number of 63 bits, the most that TOML and msgspec hold."""
+Count = Annotated[int, Meta(ge=0)]
 
 Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
 """Text for people; without the control characters that command a terminal."""

@@ -18,6 +18,7 @@ from skillhub.documents import canonical_json, decode_json, field_error
 from skillhub.errors import IntegrityError, NewerSchemaError, UsageError
 from skillhub.files import sha256_of_bytes
 from skillhub.manifest import (
+    Count,
     FingerprintText,
     Label,
     Manifest,
@@ -45,7 +46,7 @@ class ReleaseVariant(Struct, frozen=True, kw_only=True):
 
     fingerprint: FingerprintText
     base_files: list[Sha256] = []
-    bytes: Annotated[int, Meta(ge=0)] = 0
+    bytes: Count = 0
 
 
 class Event(Struct, frozen=True, kw_only=True):

@@ -133,7 +133,6 @@ BAD_FIELDS: list[tuple[str, object, str]] = [
     (f"{TENSORS}|digest", "5" * 63, "$.variants[0].codec.tensors[...].digest: "),
     (f"{FILE}|size", "9", "$.variants[0].files[2].size: Expected `int`, got `str`"),
     (f"{FILE}|size", -1, "$.variants[0].files[2].size: Expected `int` >= 0"),
-    (f"{FILE}|size", 2**63, "$.variants[0].files[2].size: "),
     (f"{FILE}|size", True, "$.variants[0].files[2].size: Expected `int`, got `bool`"),
     (f"{FILE}|sha256", "8" * 64 + "\n", "$.variants[0].files[2].sha256: "),
     (f"{FILE}|path", "../../x", "$.variants[0].files[2].path: The path '../../x' does not stay inside"),
