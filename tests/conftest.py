@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.registry_process import RegistryProcess, running_registry
+
+# How long an example takes says something about the machine's other work, not about the code.
+settings.register_profile("skillhub", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("skillhub")
 
 
 @pytest.fixture(scope="session")
