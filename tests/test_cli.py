@@ -13,20 +13,7 @@ import pytest
 
 from skillhub.cli import COMMANDS
 from tests.support.commands import Shell
-from tests.support.tiny_models import save_model, tune
-
-
-def add_tokenizer(folder: Path) -> None:
-    """Save a word tokenizer of 24 words beside a tiny model."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<s>", "</s>", "<pad>", "<unk>", *"abcdefghijklmnopqrst"]
-    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(folder)
+from tests.support.tiny_models import add_tokenizer, save_model, tune
 
 
 @pytest.fixture(scope="module")

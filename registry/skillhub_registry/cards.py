@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from skillhub_registry import limits
 
@@ -37,7 +37,7 @@ class CardError(ValueError):
     """A card's metadata cannot be read."""
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Reads plain data only. Aliases are refused: a few of them unfold into gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

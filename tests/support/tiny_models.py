@@ -76,6 +76,19 @@ def save_model(kind: str, folder: Path, **options: Any) -> Path:
     return folder
 
 
+def add_tokenizer(folder: Path) -> None:
+    """Save a word tokenizer of 24 words beside a tiny model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<pad>", "<unk>", *"abcdefghijklmnopqrst"]
+    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
 def load_model(folder: Path) -> Any:
     """Load a saved model in its stored dtype, as the class that its config names."""
     import transformers
