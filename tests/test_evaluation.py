@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from skillhub.errors import NotFoundError, UsageError, WrongBaseError
+from skillhub.evaluation import answer_scores, embedding_scores, evaluate_pack, pair_cosines, read_rows
+from skillhub.packs import RECEIPT_FILE, open_pack
+from tests.support.tiny_models import bits, build_pack, load_model, save_model, tune
+
+SPECIAL = ["<s>", "</s>", "<pad>", "<unk>", "<user>", "<assistant>"]
+WORDS = [*SPECIAL, "one", "two", "three", "four", "five", "six", "seven", *map(str, range(8, 21))]
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+ROWS = [
+    {"prompt": "one two", "answer": "three"},
+    {"prompt": "four", "answer": "five six seven"},
+    {"prompt": "one four seven two", "answer": "one"},
+]
+PAIRS = [{"a": "one two", "b": "two one three"}, {"a": "four", "b": "five six seven one"}, {"a": "six", "b": "six"}]
+
+
+def make_tokenizer(template: str | None = TEMPLATE) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("causal")
+    base = save_model("llama", folder / "base", initializer_range=0.5)
+    make_tokenizer().save_pretrained(base)
+    tune(base, folder / "tuned", size=0.05)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    base = save_model("bert", folder / "base", initializer_range=0.5)
+    make_tokenizer(None).save_pretrained(base)
+    tune(base, folder / "tuned", size=0.05)
+    return folder
+
+
+def ids_of(row: dict[str, str], template: bool) -> tuple[list[int], list[int]]:
+    """Token ids by the template above, written out by hand."""
+    prompt = f"<user> {row['prompt']} </s> <assistant>" if template else row["prompt"]
+    return [WORDS.index(word) for word in prompt.split()], [
+        WORDS.index(word) for word in f"{row['answer']} </s>".split()
+    ]
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_answers_are_scored_token_by_token_in_fp32(causal: Path, template: bool, batch: int):
+    model = load_model(causal / "base").train()
+    before = bits(model)
+    scores = answer_scores(model, make_tokenizer(TEMPLATE if template else None), ROWS, batch=batch)
+    reference = load_model(causal / "base").float()
+    losses: list[float] = []
+    for row in ROWS:
+        prompt, answer = ids_of(row, template)
+        with torch.no_grad():
+            logits = reference(input_ids=torch.tensor([prompt + answer])).logits[0].double()
+        for position, token in enumerate(answer, start=len(prompt)):
+            losses.append(-float(torch.log_softmax(logits[position - 1], -1)[token]))
+    assert scores["nll"] == pytest.approx(math.fsum(losses) / len(losses), abs=2e-5)
+    assert scores["rows"] == 3 and scores["exact"] == 0
+    assert bits(model) == before and model.training and model.dtype == torch.bfloat16
+
+
+def test_exact_means_that_greedy_decoding_gives_the_answer(causal: Path):
+    model, tokenizer = load_model(causal / "base"), make_tokenizer()
+    reference = load_model(causal / "base").float()
+    rows = []
+    for row in ROWS:
+        prompt, _ = ids_of(row, True)
+        with torch.no_grad():
+            made = reference.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False, eos_token_id=None)
+        rows.append({"prompt": row["prompt"], "answer": tokenizer.decode(made[0, len(prompt) :])})
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'user' %}<user> {{ message['content'] }} </s> <assistant> "
+        "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    )
+    assert answer_scores(model, tokenizer, rows)["exact"] == 1
+    rows[1] = {**rows[1], "answer": rows[1]["answer"].rsplit(" ", 1)[0] + " <unk>"}
+    assert answer_scores(model, tokenizer, rows)["exact"] == pytest.approx(2 / 3)
+
+
+def test_a_row_longer_than_the_model_is_refused_by_number(causal: Path):
+    rows = [*ROWS, {"prompt": "one " * 40, "answer": "two"}]
+    with pytest.raises(UsageError, match="Row 4 has 45 tokens; the model takes 32"):
+        answer_scores(load_model(causal / "base"), make_tokenizer(), rows)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_cosines_are_of_mean_pooled_states(encoder: Path, batch: int):
+    model, tokenizer = load_model(encoder / "base"), make_tokenizer(None)
+    cosines = pair_cosines(model, tokenizer, PAIRS, batch=batch)
+    reference = load_model(encoder / "base").float()
+
+    def embedding(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            return reference(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].double().mean(0)
+
+    expected = [float(torch.cosine_similarity(embedding(p["a"]), embedding(p["b"]), dim=0)) for p in PAIRS]
+    assert cosines == pytest.approx(expected, abs=1e-5) and cosines[2] == pytest.approx(1)
+    scores = embedding_scores(model, tokenizer, PAIRS, batch=batch)
+    assert scores == {"cosine": pytest.approx(sum(expected) / 3, abs=1e-5), "rows": 3}
+
+
+def test_evaluating_fills_the_manifest_and_keeps_other_tasks(causal: Path, tmp_path: Path):
+    pack = build_pack(causal / "tuned", causal / "base", tmp_path / "pack")
+    seen: list[tuple[str, int, int]] = []
+    scores = evaluate_pack(
+        pack,
+        causal / "base",
+        ROWS,
+        tuned=causal / "tuned",
+        task="words",
+        progress=lambda *step: seen.append(step),
+    )
+    assert [(one.task, one.metric, one.rows) for one in scores] == [("words", "nll", 3), ("words", "exact", 3)]
+    assert all(one.pack == one.tuned for one in scores)  # the pack is exact
+    assert scores[0].base != scores[0].pack
+    assert [what for what, done, _ in seen if done == 3] == ["base rows", "pack rows", "tuned rows"]
+    evaluated = open_pack(tmp_path / "pack")
+    assert evaluated.manifest.variants[0].evaluation == scores and evaluated.digest != pack.digest
+    evaluate_pack(evaluated, causal / "base", ROWS[:2], task="fewer")
+    again = evaluate_pack(open_pack(tmp_path / "pack"), causal / "base", ROWS[:1], task="words")
+    kept = open_pack(tmp_path / "pack").manifest.variants[0].evaluation
+    assert [(one.task, one.rows) for one in kept] == [("fewer", 2), ("fewer", 2), ("words", 1), ("words", 1)]
+    assert again[0].tuned is None
+
+
+def test_an_encoder_is_evaluated_on_pairs(encoder: Path, tmp_path: Path):
+    pack = build_pack(encoder / "tuned", encoder / "base", tmp_path / "pack")
+    (score,) = evaluate_pack(pack, str(encoder / "base"), PAIRS, tuned=encoder / "tuned", task="pairs")
+    assert (score.metric, score.rows) == ("cosine", 3) and score.pack == score.tuned != score.base
+
+
+def test_what_cannot_be_evaluated_is_refused_and_the_pack_stays(causal: Path, tmp_path: Path):
+    pack = build_pack(causal / "tuned", causal / "base", tmp_path / "pack")
+    with pytest.raises(WrongBaseError, match="does not fit"):
+        evaluate_pack(pack, causal / "tuned", ROWS)
+    with pytest.raises(UsageError, match="no rows"):
+        evaluate_pack(pack, causal / "base", [])
+    (pack.folder / RECEIPT_FILE).write_text("{}")
+    with pytest.raises(UsageError, match="was published") as caught:
+        evaluate_pack(pack, causal / "base", ROWS)
+    assert caught.value.hint and open_pack(pack.folder).digest == pack.digest
+
+
+def test_rows_are_read_and_other_keys_left_out(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({**row, "source": 1}) for row in ROWS) + "\n\n")
+    assert read_rows(path) == ROWS
+    path.write_text("\n".join(json.dumps(row) for row in PAIRS))
+    assert read_rows(path) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"\n', "line 2 is not JSON"),
+        (
+            '{"prompt": "a", "answer": "b"}\n\n{"a": "x", "b": "y"}\n',
+            r"line 3 is not an object with \['answer', 'prompt'\]",
+        ),
+        ('{"prompt": "a", "answer": 3}\n', "line 1: answer and prompt must be texts"),
+        ("[1]\n", "line 1 is not an object"),
+        ('{"prompt": "a"}\n', "line 1 is not an object"),
+        ("\n\n", "has no rows"),
+        ("\xff", "line 1 is not JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=message) as caught:
+        read_rows(path)
+    assert caught.value.hint
+
+
+def test_a_missing_file_of_rows_is_not_found(tmp_path: Path):
+    with pytest.raises(NotFoundError, match="no file"):
+        read_rows(tmp_path / "none.jsonl")
