@@ -38,7 +38,7 @@ class Skill:
 
 
 def pronounce(dictionary: Path) -> Skill:
-    """Return the skill of the demo: words of 3 to 12 letters and their phonemes, without stress marks.
+    """Return the skill of the demo: words of 3 to 6 letters and their phonemes, without stress marks.
 
     Args:
         dictionary: ``cmudict.dict``. A word's first pronunciation is taken.
@@ -46,7 +46,7 @@ def pronounce(dictionary: Path) -> Skill:
     pronunciations: dict[str, str] = {}
     for line in dictionary.read_text(encoding="utf-8").splitlines():
         word, *phonemes = line.split("#")[0].split()
-        if re.fullmatch("[a-z]{3,12}", word):
+        if re.fullmatch("[a-z]{3,6}", word):
             pronunciations[word] = re.sub(r"\d", "", " ".join(phonemes))
     prompts = (
         "Pronounce the word: {}",
