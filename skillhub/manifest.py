@@ -18,7 +18,7 @@ from skillhub.documents import canonical_json as canonical_json
 from skillhub.documents import check_schema as check_schema
 from skillhub.documents import decode_json
 from skillhub.documents import field_error as field_error
-from skillhub.errors import IntegrityError, SkillhubError
+from skillhub.errors import IntegrityError, SkillhubError, UnsafeContentError
 from skillhub.files import check_relative_path, sha256_of_bytes
 from skillhub.names import PackName, is_bare_name, parse_requirement, parse_version
 
@@ -306,6 +306,7 @@ def parse_manifest(data: bytes, *, where: str = MANIFEST_FILE) -> Manifest:
     Raises:
         NewerSchemaError: the manifest is of a schema that this version does not read.
         IntegrityError: a field is missing, unknown or bad (the message has its path), or the JSON is not canonical.
+        UnsafeContentError: a file's path leaves its folder.
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise IntegrityError(f"{where} is {len(data)} bytes long, which no manifest is.", hint=_ASK_PUBLISHER)
@@ -313,10 +314,20 @@ def parse_manifest(data: bytes, *, where: str = MANIFEST_FILE) -> Manifest:
         check_schema(data, MANIFEST_SCHEMA, where)
         manifest = decode_json(data, Manifest)
     except msgspec.MsgspecError as error:
-        raise IntegrityError(f"{where} is not a valid manifest: {field_error(error)}.", hint=_ASK_PUBLISHER) from error
+        sentence = f"{where} is not a valid manifest: {field_error(error)}."
+        if _is_unsafe(error):
+            raise UnsafeContentError(sentence, hint="Do not use this pack; tell its publisher.") from error
+        raise IntegrityError(sentence, hint=_ASK_PUBLISHER) from error
     if manifest.to_bytes() != data:
         raise IntegrityError(
             f"{where} is not in canonical form, so its digest does not identify it.",
             hint="Build the pack again with `skillhub pack` instead of editing the manifest.",
         )
     return manifest
+
+
+def _is_unsafe(error: BaseException | None) -> bool:
+    """Say whether one of our own checks inside msgspec's decoding found content that could do harm."""
+    while error is not None and not isinstance(error, UnsafeContentError):
+        error = error.__cause__
+    return error is not None

@@ -103,6 +103,7 @@ def open_pack(folder: Path, *, owner: str | None = None) -> Pack:
     Raises:
         NotFoundError: the folder or its manifest does not exist.
         IntegrityError: the manifest is not valid.
+        UnsafeContentError: a path in the manifest leaves the folder.
         NewerSchemaError: the manifest is of a schema that this version does not read.
         DiskError: the manifest may not be read.
     """

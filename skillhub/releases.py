@@ -263,7 +263,9 @@ def check_agreement(release: Release, manifest_data: bytes, *, where: str) -> Ma
     """Return the manifest after checking that it is the one that the index line announced.
 
     Raises:
-        IntegrityError: digest, version, dependencies or variants differ.
+        IntegrityError: digest, version, dependencies or variants differ, or the manifest is not valid.
+        UnsafeContentError: a path in the manifest leaves the folder.
+        NewerSchemaError: the manifest is of a schema that this version does not read.
     """
     found = sha256_of_bytes(manifest_data)
     if found != release.manifest_digest:

@@ -178,7 +178,7 @@ def test_no_path_reaches_outside_the_pack(path: str, pack: Pack) -> None:
         FileEntry(path=path, size=0, sha256="0" * 64)
     data = (pack.folder / "skillpack.json").read_bytes().replace(DELTA.encode(), path.replace("\\", "\\\\").encode())
     (pack.folder / "skillpack.json").write_bytes(data)
-    with pytest.raises(IntegrityError, match=r"\$\.variants\[0\]\.files\[0\]\.path: .* does not stay inside"):
+    with pytest.raises(UnsafeContentError, match=r"\$\.variants\[0\]\.files\[0\]\.path: .* does not stay inside"):
         open_pack(pack.folder)
 
 
