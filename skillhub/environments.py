@@ -23,10 +23,11 @@ import msgspec
 from msgspec import Struct
 
 from skillhub import settings
+from skillhub.documents import canonical_json, check_schema, decode_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NotFoundError, UsageError
 from skillhub.files import locked, write_atomically
 from skillhub.lockfile import LOCK_FILE
-from skillhub.manifest import FileEntry, FingerprintText, Sha256, canonical_json, check_schema, field_error
+from skillhub.manifest import FileEntry, FingerprintText, Sha256
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE, Pack, open_pack
 
@@ -188,10 +189,10 @@ def read_project(environment: Environment) -> Project:
     """
     path = environment.project_path
     try:
-        project = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Project)
+        project = msgspec.convert(parse_toml(path.read_bytes()), Project)
     except FileNotFoundError:
         return Project()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}.", hint="Correct that line, then try again.") from error
     except msgspec.MsgspecError as error:
         raise UsageError(f"{path}: {field_error(error)}.", hint="Correct that field, then try again.") from error
@@ -243,10 +244,13 @@ def _folders_below(parent: Path) -> list[Path]:
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def unfinished_folders(environment: Environment) -> Iterator[Path]:
-    """Yield what killed processes left; remove them only while holding the environment."""
+def unfinished_paths(environment: Environment) -> Iterator[Path]:
+    """Yield what killed processes left; remove it only while holding the environment."""
     for owner in _folders_below(environment.packs_folder):
         yield from (entry for entry in owner.iterdir() if entry.name.startswith("."))
+    if environment.folder.is_dir():
+        for name in (PROJECT_FILE, LOCK_FILE):
+            yield from environment.folder.glob(f".{name}.*.part")
 
 
 def read_installed(folder: Path) -> InstalledPack:
@@ -273,7 +277,7 @@ def _read_receipt(path: Path) -> Receipt:
     try:
         data = path.read_bytes()
         check_schema(data, RECEIPT_SCHEMA, str(path))
-        return msgspec.json.decode(data, type=Receipt)
+        return decode_json(data, Receipt)
     except FileNotFoundError as error:
         raise IntegrityError(f"{path} is missing.", hint="Install the pack again.", path=str(path)) from error
     except msgspec.MsgspecError as error:
@@ -298,11 +302,6 @@ def find_installed(environment: Environment, name: str) -> InstalledPack:
             f"{name} is not installed in {environment.folder}.", hint=f"Install it: skillhub install {name}."
         )
     return (exact or found)[0]
-
-
-def with_base(project: Project, base: Base) -> Project:
-    """Return the project with its base set."""
-    return msgspec.structs.replace(project, base=[base])
 
 
 def as_environment(environment: Path | str | Environment) -> Environment:

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from skillhub.documents import canonical_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NewerSchemaError
 from skillhub.files import sha256_of_bytes, write_atomically
-from skillhub.manifest import FileEntry, FingerprintText, Sha256, canonical_json, field_error
+from skillhub.manifest import FileEntry, FingerprintText, Sha256
 from skillhub.names import PackName, parse_pack_name, parse_version
 
 LOCK_VERSION = 0
@@ -154,10 +155,10 @@ def parse_lock(data: bytes, *, where: str = LOCK_FILE) -> Lock:
         IntegrityError: it is no TOML, or a field is missing, unknown or bad (the message has its path).
     """
     try:
-        document = tomllib.loads(data.decode())
+        document = parse_toml(data)
         _check_version(document, where)
         parsed = msgspec.convert(document, _LockFile)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise IntegrityError(f"{where} cannot be read: {error}.", hint=_REMEDY) from error
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{where} is not a valid lockfile: {field_error(error)}.", hint=_REMEDY) from error

@@ -19,7 +19,7 @@ from skillhub.environments import (
     find_project,
     installed_packs,
     read_project,
-    unfinished_folders,
+    unfinished_paths,
     user_environment,
     user_environments,
     write_project,
@@ -141,7 +141,7 @@ def test_what_a_killed_process_left_is_not_listed(tmp_path: Path) -> None:
     shutil.copytree(folder, half / "new")
     (half / "new" / RECEIPT_FILE).unlink()
     assert len(installed_packs(environment)) == 1
-    assert list(unfinished_folders(environment)) == [half]
+    assert list(unfinished_paths(environment)) == [half]
 
 
 def test_an_installed_pack_is_found_by_either_name(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from skillhub.hub.repositories import (
     create_repository,
     create_tag,
     repository_head,
+    require_token,
     search_packs,
     whoami,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "read_file",
     "read_releases",
     "repository_head",
+    "require_token",
     "search_packs",
     "whoami",
 ]

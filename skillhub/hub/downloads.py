@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from skillhub import settings
-from skillhub.errors import NetworkError, NotFoundError
+from skillhub.errors import IntegrityError, NetworkError, NotFoundError
 from skillhub.files import check_relative_path, disk_errors
 from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry
@@ -155,11 +155,12 @@ def _refuse_offline(what: str) -> None:
 
 
 class _Meter:
-    """Stands where huggingface_hub wants a tqdm class, and reports the bytes of one transfer to a callback."""
+    """Stands where huggingface_hub wants a tqdm class: reports the bytes of one transfer, and ends one that is too long."""
 
-    def __init__(self, report: Callable[[int], None] | None) -> None:
+    def __init__(self, size: int | None, report: Callable[[int], None] | None) -> None:
         self.n = 0
         self.total: int | None = None
+        self._size = size
         self._report = report
 
     def __enter__(self) -> _Meter:
@@ -170,6 +171,11 @@ class _Meter:
 
     def update(self, count: float | None = 1) -> None:
         self.n += int(count or 0)
+        if self._size is not None and self.n > self._size:
+            raise IntegrityError(
+                f"More bytes arrive than the {self._size} that were announced.",
+                hint="Do not use this pack; tell its publisher.",
+            )
         if self._report:
             self._report(int(count or 0))
 
@@ -190,6 +196,7 @@ def download_file(
     *,
     revision: str = "main",
     into: Path,
+    size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Download one file into an empty folder, with huggingface_hub's transports and retries.
@@ -202,6 +209,7 @@ def download_file(
         path: of the file in the repository.
         revision: branch, tag or commit.
         into: folder that takes the file, under ``path``, and the client's own notes beside it.
+        size: bytes to expect; a transfer that brings more is ended.
         progress: called with the number of bytes of each piece (less than none when a piece has to be sent again).
 
     Returns:
@@ -209,6 +217,7 @@ def download_file(
 
     Raises:
         NotFoundError: there is no such repository, revision or file.
+        IntegrityError: more than ``size`` bytes arrived.
         DiskError: the disk is full or the folder may not be written.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
@@ -219,7 +228,8 @@ def download_file(
 
     def meter(*, desc: str = "", **_: object) -> _Meter:
         # Xet has a second bar for what goes over the wire, which is not the file's bytes
-        return _Meter(None if desc.endswith("downloading bytes") else progress)
+        on_the_wire = desc.endswith("downloading bytes")
+        return _Meter(None, None) if on_the_wire else _Meter(size, progress)
 
     with disk_errors(into), hub_failures(registry, repository):
         into.mkdir(parents=True, exist_ok=True)

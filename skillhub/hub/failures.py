@@ -113,7 +113,10 @@ def _translate_answer(error: Any, registry: Registry, repository: str | None) ->
         return NotFoundError(f"{what} at {registry.address} has no such revision or file.", hint="Check the name.")
     if status in (401, 403):
         return AuthError(f"{registry.address} refused this with {status}{said}.", hint=_LOG_IN, status=status)
-    hint = "Wait a few minutes: it answers no more requests for now." if status == 429 else _TRY_AGAIN
+    if status == 429:
+        hint = "Wait a few minutes: it answers no more requests for now."
+    else:
+        hint = _TRY_AGAIN if status >= 500 else "The registry refuses this; its words say why."
     return NetworkError(f"{registry.address} answered {status}{said}.", hint=hint, status=status)
 
 

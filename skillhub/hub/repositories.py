@@ -28,7 +28,13 @@ class CommitResult:
     pull_request: str | None = None
 
 
-def _need_token(registry: Registry) -> None:
+def require_token(registry: Registry) -> None:
+    """Refuse to go on without a token.
+
+    Raises:
+        AuthError: the registry has none.
+        OfflineError: the network may not be used.
+    """
     if settings.offline():
         raise offline_error(registry.address)
     if not registry.token:
@@ -45,7 +51,7 @@ def whoami(registry: Registry) -> str:
         AuthError: there is no token, or it is not valid.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
-    _need_token(registry)
+    require_token(registry)
     with hub_failures(registry):
         return str(client(registry).whoami()["name"])
 
@@ -72,7 +78,7 @@ def create_repository(registry: Registry, repository: str, *, private: bool = Fa
         AuthError: there is no token, or it may not do this.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
-    _need_token(registry)
+    require_token(registry)
     with hub_failures(registry, repository):
         client(registry).create_repo(repository, private=private or None, exist_ok=True)
 
@@ -103,7 +109,7 @@ def commit(
         NetworkError: also when ``main`` has moved on from ``parent``.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
-    _need_token(registry)
+    require_token(registry)
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -128,7 +134,7 @@ def create_tag(registry: Registry, repository: str, tag: str, *, revision: str) 
         AuthError: there is no token, or it may not do this.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
-    _need_token(registry)
+    require_token(registry)
     with hub_failures(registry, repository):
         client(registry).create_tag(repository, tag=tag, revision=revision, exist_ok=True)
 

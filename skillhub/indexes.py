@@ -1,0 +1,134 @@
+"""The indexes of packs as this user saw them: read from a registry, compared with what was seen before, remembered.
+
+    <state>/registries/<registry>/<owner>/<name>.jsonl     the bytes of releases.jsonl when it was last read
+
+An index only ever grows, so remembering it remembers the first-seen digest of every release. A release whose digest
+changed is tampering (exit 7), any other rewriting an integrity error (exit 6). Offline, the remembered bytes are the
+index.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillhub import hub, settings
+from skillhub.errors import IntegrityError, NotFoundError, OfflineError, TrustError
+from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
+from skillhub.names import PackName
+from skillhub.releases import RELEASES_FILE, ReleaseIndex, check_is_extension, parse_releases
+
+_PARALLEL_READS = 8
+
+
+@dataclass(frozen=True)
+class SeenIndex:
+    """A pack's index.
+
+    Attributes:
+        index: its releases.
+        commit: the commit it was read at; None when it was remembered only.
+    """
+
+    index: ReleaseIndex
+    commit: str | None = None
+
+
+def read_index(registry: hub.Registry, name: PackName, *, offline: bool) -> SeenIndex:
+    """Read a pack's index and check it against what was seen before.
+
+    Args:
+        registry: where to read.
+        name: the pack, with its owner.
+        offline: use what is remembered only.
+
+    Raises:
+        NotFoundError: there is no such repository, or it holds no pack.
+        TrustError: a release's manifest is another one than when it was first seen.
+        IntegrityError: the index is not valid, or what was published before is not its beginning any more.
+        OfflineError: it was never read, and the network may not be used.
+        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
+    """
+    known = _remembered(registry, name)
+    where = f"{RELEASES_FILE} of {name}"
+    if offline:
+        if known is None:
+            raise OfflineError(
+                f"The releases of {name} were never read from {registry.address}, and the network may not be used.",
+                hint="Run the command once with the network: without --offline and with HF_HUB_OFFLINE unset.",
+            )
+        return SeenIndex(parse_releases(known, where=where))
+    read = hub.read_releases(registry, str(name), known=known)
+    if read is None and known is None:
+        raise NotFoundError(
+            f"{name} at {registry.address} is no pack: it has no {RELEASES_FILE}.", hint="Check the name."
+        )
+    data = read.data if read else b""
+    index = remember_index(registry, name, data)
+    return SeenIndex(index, read.commit if read else None)
+
+
+def remember_index(registry: hub.Registry, name: PackName, data: bytes) -> ReleaseIndex:
+    """Check an index's bytes against those seen before, remember them, and return the index.
+
+    Raises:
+        TrustError: a release's manifest is another one than when it was first seen.
+        IntegrityError: the index is not valid, or what was seen before is not its beginning any more.
+    """
+    where = f"{RELEASES_FILE} of {name}"
+    known = _remembered(registry, name)
+    index = parse_releases(data, where=where)
+    if known == data:
+        return index
+    if known is not None:
+        _check_digests(parse_releases(known, where=where), index, name)
+        check_is_extension(known, data, where=where)
+    write_atomically(_path_of(registry, name), data)
+    return index
+
+
+def read_indexes(registry: hub.Registry, names: Iterable[PackName], *, offline: bool) -> dict[PackName, SeenIndex]:
+    """Read several packs' indexes at the same time; errors as for one."""
+    wanted = list(dict.fromkeys(names))
+    if len(wanted) <= 1:
+        return {name: read_index(registry, name, offline=offline) for name in wanted}
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        read = pool.map(lambda name: read_index(registry, name, offline=offline), wanted)
+        return dict(zip(wanted, read, strict=True))
+
+
+def _check_digests(seen: ReleaseIndex, found: ReleaseIndex, name: PackName) -> None:
+    for release in seen.releases:
+        now = found.find(release.version)
+        if now is not None and now.manifest_digest != release.manifest_digest:
+            raise TrustError(
+                f"{name} {release.version} is not what it was when it was first seen: its manifest's digest was "
+                f"{release.manifest_digest[:12]}… and is {now.manifest_digest[:12]}….",
+                hint="A published version never changes. Do not install it until its owner has explained the change.",
+                expected=release.manifest_digest,
+                found=now.manifest_digest,
+            )
+
+
+def _remembered(registry: hub.Registry, name: PackName) -> bytes | None:
+    path = _path_of(registry, name)
+    with disk_errors(path):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    if not data.endswith(b"\n"):
+        raise IntegrityError(
+            f"{path} is damaged.", hint=f"Remove it: {name} is then read as if for the first time.", path=str(path)
+        )
+    return data
+
+
+def _path_of(registry: hub.Registry, name: PackName) -> Path:
+    readable = re.sub(r"[^A-Za-z0-9.]+", "_", registry.address.partition("://")[2])
+    folder = f"{readable}-{sha256_of_bytes(registry.endpoint.encode())[:8]}"
+    parts = (str(name.owner).lower(), f"{name.name.lower()}.jsonl")
+    return settings.state_folder().joinpath("registries", folder, *parts)

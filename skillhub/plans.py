@@ -1,0 +1,158 @@
+"""From requirements to lock entries: what an environment's requirements come to, before anything is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from skillhub.environments import Base, Environment, Project
+from skillhub.errors import ResolutionError
+from skillhub.lockfile import LOCAL, Lock, LockedPack, relative_folder
+from skillhub.manifest import Manifest, parse_manifest
+from skillhub.names import Requirement, parse_version
+from skillhub.packs import short_fingerprint
+from skillhub.placement import Origin, Supply, fetch_manifest, origin_of
+from skillhub.progress import Notice
+from skillhub.releases import Release, check_agreement
+from skillhub.resolver import BaseClaim, Pick, Request, find_conflict, resolve
+from skillhub.sources import Source, Wanted, find_sources, is_folder, parse_wanted
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What planning works with.
+
+    Attributes:
+        supply: where indexes, manifests and files come from.
+        notice: told sentences for the user.
+    """
+
+    supply: Supply
+    notice: Notice
+
+    def find_sources(self, wanted: Sequence[Wanted]) -> list[Source]:
+        """Read the releases of wanted packs."""
+        return find_sources(wanted, self.supply.registry, offline=self.supply.offline)
+
+    def read_manifest(self, source: Source, release: Release) -> Manifest:
+        """Return a release's manifest after checking it against the line of the index."""
+        name = str(source.wanted.name)
+        origin = Origin(name, str(release.version), name, source.commit, folder=source.wanted.folder)
+        data = fetch_manifest(self.supply, origin, release.manifest_digest)
+        return check_agreement(release, data, where=str(origin))
+
+
+def project_requirements(project: Project, lock: Lock, environment: Environment) -> list[Wanted]:
+    """Return the requirements of ``skillhub.toml``.
+
+    A folder that is locked keeps its name although it may be gone: its pack can still come from the store.
+    """
+    local = {entry.repository: entry for entry in lock.packs if entry.registry == LOCAL}
+    return [_project_requirement(text, local, environment.folder) for text in project.requirements]
+
+
+def _project_requirement(text: str, local: Mapping[str, LockedPack], start: Path) -> Wanted:
+    if is_folder(text):
+        folder = (start / Path(text).expanduser()).resolve()
+        entry = local.get(relative_folder(folder, start))
+        if entry is not None:
+            return Wanted(Requirement(entry.pack_name, SpecifierSet(), text), folder)
+    return parse_wanted(text, start=start)
+
+
+def merge_requirements(old: Sequence[Wanted], new: Sequence[Wanted]) -> list[Wanted]:
+    """Return all requirements, sorted: a new one takes the place of an old one, unless it names no versions."""
+    merged = {one.key: one for one in old}
+    for one in new:
+        if one.key not in merged or one.folder or one.requirement.specifier:
+            merged[one.key] = one
+    return sorted(merged.values(), key=lambda one: one.key)
+
+
+def plan_packs(
+    planner: Planner, environment: Environment, everything: Sequence[Wanted], asked: set[str], old: Lock, base: Base
+) -> list[LockedPack]:
+    """Return a lock entry for each requirement: the locked one while it will do, else a newly resolved one.
+
+    Args:
+        planner: what to work with.
+        environment: whose lock it is.
+        everything: all requirements.
+        asked: keys of those that the user named in this call; a folder among them is read again.
+        old: the lock so far.
+        base: what the packs must fit.
+
+    Raises:
+        ResolutionError: no release of a pack will do, or packs conflict.
+        WrongBaseError: a pack is not for the base.
+        SkillhubError: as reading indexes and manifests.
+    """
+    locked = {entry.name.lower(): entry for entry in old.packs}
+    kept = {
+        one.key: locked[one.key]
+        for one in everything
+        if one.key in locked and _will_do(one, locked[one.key], environment, is_asked=one.key in asked)
+    }
+    sources = planner.find_sources([one for one in everything if one.key not in kept])
+    requests = [
+        Request(source.wanted.requirement, source.index, _version_of(locked.get(source.wanted.key)))
+        for source in sources
+    ]
+    resolution = resolve(requests, base=BaseClaim(fingerprint=base.fingerprint, name=describe_base(base)))
+    for note in resolution.notes:
+        planner.notice(note)
+    _refuse_conflicts(planner.supply, resolution.picks, kept.values(), environment)
+    new = [_entry(planner, environment, *pair) for pair in zip(sources, resolution.picks, strict=True)]
+    return sorted([*kept.values(), *new], key=lambda entry: entry.name.lower())
+
+
+def describe_base(base: Base) -> str:
+    """Return a base for people: its repository where known, and the short fingerprint."""
+    short = short_fingerprint(base.fingerprint)
+    return f"{base.repo} ({short})" if base.repo else f"the base {short}"
+
+
+def _will_do(wanted: Wanted, entry: LockedPack, environment: Environment, *, is_asked: bool) -> bool:
+    if wanted.folder:
+        return not is_asked and entry.repository == relative_folder(wanted.folder, environment.folder)
+    return entry.registry != LOCAL and wanted.requirement.specifier.contains(entry.version, prereleases=True)
+
+
+def _version_of(entry: LockedPack | None) -> Version | None:
+    return parse_version(entry.version) if entry else None
+
+
+def _entry(planner: Planner, environment: Environment, source: Source, pick: Pick) -> LockedPack:
+    manifest = planner.read_manifest(source, pick.release)
+    folder = source.wanted.folder
+    return LockedPack(
+        name=str(source.wanted.name),
+        version=manifest.version,
+        manifest=pick.release.manifest_digest,
+        registry=LOCAL if folder else planner.supply.registry.name,
+        repository=relative_folder(folder, environment.folder) if folder else str(source.wanted.name),
+        commit=source.commit,
+        signer=manifest.signer.public_key if manifest.signer else None,
+        files=[entry for variant in manifest.variants for entry in variant.files],
+    )
+
+
+def _refuse_conflicts(
+    supply: Supply, picks: Sequence[Pick], kept: Iterable[LockedPack], environment: Environment
+) -> None:
+    """Refuse a new pack that does not go with one that stays."""
+    for entry in kept if picks else ():
+        manifest = parse_manifest(fetch_manifest(supply, origin_of(entry, environment), entry.manifest))
+        for pick in picks:
+            text = find_conflict(pick.release.event.conflicts, entry.pack_name, parse_version(entry.version))
+            text = text or find_conflict(manifest.conflicts, pick.name, pick.release.version)
+            if text:
+                raise ResolutionError(
+                    f"{pick.name} {pick.release.version} and {entry.name} {entry.version}, which is installed, "
+                    f"conflict ({text}).",
+                    hint=f"Uninstall one of them first: skillhub uninstall {entry.name}.",
+                )
