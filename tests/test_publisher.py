@@ -1,0 +1,234 @@
+"""Publishing against a real registry."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+
+from skillhub import hub
+from skillhub.errors import AuthError, IntegrityError, NetworkError, NotFoundError, TrustError, UsageError
+from skillhub.manifest import parse_manifest
+from skillhub.modelcards import model_card
+from skillhub.names import parse_pack_name
+from skillhub.packs import Pack
+from skillhub.publisher import publish
+from skillhub.releases import parse_releases
+from tests.support.packs import BASE, OTHER_BASE, make_pack
+from tests.support.registry_process import RegistryProcess
+
+pytestmark = pytest.mark.usefixtures("homes")
+
+
+@pytest.fixture(scope="module")
+def owner(registry: RegistryProcess) -> hub.Registry:
+    return hub.Registry("hub", registry.endpoint, registry.add_user("publisher"))
+
+
+def api(owner: hub.Registry) -> HfApi:
+    return HfApi(endpoint=owner.endpoint, token=owner.token)
+
+
+def released(owner: hub.Registry, name: str) -> list[str]:
+    """Return the versions in the index, after checking that each one's files are there and as announced."""
+    read = hub.read_releases(owner, name)
+    if read is None:
+        return []
+    for release in parse_releases(read.data).releases:
+        found = hub.read_file(owner, name, f"{release.folder}/skillpack.json", limit=1 << 20)
+        assert found is not None
+        manifest = parse_manifest(found.data)
+        assert manifest.digest == release.manifest_digest
+        sizes = {
+            entry.path: entry.size
+            for entry in api(owner).list_repo_tree(name, recursive=True)
+            if hasattr(entry, "size")
+        }
+        for variant in manifest.variants:
+            for entry in variant.files:
+                assert sizes[f"{release.folder}/{entry.path}"] == entry.size
+    return [str(release.version) for release in parse_releases(read.data).releases]
+
+
+def test_one_commit_makes_a_release(owner: hub.Registry, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "first-pack", "1.0", [BASE, OTHER_BASE])
+    read: list[tuple[str, int, int]] = []
+    release = publish(pack, "publisher/first-pack", registry=owner, progress=lambda *step: read.append(step))
+    assert (str(release.version), release.manifest_digest) == ("1.0", pack.digest)
+    assert read[-1][1] == read[-1][2] == sum(variant.size for variant in pack.manifest.variants)
+    assert released(owner, "publisher/first-pack") == ["1.0"]
+    titles = [commit.title for commit in api(owner).list_repo_commits("publisher/first-pack")]
+    assert titles[0] == "Release 1.0"
+    assert "Release" not in " ".join(titles[1:])
+    tags = api(owner).list_repo_refs("publisher/first-pack").tags
+    head = hub.repository_head(owner, "publisher/first-pack")
+    assert [(tag.name, tag.target_commit) for tag in tags] == [("v1.0", head)]
+    assert hub.search_packs(owner, "first-pack") == ["publisher/first-pack"]
+    root = hub.read_file(owner, "publisher/first-pack", "skillpack.json", limit=1 << 20)
+    assert root is not None
+    assert root.data == pack.manifest.to_bytes()
+
+
+def test_publishing_the_same_again_is_a_success(owner: hub.Registry, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "again-pack", "1.0")
+    first = publish(pack.folder, "publisher/again-pack", registry=owner)
+    head = hub.repository_head(owner, "publisher/again-pack")
+    notes: list[str] = []
+    assert publish(pack, "Publisher/Again-Pack", registry=owner, notice=notes.append) == first
+    assert hub.repository_head(owner, "publisher/again-pack") == head
+    assert "published already" in notes[0]
+
+
+def test_a_version_never_changes(owner: hub.Registry, tmp_path: Path) -> None:
+    publish(make_pack(tmp_path / "1", "fixed-pack", "1.0"), "publisher/fixed-pack", registry=owner)
+    with pytest.raises(IntegrityError, match="published already, with other content") as caught:
+        publish(make_pack(tmp_path / "2", "fixed-pack", "1.0", seed="x"), "publisher/fixed-pack", registry=owner)
+    assert caught.value.exit_code == 6
+    assert "new version" in caught.value.hint
+    assert released(owner, "publisher/fixed-pack") == ["1.0"]
+
+
+def test_the_page_shows_the_newest_final_release(owner: hub.Registry, tmp_path: Path) -> None:
+    name = "publisher/life-pack"
+
+    def shown() -> tuple[str | None, str]:
+        root = hub.read_file(owner, name, "skillpack.json", limit=1 << 20)
+        card = hub.read_file(owner, name, "README.md", limit=1 << 20)
+        assert card is not None
+        version = card.data.decode().partition("describes version ")[2].partition(":")[0]
+        return (parse_manifest(root.data).version if root else None), version
+
+    publish(make_pack(tmp_path / "a", "life-pack", "1.0rc1"), name, registry=owner)
+    assert shown() == (None, "1.0rc1")
+    publish(make_pack(tmp_path / "b", "life-pack", "2.0"), name, registry=owner)
+    assert shown() == ("2.0", "2.0")
+    publish(make_pack(tmp_path / "c", "life-pack", "1.5"), name, registry=owner)
+    publish(make_pack(tmp_path / "d", "life-pack", "3.0.dev1"), name, registry=owner)
+    assert shown() == ("2.0", "2.0")
+    assert released(owner, name) == ["1.0rc1", "2.0", "1.5", "3.0.dev1"]
+
+
+def test_what_must_not_be_published_is_refused_before_anything_is_sent(owner: hub.Registry, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "bad-pack", "1.0")
+    with pytest.raises(UsageError, match="is called bad-pack"):
+        publish(pack, "publisher/other-pack", registry=owner)
+    path = pack.path_of(pack.manifest.variants[0].files[0])
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"!")
+    with pytest.raises(IntegrityError, match="altered"):
+        publish(pack, "publisher/bad-pack", registry=owner)
+    path.write_bytes(data)
+    (pack.folder / "extra").write_text("x")
+    with pytest.raises(IntegrityError, match="not listed"):
+        publish(pack, "publisher/bad-pack", registry=owner)
+    (pack.folder / "extra").unlink()
+    with pytest.raises(UsageError, match="no variant"):
+        publish(make_pack(tmp_path / "none", "bad-pack", "1.0", []), "publisher/bad-pack", registry=owner)
+    with pytest.raises(NotFoundError):
+        publish(tmp_path / "nothing", "publisher/bad-pack", registry=owner)
+    assert hub.repository_head(owner, "publisher/bad-pack") is None
+
+
+def test_without_the_right_to_publish(owner: hub.Registry, registry: RegistryProcess, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "foreign-pack", "1.0")
+    with pytest.raises(AuthError, match="no token") as caught:
+        publish(pack, "publisher/foreign-pack", registry=registry.endpoint)
+    assert caught.value.exit_code == 9
+    reader = hub.Registry("hub", registry.endpoint, registry.create_token("publisher", scope="read"))
+    stranger = hub.Registry("hub", registry.endpoint, registry.add_user("stranger"))
+    for someone in (reader, stranger):
+        with pytest.raises(AuthError):
+            publish(pack, "publisher/foreign-pack", registry=someone)
+    assert hub.repository_head(owner, "publisher/foreign-pack") is None
+
+
+def test_a_name_without_owner_is_ones_own(owner: hub.Registry, tmp_path: Path) -> None:
+    publish(make_pack(tmp_path / "pack", "own-pack", "1.0"), "own-pack", registry=owner)
+    assert released(owner, "publisher/own-pack") == ["1.0"]
+
+
+def test_an_unreachable_registry(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "own-pack", "1.0")
+    with pytest.raises(NetworkError) as caught:
+        publish(pack, "a/own-pack", registry=hub.Registry("hub", "http://127.0.0.1:1", "hf_secret"))
+    assert caught.value.exit_code == 8
+    assert "hf_secret" not in str(caught.value.to_json())
+
+
+def test_a_registry_without_pull_requests_says_so(owner: hub.Registry, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "2", "reviewed-pack", "1.1")
+    with pytest.raises(NotFoundError, match="no repository"):
+        publish(pack, "publisher/reviewed-pack", registry=owner, create_pr=True)
+    publish(make_pack(tmp_path / "1", "reviewed-pack", "1.0"), "publisher/reviewed-pack", registry=owner)
+    with pytest.raises(NetworkError, match="pull request") as caught:
+        publish(pack, "publisher/reviewed-pack", registry=owner, create_pr=True)
+    assert "refuses" in caught.value.hint
+    assert released(owner, "publisher/reviewed-pack") == ["1.0"]
+
+
+def test_nothing_is_added_to_a_rewritten_index(owner: hub.Registry, tmp_path: Path) -> None:
+    name = "publisher/rewritten-pack"
+    first = make_pack(tmp_path / "1", "rewritten-pack", "1.0")
+    publish(first, name, registry=owner)
+    read = hub.read_releases(owner, name)
+    assert read is not None
+    changed = read.data.replace(first.digest.encode(), b"0" * 64)
+    hub.commit(owner, name, {"releases.jsonl": changed}, message="Tamper", parent=read.commit)
+    with pytest.raises(TrustError):
+        publish(make_pack(tmp_path / "2", "rewritten-pack", "1.1"), name, registry=owner)
+
+
+CODE = """
+import sys
+from skillhub import hub
+from skillhub.publisher import publish
+publish(sys.argv[1], "publisher/busy-pack", registry=hub.Registry("hub", sys.argv[2], sys.argv[3]))
+"""
+
+
+def test_concurrent_publishers_both_end_up_right(owner: hub.Registry, tmp_path: Path) -> None:
+    versions = ["1.0", "1.1", "1.2", "2.0rc1"]
+    packs = [make_pack(tmp_path / version, "busy-pack", version) for version in versions]
+    assert owner.token is not None
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CODE, str(pack.folder), owner.endpoint, owner.token],
+            env={**os.environ, "SKILLHUB_STATE": str(tmp_path / f"state{number}")},
+        )
+        for number, pack in enumerate(packs)
+    ]
+    assert [process.wait() for process in processes] == [0] * len(packs)
+    assert sorted(released(owner, "publisher/busy-pack")) == sorted(versions)
+    root = hub.read_file(owner, "publisher/busy-pack", "skillpack.json", limit=1 << 20)
+    assert root is not None
+    assert parse_manifest(root.data).version == "1.2"
+
+
+def card_of(pack: Pack) -> str:
+    return model_card(pack.manifest, parse_pack_name("acme/math-pack"))
+
+
+def test_the_model_card_follows_the_conventions_of_the_hub(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "math-pack", "1.0", [BASE, OTHER_BASE])
+    card = ModelCard(card_of(pack))
+    assert card.data.to_dict() == {
+        "library_name": "skillhub",
+        "tags": ["skillpack", "math"],
+        "base_model": ["acme/base-model"],
+        "base_model_relation": "adapter",
+        "license": "apache-2.0",
+    }
+    assert "skillhub install acme/math-pack" in card.text
+    assert pack.digest in card.text
+    assert "What is 1 + 1?" in card.text
+
+
+def test_words_of_a_manifest_cannot_break_the_front_matter(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "math-pack", "1.0", license='"evil": { # | -', repo=None)
+    data = ModelCard(card_of(pack)).data.to_dict()
+    assert data["license"] == '"evil": { # | -'
+    assert "base_model" not in data
