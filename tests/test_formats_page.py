@@ -17,7 +17,7 @@ import zstandard
 
 from skillhub import authorfile, environments, lockfile, manifest, releases
 from skillhub.canonical import is_buffer
-from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, zero
+from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, symbols, zero
 from skillhub.codecs.lowrank import choose_groups
 from skillhub.deltas import DeltaWriter
 from skillhub.documents import canonical_json
@@ -27,6 +27,9 @@ from tests.support.manifests import BASE, manifest_fields
 
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
 LOWRANK_SHAPE = (40, 30)
+PACKINGS = [
+    (int(base), int(codes)) for base, codes in re.findall(r"^\| \d+ \| (\d+) \| (\d+) \|$", PAGE, flags=re.MULTILINE)
+]
 
 
 def tables() -> list[set[str]]:
@@ -63,6 +66,10 @@ def test_a_table_names_exactly_the_fields(kind: type[msgspec.Struct]) -> None:
 )
 def test_small_objects_are_spelled_out(kind: type[msgspec.Struct]) -> None:
     assert f"{{{', '.join(kind.__struct_fields__)}}}" in PAGE
+
+
+def test_the_packings_are_those_of_the_page() -> None:
+    assert tuple(PACKINGS) == symbols.PACKINGS
 
 
 def test_every_codec_has_a_row() -> None:
@@ -120,9 +127,9 @@ def lowrank_by_the_page(config: dict, codes: bytes, height: int, width: int) -> 
         frames.append(zstandard.ZstdDecompressor().decompress(codes[at : at + size]) if size else b"")
         at += size
     assert at == len(codes)
-    overflow = iter(frames[3])
+    overflow = iter(frames[-1])
     vectors: list[dict[int, list[int]]] = [{}, {}]
-    for packing, (base, count) in enumerate([(3, 5), (5, 3), (15, 2)]):
+    for packing, (base, count) in enumerate(PACKINGS):
         digits = [byte // base**place % base - base // 2 for byte in frames[packing] for place in range(count)]
         for side, length in enumerate((height, width)):
             for component in range(rank):
@@ -147,7 +154,7 @@ def lowrank_by_the_page(config: dict, codes: bytes, height: int, width: int) -> 
 def example_tensors() -> dict[str, EncodedTensor]:
     """Encoded tensors of every codec; the low rank one has all packings, overflow and several groups."""
     random = np.random.default_rng(0)
-    spread = np.array([0.3, 0.3, 0.6, 0.6, 5, 60])[:, None]
+    spread = np.array([0.2, 0.6, 0.8, 1.5, 5, 60])[:, None]
     left, right = (
         np.clip(np.rint(random.standard_normal((6, length)) * spread), -255, 255).astype(np.int16)
         for length in LOWRANK_SHAPE
@@ -155,7 +162,7 @@ def example_tensors() -> dict[str, EncodedTensor]:
     components = choose_groups(left, right, np.array([3.0, 1e-3, 0.7, 2e-6, 1e-4, 5e-2]))
     assert components is not None and len(components.groups) > 1
     packed = lowrank.encode(components).arrays["codes"][: 4 * 6].reshape(6, 4)[:, 2:]
-    assert set(packed.flatten().tolist()) == {0, 1, 2}
+    assert set(packed.flatten().tolist()) == set(range(len(PACKINGS)))
     matrix = torch.from_numpy(random.standard_normal((40, 30)).astype(np.float32))
     return {
         "exact": exact.encode(matrix),
