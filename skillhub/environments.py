@@ -27,7 +27,7 @@ from skillhub.documents import canonical_json, check_schema, decode_json, field_
 from skillhub.errors import IntegrityError, NotFoundError, UsageError
 from skillhub.files import locked, write_atomically
 from skillhub.lockfile import LOCK_FILE
-from skillhub.manifest import FileEntry, FingerprintText, Sha256
+from skillhub.manifest import MANIFEST_FILE, FileEntry, FingerprintText, Sha256
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE, Pack, open_pack
 
@@ -298,9 +298,10 @@ def find_installed(environment: Environment, name: str) -> InstalledPack:
         names = ", ".join(str(installed.name) for installed in found)
         raise UsageError(f"Several installed packs are called {name}: {names}.", hint="Give the full name.")
     if not found:
-        raise NotFoundError(
-            f"{name} is not installed in {environment.folder}.", hint=f"Install it: skillhub install {name}."
-        )
+        hint = f"Install it: skillhub install {name}."
+        if (Path(name) / MANIFEST_FILE).is_file():
+            hint = f"For the pack in the folder of that name, write ./{name}."
+        raise NotFoundError(f"{name} is not installed in {environment.folder}.", hint=hint)
     return (exact or found)[0]
 
 

@@ -35,11 +35,12 @@ from skillhub.environments import (
 from skillhub.errors import IntegrityError, NewerSchemaError, NotFoundError, WrongBaseError
 from skillhub.files import disk_errors
 from skillhub.lockfile import Lock, LockedBase, LockedPack, inputs_digest, read_lock, write_lock
+from skillhub.names import is_folder
 from skillhub.packs import short_fingerprint, verify_pack
 from skillhub.placement import Supply, fetch_files, fetch_manifest, origin_of, read_variant, staged_pack
 from skillhub.plans import Planner, merge_requirements, plan_packs, project_requirements
 from skillhub.progress import Notice, Progress
-from skillhub.sources import Wanted, is_folder, parse_wanted, with_owner
+from skillhub.sources import Wanted, parse_wanted, with_owner
 from skillhub.store import default_store
 
 

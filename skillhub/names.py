@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -59,6 +60,11 @@ class Requirement:
 
     def __str__(self) -> str:
         return f"{self.pack}{self.specifier}"
+
+
+def is_folder(text: str) -> bool:
+    """Say whether a user means a folder and not a name: such texts begin with ``.``, ``~`` or a root, as for pip and npm."""
+    return text.startswith((".", "~")) or Path(text).is_absolute()
 
 
 def is_bare_name(text: str) -> bool:

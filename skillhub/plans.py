@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -13,13 +13,13 @@ from skillhub.environments import Base, Environment, Project
 from skillhub.errors import ResolutionError
 from skillhub.lockfile import LOCAL, Lock, LockedPack, relative_folder
 from skillhub.manifest import Manifest, parse_manifest
-from skillhub.names import Requirement, parse_version
+from skillhub.names import Requirement, is_folder, parse_version
 from skillhub.packs import short_fingerprint
 from skillhub.placement import Origin, Supply, fetch_manifest, origin_of
 from skillhub.progress import Notice
 from skillhub.releases import Release, check_agreement
 from skillhub.resolver import BaseClaim, Pick, Request, find_conflict, resolve
-from skillhub.sources import Source, Wanted, find_sources, is_folder, parse_wanted
+from skillhub.sources import Source, Wanted, find_sources, parse_wanted
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,14 @@ class Planner:
 
     supply: Supply
     notice: Notice
+    _found: dict[Wanted, Source] = field(default_factory=dict)
 
     def find_sources(self, wanted: Sequence[Wanted]) -> list[Source]:
-        """Read the releases of wanted packs."""
-        return find_sources(wanted, self.supply.registry, offline=self.supply.offline)
+        """Read the releases of wanted packs, each once in the planner's life."""
+        new = [one for one in wanted if one not in self._found]
+        found = find_sources(new, self.supply.registry, offline=self.supply.offline)
+        self._found.update(zip(new, found, strict=True))
+        return [self._found[one] for one in wanted]
 
     def read_manifest(self, source: Source, release: Release) -> Manifest:
         """Return a release's manifest after checking it against the line of the index."""

@@ -16,7 +16,7 @@ from skillhub.errors import NotFoundError, SkillhubError
 from skillhub.indexes import read_index, read_indexes
 from skillhub.lockfile import relative_folder
 from skillhub.manifest import Manifest
-from skillhub.names import PackName, Requirement, parse_requirement, parse_version
+from skillhub.names import PackName, Requirement, is_folder, parse_requirement, parse_version
 from skillhub.packs import open_pack
 from skillhub.releases import Release, ReleaseIndex, release_event
 
@@ -82,11 +82,6 @@ def parse_wanted(text: str, *, start: Path | None = None) -> Wanted:
     folder = ((start or Path.cwd()) / Path(text).expanduser()).resolve()
     pack = open_pack(folder)
     return Wanted(Requirement(PackName(None, pack.manifest.name), SpecifierSet(), text), folder)
-
-
-def is_folder(text: str) -> bool:
-    """Say whether a requirement names a folder: such texts begin with ``.``, ``~`` or a root."""
-    return text.startswith((".", "~")) or Path(text).is_absolute()
 
 
 def find_sources(wanted: Sequence[Wanted], registry: hub.Registry, *, offline: bool) -> list[Source]:

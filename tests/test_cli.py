@@ -87,7 +87,7 @@ def test_pack_publish_install_use_and_uninstall(shell: Shell, models: tuple[Path
 def test_run_without_a_prompt_answers_each_line(shell: Shell, models: tuple[Path, Path]) -> None:
     base, tuned = models
     shell.succeed("pack", tuned, "--base", base, "-o", "pack", "--name", "talk", "--version", "1.0")
-    output = shell.succeed("run", "--base", base, "--pack", "pack", "--max-new-tokens", "2", stdin="a b\nc d\n")
+    output = shell.succeed("run", "--base", base, "--pack", "./pack", "--max-new-tokens", "2", stdin="a b\nc d\n")
     assert len(output.splitlines()) >= 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from skillhub.cli import console, options
 from skillhub.errors import UsageError
+from skillhub.names import is_folder
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -48,7 +48,7 @@ def run_command(
 ) -> None:
     r"""Answer PROMPT with the base model and packs grafted onto it; without PROMPT, talk to it.
 
-    Each --pack is an installed name or a folder, with a weight after '@' where it is not 1: acme/math-pack@0.5.
+    Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5.
 
     \b
     Example:
@@ -82,8 +82,7 @@ def _load(
     from skillhub.compose.generation import load_model, respond
     from skillhub.compose.grafts import graft
 
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    console.quiet_transformers()
     model, tokenizer = load_model(base, threads=threads)
     if packs:
         chosen: Any = _environment_for(packs, environment)
@@ -95,7 +94,7 @@ def _load(
 
 def _environment_for(packs: tuple[str, ...], environment: Path | None) -> Any:
     """Return the environment that names are looked up in; None when every pack is a folder."""
-    if all(Path(split_weight(pack)[0]).is_dir() for pack in packs) and environment is None:
+    if all(is_folder(split_weight(pack)[0]) for pack in packs) and environment is None:
         return None
     return options.existing_environment(environment)
 
@@ -119,7 +118,7 @@ def fuse_command(
 ) -> None:
     r"""Write a checkpoint of the base model with packs fused into its weights.
 
-    Each --pack is an installed name or a folder, with a weight after '@' where it is not 1: acme/math-pack@0.5. The
+    Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5. The
     checkpoint is written tensor by tensor, so the model may be larger than memory.
 
     \b

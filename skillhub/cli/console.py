@@ -49,6 +49,15 @@ def is_quiet() -> bool:
     return asked or not sys.stderr.isatty()
 
 
+def quiet_transformers() -> None:
+    """Keep transformers from printing its own progress bars and reminders into our output."""
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging  # its functions carry no types
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 def emit_json(result: dict[str, Any]) -> None:
     """Print one JSON object with the schema number."""
     click.echo(json.dumps({"schema": OUTPUT_SCHEMA, **result}, ensure_ascii=False, indent=2))

@@ -10,7 +10,8 @@ from skillhub.cli import console, options
 from skillhub.cli.installing import describe
 from skillhub.environments import find_installed, installed_packs
 from skillhub.errors import FINDINGS_EXIT_CODE
-from skillhub.manifest import MANIFEST_FILE, Variant
+from skillhub.manifest import Variant
+from skillhub.names import is_folder
 from skillhub.packs import Pack, describe_base, open_pack, short_fingerprint
 
 
@@ -51,7 +52,7 @@ def show_command(name: str, environment: Path | None, as_json: bool) -> None:
       skillhub show acme/math-pack
       skillhub show ./math-pack
     """
-    if (Path(name) / MANIFEST_FILE).is_file() or name.startswith((".", "/", "~")):
+    if is_folder(name):
         pack = open_pack(Path(name).expanduser())
     else:
         pack = find_installed(options.existing_environment(environment), name).pack

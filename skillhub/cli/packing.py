@@ -180,6 +180,7 @@ def evaluate_command(
     pack = open_pack(pack_folder)
     from skillhub.evaluation import evaluate_pack, read_rows
 
+    console.quiet_transformers()
     rows = read_rows(rows_file)[:limit]
     with console.progress("rows") as progress:
         scores = evaluate_pack(pack, base, rows, tuned=tuned, task=task, progress=progress)

@@ -15,11 +15,11 @@ from torch import nn
 
 from skillhub.compose.compatibility import check_packs, common_fingerprints, open_contributions
 from skillhub.compose.merging import Contribution, changed_names, contributing, merge_tensor, result_dtype
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, looks_like_folder, make_recipe
+from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
 from skillhub.compose.verification import verify_base
 from skillhub.errors import NotFoundError, UsageError
 from skillhub.layout import Layout, Slot, fingerprint_slots, layout_of
-from skillhub.names import parse_pack_name
+from skillhub.names import is_folder, parse_pack_name
 from skillhub.packs import Pack, open_pack
 from skillhub.progress import Progress
 from skillhub.rounding import TARGETS
@@ -207,7 +207,7 @@ def _grafted_digest(recipe: Recipe, pack: PackSource) -> str:
     """Return the digest of the grafted pack that the caller means."""
     if isinstance(pack, Pack):
         matches = [pack.digest]
-    elif isinstance(pack, Path) or looks_like_folder(pack):
+    elif isinstance(pack, Path) or is_folder(pack):
         matches = [open_pack(Path(pack).expanduser()).digest]
     else:
         wanted = parse_pack_name(pack)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from skillhub.compose.methods import find_method
 from skillhub.errors import NotFoundError, UsageError
+from skillhub.names import is_folder
 from skillhub.packs import Pack, open_pack
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Recipe:
     method: str = "linear"
     rounding: str = "auto"
 
-    @property
+    @cached_property
     def digests(self) -> tuple[str, ...]:
         """The packs' digests, sorted."""
         return tuple(item.pack.digest for item in self.packs)
@@ -142,7 +144,7 @@ def find_pack(
     """
     if isinstance(source, Pack):
         return source
-    if isinstance(source, Path) or looks_like_folder(source):
+    if isinstance(source, Path) or is_folder(source):
         return open_pack(Path(source).expanduser())
     from skillhub.environments import as_environment, find_installed
 
@@ -186,11 +188,6 @@ def sort_packs(packs: Iterable[WeightedPack]) -> tuple[WeightedPack, ...]:
                 hint="Name it once; to change its weight, ungraft it and graft it again.",
             )
     return ordered
-
-
-def looks_like_folder(text: str) -> bool:
-    """Say whether a pack was named by its folder: a path that starts with ``.``, ``/`` or ``~``, or a pack folder."""
-    return text.startswith((".", "/", "~")) or (Path(text) / "skillpack.json").is_file()
 
 
 def _one_each(what: str, values: Sequence[float] | None, count: int) -> list[float]:
