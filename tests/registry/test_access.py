@@ -9,9 +9,9 @@ import pytest
 import requests
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
 from skillhub_registry.calls import Endpoint, Permission
 from skillhub_registry.routes.table import ENDPOINTS
-
 from tests.support.registry_process import RegistryProcess
 
 BODIES: dict[str, Any] = {"POST": {}, "PUT": {}}

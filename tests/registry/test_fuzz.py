@@ -12,8 +12,8 @@ import requests
 from huggingface_hub import HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from skillhub_registry.routes.table import ENDPOINTS
 
+from skillhub_registry.routes.table import ENDPOINTS
 from tests.support.registry_process import RegistryProcess
 
 KEYS = [

@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from skillhub_registry import git
 
+from skillhub_registry import git
 from tests.support.registry_process import RegistryProcess
 
 NAMES = st.text(

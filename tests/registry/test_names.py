@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from skillhub_registry.errors import HubError
 from skillhub_registry.names import check_account_name, check_path, check_ref_name, check_repository_name
 

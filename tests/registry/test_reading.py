@@ -10,8 +10,8 @@ import requests
 from huggingface_hub import CommitOperationAdd, HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
-from skillhub_registry.git import object_id
 
+from skillhub_registry.git import object_id
 from tests.support.registry_process import RegistryProcess, running_registry
 
 CONTENT = bytes(range(256)) * 10

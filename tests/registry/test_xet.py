@@ -15,9 +15,9 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import BadRequestError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from skillhub_registry import limits
 from skillhub_registry.xet import XetError, Xorb, parse_shard, parse_xorb, rebuild_file, unpack_chunk
-
 from tests.support.registry_process import RegistryProcess
 
 XORB_HASH = bytes(range(32))
