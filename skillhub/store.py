@@ -80,12 +80,12 @@ def ensure_blob(store: Store, digest: str, size: int | None, fetch: Fetch, *, wh
     """
     path = store.path_of(digest)
     with store.lock(digest), disk_errors(path):
-        found = find_blob(store, digest)
-        if found is not None:
-            return found
         staging = store.staging_of(digest)
         if staging.exists():
             shutil.rmtree(staging)
+        found = find_blob(store, digest)
+        if found is not None:
+            return found
         try:
             staging.mkdir(parents=True)
             fetched = fetch(staging)

@@ -306,8 +306,8 @@ def test_short_names_are_never_guessed(anyone: hub.Registry, tmp_path: Path) -> 
     with pytest.raises(NotFoundError) as caught:
         install(["math-pack>=1"], base=BASE, environment=env, registry=anyone)
     assert caught.value.exit_code == 4
-    assert caught.value.hint == "Give the full name: skillhub install 'installer/math-pack>=1'."
-    assert caught.value.details["candidates"] == ["installer/math-pack"]
+    assert "skillhub install 'installer/math-pack>=1'" in caught.value.hint
+    assert "installer/math-pack" in caught.value.details["candidates"]
     env.mkdir(exist_ok=True)
     (env / "skillhub.toml").write_text('owners = ["nobody", "installer"]\n')
     assert str(install(["math-pack"], environment=env, registry=anyone)[0].name) == "installer/math-pack"
