@@ -68,7 +68,8 @@ def _randomized_components(name: str, tall: torch.Tensor, rank: int) -> tuple[to
     """Return (left, right, singular values) as columns, from a sketch of the range."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
     generator = torch.Generator().manual_seed(seed)
-    sketch = tall @ torch.randn(tall.shape[1], rank + OVERSAMPLING, generator=generator)
+    size = (tall.shape[1], rank + OVERSAMPLING)
+    sketch = tall @ torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
     for _ in range(POWER_ITERATIONS):
         sketch = tall @ torch.linalg.qr(tall.T @ torch.linalg.qr(sketch).Q).Q
     basis = torch.linalg.qr(sketch).Q

@@ -137,7 +137,7 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
     """
     if len(shape) < 2:
         raise damaged("has low-rank components but is no matrix")
-    values = reconstruct(read_components(part, *matrix_shape(shape))).reshape(shape)
+    values = torch.from_numpy(reconstruct(read_components(part, *matrix_shape(shape)))).reshape(shape)
     return values if delta is None else delta.add_(values)
 
 
@@ -225,25 +225,19 @@ def _check_exactness(components: Components) -> None:
         start = stop
 
 
-def reconstruct(components: Components, rows: slice = slice(None)) -> torch.Tensor:
-    """Multiply components out: fp32 of (rows, columns), the same bits for every choice of ``rows`` and machine."""
-    left = torch.from_numpy(components.left[:, rows] * components.scales[:, None]).to(torch.float32)
-    right = torch.from_numpy(components.right).to(torch.float32)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return _sum_groups(left, right, components.groups)
-    finally:
-        torch.set_float32_matmul_precision(precision)
+def reconstruct(components: Components, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+    """Multiply components out: fp32 of (rows, columns), the same bits for every choice of ``rows`` and machine.
 
-
-def _sum_groups(left: torch.Tensor, right: torch.Tensor, groups: tuple[tuple[int, int], ...]) -> torch.Tensor:
-    """Return ``Σ 2**exponent · leftᵀ right`` over the groups, added in their order."""
-    result: torch.Tensor | None = None
+    In numpy, because torch's matrix product also depends on autocast and on the process's matmul precision.
+    """
+    left = (components.left[:, rows] * components.scales[:, None]).astype(np.float32)
+    right = components.right.astype(np.float32)
+    result: npt.NDArray[np.float32] | None = None
     start = 0
-    for count, exponent in groups:
-        product = torch.mm(left[start : start + count].T, right[start : start + count]).mul_(2.0**exponent)
-        result = product if result is None else result.add_(product)
+    for count, exponent in components.groups:
+        product: npt.NDArray[np.float32] = left[start : start + count].T @ right[start : start + count]
+        product *= np.float32(2.0**exponent)
+        result = product if result is None else np.add(result, product, out=result)
         start += count
     assert result is not None  # a part has at least one group
     return result

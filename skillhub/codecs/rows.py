@@ -38,6 +38,6 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
     if int(indices[-1]) >= shape[0]:
         raise damaged("sets rows beyond its last")
     data = decompress_planes(part.arrays["data"], count * count_elements(shape[1:]), 4)
-    result = torch.zeros(shape) if delta is None else delta
+    result = torch.zeros(shape, dtype=torch.float32, device="cpu") if delta is None else delta
     result[torch.from_numpy(indices)] = torch.from_numpy(data).view(torch.float32).reshape(count, *shape[1:])
     return result

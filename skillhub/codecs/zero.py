@@ -21,4 +21,4 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
         IntegrityError: the part carries anything.
     """
     check_keys(part, set(), set())
-    return torch.zeros(shape) if delta is None else delta
+    return torch.zeros(shape, dtype=torch.float32, device="cpu") if delta is None else delta
