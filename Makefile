@@ -51,7 +51,7 @@ format: $(INSTALLED) ## put the code into its format
 
 bench: $(INSTALLED) ## measure, and write reports into benchmarks/reports/
 	$(BIN)/python benchmarks/command_line.py
-	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/packing.py
 
 soak: $(INSTALLED) ## long kills and loads, by hand; the report goes into benchmarks/reports/
 	$(BIN)/python benchmarks/soak.py

@@ -79,7 +79,7 @@ def commands() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code that DESIGN gives to the outcome."""
+    """Run the command line and exit with the code of the outcome (the table is in README)."""
     signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.exit(_run(arguments))
