@@ -112,11 +112,13 @@ def pair_cosines(
         progress: called with (``rows``, done, all).
     """
     cosines: list[float] = []
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = min(
+        tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    )
     with _fp32_forward(model) as forward:
         for group in _batches(list(rows), batch):
             texts = [row["a"] for row in group] + [row["b"] for row in group]
-            inputs = tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt")
+            inputs = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
             states = forward(**inputs.to(model.device)).last_hidden_state
             mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)

@@ -227,6 +227,16 @@ def test_a_weight_that_was_moved_by_hand_is_found(llama: Path):
         graft(model, [llama / "one"])
 
 
+def test_a_sample_finds_names_and_shapes_and_lets_the_base_pass(llama: Path):
+    model = load_model(llama / "base")
+    graft(model, [llama / "one"], verify="sample")
+    graft(model, [llama / "two"], verify="sample")
+    ungraft(model)
+    assert bits(model) == bits(load_model(llama / "base"))
+    with pytest.raises(WrongBaseError, match="does not fit this model"):
+        graft(make_model("llama", num_hidden_layers=1), [llama / "one"], verify="sample")
+
+
 def test_grafting_more_verifies_the_originals_and_not_the_grafted_weights(llama: Path):
     model = load_model(llama / "base")
     graft(model, [llama / "one"], verify="full")

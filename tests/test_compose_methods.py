@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from skillhub.compose.methods import METHODS, find_method, linear, ties, trim
+from skillhub.compose.methods import METHODS, find_method, linear, ties
 from skillhub.errors import UsageError
 
 exact = st.integers(-512, 512).map(lambda value: value / 64)  # sums and products with the weights do not round
@@ -75,9 +75,18 @@ def test_one_delta_of_weight_one_comes_back_bit_for_bit():
 
 
 @given(arrays.arrays("float32", st.integers(1, 40), elements=exact), st.sampled_from([0.1, 0.25, 0.5, 1.0]))
-def test_trim_keeps_the_largest_magnitudes(values: object, density: float):
+def test_ties_of_one_delta_keeps_the_largest_magnitudes(values: object, density: float):
     delta = torch.from_numpy(values)
-    assert trim(delta, density).tolist() == trimmed_by_sorting(delta.tolist(), density)
+    assert ties([delta], [1.0], [density]).tolist() == trimmed_by_sorting(delta.tolist(), density)
+    assert delta.tolist() == torch.from_numpy(values).tolist()
+
+
+def test_ties_over_several_chunks_is_ties_of_each(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(1)
+    deltas = [torch.randn(37, 5, generator=generator) for _ in range(3)]
+    whole = ties(deltas, [1.0, 0.5, 2.0], [0.5, 0.3, 1.0])
+    monkeypatch.setattr("skillhub.compose.methods._CHUNK", 7)
+    assert torch.equal(ties(deltas, [1.0, 0.5, 2.0], [0.5, 0.3, 1.0]), whole)
 
 
 def test_ties_lets_opposite_signs_cancel_and_ignores_the_minority():

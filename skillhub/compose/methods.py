@@ -17,6 +17,9 @@ from skillhub.errors import UsageError
 Merge = Callable[[Sequence[torch.Tensor], Sequence[float], Sequence[float]], torch.Tensor]
 """(deltas, weights, densities) → merged delta."""
 
+_CHUNK = 1 << 18
+"""Elements that TIES works on at a time, so that what it needs besides its inputs stays in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class MergeMethod:
@@ -72,35 +75,54 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], densities: Se
     Returns:
         fp32, of the same shape; zero where nothing was kept or the elected sign is 0.
     """
-    scaled = [
-        _weighted(trim(delta, density), weight)
-        for delta, weight, density in zip(deltas, weights, densities, strict=True)
-    ]
-    mass = linear(scaled, [1.0] * len(scaled))
-    elected = torch.sign(mass)
-    total, count = torch.zeros_like(mass), torch.zeros_like(mass)
-    for delta in scaled:
-        agrees = (torch.sign(delta) == elected) & (elected != 0)
-        total = total + torch.where(agrees, delta, 0.0)
-        count = count + agrees
-    return total / count.clamp_(min=1.0)
+    thresholds = [trim_threshold(delta, density) for delta, density in zip(deltas, densities, strict=True)]
+    flats = [delta.reshape(-1) for delta in deltas]
+    merged = torch.empty_like(flats[0])
+    for begin in range(0, len(merged), _CHUNK):
+        end = begin + _CHUNK
+        kept = [
+            _weighted(torch.where(flat[begin:end].abs() >= threshold, flat[begin:end], 0.0), weight)
+            for flat, weight, threshold in zip(flats, weights, thresholds, strict=True)
+        ]
+        merged[begin:end] = _disjoint_mean(kept)
+    return merged.reshape(deltas[0].shape)
 
 
-def trim(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """Return ``delta`` with all but its largest elements set to zero.
+def trim_threshold(delta: torch.Tensor, density: float) -> float:
+    """Return the magnitude from which on elements stay when all but the largest are trimmed.
 
     Args:
         delta: fp32, any shape.
         density: share of elements to keep, over 0 and at most 1; ``max(1, int(density * n))`` stay, and all that equal the smallest
             of these in magnitude.
     """
-    count = delta.numel()
-    kept = max(1, int(density * count))
-    if kept >= count:
-        return delta
-    magnitudes = delta.abs()
-    threshold = magnitudes.flatten().kthvalue(count - kept + 1).values
-    return torch.where(magnitudes >= threshold, delta, 0.0)
+    kept = max(1, int(density * delta.numel()))
+    if kept >= int(torch.count_nonzero(delta)):
+        return 0.0
+    # Bits of non-negative floats are ordered as the floats are, so two counts, of their high and low halves, find the one wanted.
+    bits = delta.abs().view(torch.int32).flatten()
+    high, rank = _ranked(bits >> 16, kept)
+    low, _ = _ranked(bits[(bits >> 16) == high] & 0xFFFF, rank)
+    return float(torch.tensor(high << 16 | low, dtype=torch.int32).view(torch.float32))
+
+
+def _ranked(values: torch.Tensor, rank: int) -> tuple[int, int]:
+    """Return the ``rank``-th largest of some small integers, and its rank among those that equal it."""
+    counts = torch.bincount(values).flip(0).cumsum(0)
+    position = int(torch.searchsorted(counts, rank))
+    before = int(counts[position - 1]) if position else 0
+    return len(counts) - 1 - position, rank - before
+
+
+def _disjoint_mean(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean, element by element, of the deltas whose sign is that of their sum; zero where there is none."""
+    elected = linear(deltas, [1.0] * len(deltas)).sign()
+    total, count = torch.zeros_like(elected), torch.zeros_like(elected)
+    for delta in deltas:
+        agrees = (delta.sign() == elected) & (elected != 0)
+        total = total + torch.where(agrees, delta, 0.0)
+        count = count + agrees
+    return total / count.clamp_(min=1.0)
 
 
 METHODS: dict[str, MergeMethod] = {
