@@ -103,7 +103,7 @@ def test_budgets_are_met_across_tensors_of_different_size() -> None:
     for budget in (6_000, 15_000, 40_000):
         price = choose_lambda(analyses, budget)
         size = sum(encode(analysis, price).nbytes for analysis in analyses)
-        assert 0.85 * budget < size < 1.05 * budget
+        assert 0.93 * budget < size < 1.08 * budget
 
 
 def test_a_budget_below_what_is_exact_is_refused() -> None:
@@ -126,7 +126,7 @@ def test_added_rows_are_exact() -> None:
     original = delta.clone()
     analysis = analyse("embed", delta, added_rows=3)
     assert torch.equal(delta, original)
-    decoded = decode(encode(analysis, analysis.prices[2], delta))
+    decoded = decode(encode(analysis, analysis.prices[4], delta))
     assert words(decoded[-3:]) == words(delta[-3:])
     assert measure_error(delta[:-3], decoded[:-3]).relative_squared_error < 0.9
     everything = analyse("embed", torch.cat([torch.zeros(300, 200), delta[-3:]]), added_rows=3)
@@ -138,7 +138,7 @@ def test_outlier_rows_are_exact_where_that_pays() -> None:
     outliers = list(range(7, 1000, 125))
     delta[outliers] += seeded(len(outliers), 200, seed=3) * 0.03
     analysis = analyse("embed", delta, max_rank=4)
-    encoded = encode(analysis, analysis.prices[5], delta)
+    encoded = encode(analysis, analysis.prices[9], delta)
     assert codecs_of(encoded) == ["lowrank", "rows"] and encoded.parts[1].config["rows"] <= 10
     decoded = decode(encoded)
     assert sum(torch.equal(decoded[i], delta[i]) for i in outliers) == len(outliers)

@@ -28,9 +28,12 @@ MAX_RANK = 192
 SMALL_TENSOR = 4096
 """Tensors of at most this many elements are stored exactly."""
 
-PRICE_STEP = 4.0
-PRICE_STEPS = 9
-"""The ladder of an analysis: prices that are powers of 4, from the first that buys anything downwards."""
+PRICE_STEP = 2.0
+PRICE_STEPS = 13
+"""The ladder of an analysis: prices that are powers of 2, from the first that buys anything downwards."""
+
+EXTRAPOLATION = 12
+"""How many halvings of the price below the lowest ladder a budget may ask for."""
 
 MAX_OUTLIERS = 0.01
 """Largest share of a matrix's rows that are stored exactly as outliers."""
@@ -157,7 +160,7 @@ def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int) -> float:
     ladders = [analysis for analysis in analyses if analysis.prices]
     if not ladders:
         return 1.0
-    low = math.log2(min(analysis.prices[-1] for analysis in ladders))
+    low = math.log2(min(analysis.prices[-1] for analysis in ladders)) - EXTRAPOLATION
     high = math.log2(max(analysis.prices[0] for analysis in ladders)) + math.log2(PRICE_STEP)
     for _ in range(40):
         middle = (low + high) / 2
@@ -169,13 +172,14 @@ def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int) -> float:
 
 
 def _estimate_bits(analysis: Analysis, log_price: float) -> float:
-    """Interpolate an analysis's bits at ``2**log_price``; nothing above its ladder, its last size below."""
-    first = math.log2(analysis.prices[0])
-    if log_price >= first + math.log2(PRICE_STEP):
-        return 0.0
-    logs = [first + math.log2(PRICE_STEP), *(math.log2(price) for price in analysis.prices)]
-    sizes = np.sqrt([0.0, *analysis.bits])  # the root of the size is close to linear in the logarithm of the price
-    return float(np.interp(-log_price, [-log for log in logs], sizes) ** 2)
+    """Interpolate an analysis's bits at ``2**log_price``: nothing above its ladder, a straight line in the logarithm below."""
+    logs = np.log2(np.array([analysis.prices[0] * PRICE_STEP, *analysis.prices]))
+    bits = np.array([0.0, *analysis.bits])
+    if log_price < logs[-1]:
+        slope = (bits[-1] - bits[-2]) / (logs[-2] - logs[-1])
+        return float(bits[-1] + slope * (logs[-1] - log_price))
+    # The root of the size is close to linear in the logarithm of the price.
+    return float(np.interp(-log_price, -logs, np.sqrt(bits)) ** 2)
 
 
 def encode(analysis: Analysis, price: float, delta: torch.Tensor | None = None) -> EncodedTensor:
