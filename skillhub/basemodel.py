@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from skillhub.canonical import is_embedding
+from skillhub.documents import canonical_json
 from skillhub.errors import IntegrityError
 from skillhub.files import sha256_of_bytes
 from skillhub.fingerprint import FLOAT_KIND, BaseRecord, packaging_digests
-from skillhub.manifest import BaseInfo, canonical_json
+from skillhub.manifest import BaseInfo
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"

@@ -19,8 +19,9 @@ import torch
 
 from skillhub.checkpoints import Checkpoint
 from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_digest
+from skillhub.documents import canonical_json
 from skillhub.errors import IntegrityError, NewerSchemaError, WrongBaseError
-from skillhub.manifest import TensorEntry, Variant, canonical_json
+from skillhub.manifest import TensorEntry, Variant
 from skillhub.packs import Pack
 from skillhub.tensorfiles import TensorInfo, raw_bytes, read_header, write_tensors
 

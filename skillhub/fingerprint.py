@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from skillhub.bfloat16 import FLOATS, canonical_bfloat16
 from skillhub.canonical import canonical_names, tied_aliases
 from skillhub.checkpointfiles import checkpoint_files, read_tensors
+from skillhub.documents import canonical_json
 from skillhub.errors import IntegrityError, NewerSchemaError, UnsafeContentError
 from skillhub.files import sha256_of_file
-from skillhub.manifest import canonical_json
 from skillhub.remembered import remembered
 from skillhub.tensorfiles import BITS, TensorInfo, raw_bytes
 

@@ -14,10 +14,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from skillhub.documents import canonical_json as canonical_json
-from skillhub.documents import check_schema as check_schema
-from skillhub.documents import decode_json
-from skillhub.documents import field_error as field_error
+from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, SkillhubError, UnsafeContentError
 from skillhub.files import check_relative_path, sha256_of_bytes
 from skillhub.names import PackName, is_bare_name, parse_requirement, parse_version

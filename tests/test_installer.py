@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from skillhub import hub
+from skillhub.documents import canonical_json
 from skillhub.environments import installed_packs, read_project, user_environment, user_environments
 from skillhub.errors import (
     IntegrityError,
@@ -29,7 +30,6 @@ from skillhub.files import sha256_of_file
 from skillhub.fingerprint import base_files_digest
 from skillhub.installer import install, uninstall, verify
 from skillhub.lockfile import read_lock
-from skillhub.manifest import canonical_json
 from skillhub.packs import Pack, verify_pack
 from skillhub.publisher import publish
 from skillhub.store import default_store
