@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from skillhub import settings
-from skillhub.errors import IntegrityError, NetworkError, NotFoundError
+from skillhub.errors import IntegrityError, NetworkError
 from skillhub.files import check_relative_path, disk_errors
 from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry
@@ -189,6 +189,15 @@ class _Meter:
         pass
 
 
+def _meter_class(size: int | None, report: Callable[[int], None] | None) -> Callable[..., _Meter]:
+    def meter(*, desc: str = "", **_: object) -> _Meter:
+        # Xet has a second bar for what goes over the wire, which is not the file's bytes
+        on_the_wire = desc.endswith("downloading bytes")
+        return _Meter(None, None) if on_the_wire else _Meter(size, report)
+
+    return meter
+
+
 def download_file(
     registry: Registry,
     repository: str,
@@ -225,12 +234,6 @@ def download_file(
 
     check_relative_path(path)
     _refuse_offline(f"{path} of {repository}")
-
-    def meter(*, desc: str = "", **_: object) -> _Meter:
-        # Xet has a second bar for what goes over the wire, which is not the file's bytes
-        on_the_wire = desc.endswith("downloading bytes")
-        return _Meter(None, None) if on_the_wire else _Meter(size, progress)
-
     with disk_errors(into), hub_failures(registry, repository):
         into.mkdir(parents=True, exist_ok=True)
         found = hf_hub_download(
@@ -242,8 +245,6 @@ def download_file(
             endpoint=registry.endpoint,
             token=registry.token or False,
             library_name="skillhub",
-            tqdm_class=meter,  # type: ignore[call-overload, unused-ignore]
+            tqdm_class=_meter_class(size, progress),  # type: ignore[call-overload, unused-ignore]
         )
-    if not Path(found).is_file():
-        raise NotFoundError(f"{path} of {repository} did not arrive.", hint="Try again.")
     return Path(found)
