@@ -26,8 +26,8 @@ from skillhub.manifest import CodecInfo, Manifest, TensorEntry, Variant, variant
 from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
 from skillhub.progress import Progress
 
-PRESETS = {"near": 0.25, "small": 0.12, "tiny": 0.05}
-"""Preset → payload bits per weight of the whole model."""
+PRESETS = {"near": 45, "small": 75, "tiny": 170}
+"""Preset → how many times smaller than the base's stored weights the payload is to be."""
 
 
 def pack(
@@ -106,7 +106,7 @@ def _write_delta(
     writer, entries = DeltaWriter(folder), {}
     with tempfile.TemporaryDirectory(dir=folder) as spool:
         analyses, set_bytes = _analyse(delta, names, Path(spool), progress)
-        price = _choose_price(list(analyses.values()), set_bytes, delta.base.parameters, preset, budget_bytes)
+        price = _choose_price(list(analyses.values()), set_bytes, _stored_bytes(delta.base), preset, budget_bytes)
         for number, name in enumerate(names):
             if delta.change(name) == "removed":
                 entries[name] = _removed(delta, name)
@@ -130,7 +130,7 @@ def _analyse(delta: Delta, names: list[str], spool: Path, progress: Progress | N
 
 
 def _choose_price(
-    analyses: list[Analysis], set_bytes: int, parameters: int, preset: str, budget_bytes: int | None
+    analyses: list[Analysis], set_bytes: int, stored_bytes: int, preset: str, budget_bytes: int | None
 ) -> float:
     """Return the price of a bit that meets the budget.
 
@@ -140,7 +140,7 @@ def _choose_price(
     if budget_bytes is not None:
         return choose_lambda(analyses, budget_bytes - set_bytes)
     exact_bytes = sum(analysis.fixed_bytes for analysis in analyses)
-    return choose_lambda(analyses, max(int(PRESETS[preset] * parameters / 8) - set_bytes, exact_bytes))
+    return choose_lambda(analyses, max(stored_bytes // PRESETS[preset] - set_bytes, exact_bytes))
 
 
 def _write_tensor(delta: Delta, name: str, analysis: Analysis | None, price: float, writer: DeltaWriter) -> TensorEntry:
@@ -172,6 +172,10 @@ def _set_values(delta: Delta, name: str) -> EncodedTensor:
 def _removed(delta: Delta, name: str) -> TensorEntry:
     shape = list(delta.base.tensors[name].shape)
     return TensorEntry(shape=shape, change="removed", codecs=[], bytes=0, relative_error=0.0, max_error=0.0)
+
+
+def _stored_bytes(base: Checkpoint) -> int:
+    return sum(info.nbytes for info in base.tensors.values())
 
 
 def _bits_per_weight(tensors: dict[str, TensorEntry], base: Checkpoint) -> float:
