@@ -35,7 +35,7 @@ class AuthorFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         name: bare name of the pack.
         version: PEP 440, normalized, without a local part.
-        base: path, ``repo[@revision]`` or fingerprint of the base model; None when the command line names it.
+        base: path (relative to the file) or ``repo[@revision]`` of the base model; None when the command line names it.
     """
 
     name: str

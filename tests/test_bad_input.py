@@ -99,7 +99,7 @@ def test_an_altered_installed_file(shell: Shell, models: tuple[Path, Path]) -> N
     path.write_bytes(data)
     done = shell.run("verify")
     assert done.returncode == 1
-    assert "was altered" in done.stderr
+    assert "was altered" in done.stdout
     shell.fail(6, "run", "--base", models[0], "--pack", "bad-input", "hello")
 
 

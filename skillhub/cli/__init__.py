@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -13,7 +13,8 @@ import click
 
 from skillhub import __version__
 from skillhub.cli import console
-from skillhub.errors import INTERRUPT_EXIT_CODE, TERMINATED_EXIT_CODE, SkillhubError, missing_extra
+from skillhub.errors import INTERRUPT_EXIT_CODE, TERMINATED_EXIT_CODE, DiskError, SkillhubError, missing_extra
+from skillhub.files import disk_errors
 
 COMMANDS = {
     "pack": ("packing", "Build a pack from a fine-tuned checkpoint and its base."),
@@ -102,9 +103,11 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         return INTERRUPT_EXIT_CODE
-    except BrokenPipeError:  # the reader of our output went away: nothing is wrong, and nothing more can be said
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as stopped:
+        # Click ends with 1 when the reader of our output went away; nothing is wrong then, as for any command in a pipe.
+        return 0 if stopped.code == 1 else int(stopped.code or 0)
+    except OSError as error:
+        return _report_disk(error, as_json=as_json, with_cause="--verbose" in arguments)
     except Exception as error:
         console.report_internal(error, as_json=as_json, with_cause="--verbose" in arguments)
         return SkillhubError.exit_code
@@ -117,6 +120,19 @@ def _report_missing(error: ModuleNotFoundError, *, as_json: bool, with_cause: bo
         return wanted.exit_code
     console.report_internal(error, as_json=as_json, with_cause=with_cause)
     return SkillhubError.exit_code
+
+
+def _report_disk(error: OSError, *, as_json: bool, with_cause: bool) -> int:
+    """Report a file that could not be used, wherever that happened."""
+    try:
+        with disk_errors(Path(error.filename or ".")):
+            raise error
+    except DiskError as wanted:
+        console.report(wanted, as_json=as_json, with_cause=with_cause)
+        return wanted.exit_code
+    except OSError:
+        console.report_internal(error, as_json=as_json, with_cause=with_cause)
+        return SkillhubError.exit_code
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 
 from skillhub.cli import console, options
 from skillhub.errors import UsageError
-from skillhub.names import is_folder
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -70,9 +69,14 @@ def run_command(
 
 
 def _ask() -> str:
-    if sys.stdin.isatty():
-        return str(click.prompt("", default="", show_default=False, prompt_suffix="> ", err=True))
-    return sys.stdin.readline().strip()
+    """Return the next line; empty at the end of the input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    with suppress(EOFError, ImportError):
+        import readline  # noqa: F401 - gives input() a history and editing keys
+
+        return input("> ").strip()
+    return ""
 
 
 def _load(
@@ -85,18 +89,11 @@ def _load(
     console.quiet_transformers()
     model, tokenizer = load_model(base, threads=threads)
     if packs:
-        chosen: Any = _environment_for(packs, environment)
+        chosen = options.chosen_environment(environment)
         names, weights = zip(*map(split_weight, packs), strict=True)
         with console.progress("tensors") as progress:
             graft(model, list(names), weights=list(weights), environment=chosen, progress=progress)
     return lambda prompt: respond(model, tokenizer, prompt, max_new_tokens=max_new_tokens)
-
-
-def _environment_for(packs: tuple[str, ...], environment: Path | None) -> Any:
-    """Return the environment that names are looked up in; None when every pack is a folder."""
-    if all(is_folder(split_weight(pack)[0]) for pack in packs) and environment is None:
-        return None
-    return options.existing_environment(environment)
 
 
 @click.command("fuse")
@@ -137,7 +134,7 @@ def fuse_command(
             method=method,
             weights=list(weights),
             densities=densities,
-            environment=_environment_for(packs, environment),
+            environment=options.chosen_environment(environment),
             progress=progress,
         )
     if as_json:

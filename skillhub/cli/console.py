@@ -87,7 +87,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
         grid.add_column(title, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(_plain(cell) for cell in row))
-    width = None if sys.stdout.isatty() else max(80, 12 * len(header))
+    width = None if sys.stdout.isatty() else 160  # a file or a pipe needs no folding
     Console(width=width, highlight=False).print(grid)
 
 

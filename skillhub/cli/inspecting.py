@@ -127,8 +127,9 @@ def verify_command(context: click.Context, environment: Path | None, as_json: bo
         )
     elif findings:
         for finding in findings:
-            console.report(finding, as_json=False, with_cause=False)
+            click.echo(f"{finding.message} {finding.hint}")
     else:
-        click.echo(f"{len(packs)} packs verified: every byte is what its manifest says.")
+        count = "1 pack" if len(packs) == 1 else f"{len(packs)} packs"
+        click.echo(f"{count} verified: every byte is what its manifest says.")
     if findings:
         context.exit(FINDINGS_EXIT_CODE)

@@ -27,7 +27,9 @@ def environment_option(command: Command) -> Command:
 def registry_options(command: Command) -> Command:
     """Add ``--registry`` and ``--token``."""
     command = click.option(
-        "--token", help="Token for the registry; else HF_TOKEN or the one saved by `hf auth login`.", metavar="TOKEN"
+        "--token",
+        metavar="TOKEN",
+        help="Token for the registry. Without it HF_ENDPOINT gets HF_TOKEN or the saved one.",
     )(command)
     return click.option(
         "--registry", metavar="URL", help="Address of the registry; else HF_ENDPOINT, else huggingface.co."
@@ -43,11 +45,15 @@ def existing_environment(folder: Path | None) -> Environment:
     """Return the environment to look into, for commands that change nothing or need something installed.
 
     Raises:
-        NotFoundError: nothing was ever installed.
+        NotFoundError: nothing was ever installed, or the folder is no environment.
         UsageError: there are several and none was named.
     """
     chosen = chosen_environment(folder)
     if chosen:
+        if not chosen.project_path.is_file() and not chosen.packs_folder.is_dir():
+            raise NotFoundError(
+                f"{chosen.folder} is not an environment.", hint="Name the folder that packs were installed into."
+            )
         return chosen
     found = user_environments()
     if not found:

@@ -16,6 +16,9 @@ from skillhub.packs import Pack, open_pack
 if TYPE_CHECKING:
     from skillhub.manifest import TensorEntry, Variant
 
+MUCH_LEFT_OUT = 0.6
+"""Squared error of a module class from which the summary suggests a larger budget."""
+
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -74,15 +77,20 @@ def pack_command(
 
     with console.progress("tensors") as progress:
         built = pack(tuned, source, out, metadata=author, preset=preset, budget_bytes=budget, progress=progress)
-    _print_summary(built, as_json=as_json)
+    _print_summary(built, out, as_json=as_json)
 
 
 def _author_file(tuned: str, metadata: Path | None, words: dict[str, Any]) -> AuthorFile:
     """Return the author's file with what the command line says laid over it."""
-    found = metadata or next((path for path in (Path(AUTHOR_FILE), Path(tuned) / AUTHOR_FILE) if path.is_file()), None)
-    author = read_author_file(found) if found else AuthorFile(name="", version="")
     from msgspec import structs
 
+    found = metadata or next((path for path in (Path(AUTHOR_FILE), Path(tuned) / AUTHOR_FILE) if path.is_file()), None)
+    author = AuthorFile(name="", version="")
+    if found:
+        console.say(f"Metadata from {found}.")
+        author = read_author_file(found)
+        if author.base and (found.parent / author.base).exists():
+            author = structs.replace(author, base=str(found.parent / author.base))
     tags = words.pop("tags")
     given = {key: value for key, value in words.items() if value is not None}
     if tags:
@@ -94,7 +102,7 @@ def _author_file(tuned: str, metadata: Path | None, words: dict[str, Any]) -> Au
     return author
 
 
-def _print_summary(pack: Pack, *, as_json: bool) -> None:
+def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
     """Print size, ratio, error by module class and the worst tensors."""
     variant = pack.only_variant()
     classes = _by_class(variant)
@@ -123,8 +131,10 @@ def _print_summary(pack: Pack, *, as_json: bool) -> None:
     if worst and worst[0][1].relative_error > 0:
         click.echo("Worst tensors: " + ", ".join(f"{name} ({entry.relative_error:.2f})" for name, entry in worst))
         click.echo("Squared error is relative to the delta's own; it says little about function: `skillhub evaluate`.")
+    if any(row["relative_error"] > MUCH_LEFT_OUT for row in classes.values()):
+        click.echo(f"Much of this delta was left out. To keep more: --budget {2 * variant.size / 1e6:.0f}MB.")
     click.echo(
-        f"\n{pack.manifest.name} {pack.manifest.version} in {pack.folder}: {console.size_text(variant.size)}, "
+        f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {console.size_text(variant.size)}, "
         f"1/{checkpoint / max(variant.size, 1):.0f} of the {console.size_text(checkpoint)} checkpoint."
     )
 
