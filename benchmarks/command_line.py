@@ -31,6 +31,7 @@ def main() -> None:
         write_manifest(pack, AuthorFile(name="example", version="1.0.0").to_manifest())
         environment = Path(scratch) / "environment"
         environment.mkdir()
+        (environment / "skillhub.toml").touch()
         ours = [
             ["skillhub", "--help"],
             ["skillhub", "list", "--environment", str(environment)],

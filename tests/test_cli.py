@@ -116,6 +116,7 @@ def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str
     from skillhub.packs import write_manifest
 
     write_manifest(tmp_path / "pack", AuthorFile(name="quick", version="1").to_manifest())
+    (tmp_path / "skillhub.toml").touch()
     shell = Shell(tmp_path)
     traced = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "skillhub", *arguments],

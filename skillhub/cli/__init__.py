@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -82,6 +83,7 @@ def commands() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of the outcome (the table is in README)."""
     signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries are ours to report, in one sentence at the end
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.exit(_run(arguments))
 
