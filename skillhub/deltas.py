@@ -61,10 +61,14 @@ class Delta:
         return torch.equal(self.base.tensor(name).to(self.tuned.tensor(name).dtype), self.tuned.tensor(name))
 
     def is_additive(self, name: str) -> bool:
-        """Say whether the change can be stored as a floating-point difference (else the tuned values are stored)."""
-        return self.change(name) == "delta" and all(
-            checkpoint.tensor(name).is_floating_point() for checkpoint in (self.base, self.tuned)
-        )
+        """Say whether the change can be stored as a floating-point difference (else the tuned values are stored).
+
+        Values that are not finite, in either checkpoint, have no difference that would give the tuned ones when added.
+        """
+        if self.change(name) != "delta":
+            return False
+        floats = all(checkpoint.tensor(name).is_floating_point() for checkpoint in (self.base, self.tuned))
+        return floats and bool(self.tensor(name).isfinite().all())
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return tuned − base of a tensor as fp32, of the tuned tensor's shape.
