@@ -5,6 +5,9 @@
 An index only ever grows, so remembering it remembers the first-seen digest of every release. A release whose digest
 changed is tampering (exit 7), any other rewriting an integrity error (exit 6). Offline, the remembered bytes are the
 index.
+
+What was read is compared with what was remembered *before* it was asked for: another process may remember a longer
+index in the meantime, and what was read is then merely older.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pathlib import Path
 
 from skillhub import hub, settings
 from skillhub.errors import IntegrityError, NotFoundError, OfflineError, TrustError
-from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
+from skillhub.files import disk_errors, locked, sha256_of_bytes, write_atomically
 from skillhub.names import PackName
 from skillhub.releases import RELEASES_FILE, ReleaseIndex, check_is_extension, parse_releases
 
@@ -52,7 +55,7 @@ def read_index(registry: hub.Registry, name: PackName, *, offline: bool) -> Seen
         OfflineError: it was never read, and the network may not be used.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
-    known = _remembered(registry, name)
+    known = remembered_index(registry, name)
     where = f"{RELEASES_FILE} of {name}"
     if offline:
         if known is None:
@@ -67,27 +70,42 @@ def read_index(registry: hub.Registry, name: PackName, *, offline: bool) -> Seen
             f"{name} at {registry.address} is no pack: it has no {RELEASES_FILE}.", hint="Check the name."
         )
     data = read.data if read else b""
-    index = remember_index(registry, name, data)
+    index = remember_index(registry, name, data, known=known)
     return SeenIndex(index, read.commit if read else None)
 
 
-def remember_index(registry: hub.Registry, name: PackName, data: bytes) -> ReleaseIndex:
+def remember_index(registry: hub.Registry, name: PackName, data: bytes, *, known: bytes | None) -> ReleaseIndex:
     """Check an index's bytes against those seen before, remember them, and return the index.
+
+    Args:
+        registry: where they were read.
+        name: the pack.
+        data: what was read.
+        known: what :func:`remembered_index` returned before they were asked for.
 
     Raises:
         TrustError: a release's manifest is another one than when it was first seen.
         IntegrityError: the index is not valid, or what was seen before is not its beginning any more.
     """
-    where = f"{RELEASES_FILE} of {name}"
-    known = _remembered(registry, name)
-    index = parse_releases(data, where=where)
+    index = parse_releases(data, where=f"{RELEASES_FILE} of {name}")
     if known == data:
         return index
-    if known is not None:
-        _check_digests(parse_releases(known, where=where), index, name)
-        check_is_extension(known, data, where=where)
-    write_atomically(_path_of(registry, name), data)
+    _check_grown(known, data, name)
+    path = _path_of(registry, name)
+    with locked(path.with_suffix(".lock")):
+        now = remembered_index(registry, name)
+        if now is None or not now.startswith(data):
+            _check_grown(now, data, name)
+            write_atomically(path, data)
     return index
+
+
+def _check_grown(old: bytes | None, new: bytes, name: PackName) -> None:
+    if old is None:
+        return
+    where = f"{RELEASES_FILE} of {name}"
+    _check_digests(parse_releases(old, where=where), parse_releases(new, where=where), name)
+    check_is_extension(old, new, where=where)
 
 
 def read_indexes(registry: hub.Registry, names: Iterable[PackName], *, offline: bool) -> dict[PackName, SeenIndex]:
@@ -113,7 +131,13 @@ def _check_digests(seen: ReleaseIndex, found: ReleaseIndex, name: PackName) -> N
             )
 
 
-def _remembered(registry: hub.Registry, name: PackName) -> bytes | None:
+def remembered_index(registry: hub.Registry, name: PackName) -> bytes | None:
+    """Return the bytes of a pack's index as they were last read, or None.
+
+    Raises:
+        IntegrityError: the file that remembers them is damaged.
+        DiskError: it may not be read.
+    """
     path = _path_of(registry, name)
     with disk_errors(path):
         try:

@@ -23,7 +23,7 @@ from skillhub.errors import (
     SkillhubError,
     UsageError,
 )
-from skillhub.indexes import remember_index
+from skillhub.indexes import remember_index, remembered_index
 from skillhub.manifest import MANIFEST_FILE
 from skillhub.modelcards import model_card
 from skillhub.names import PackName, parse_pack_name, parse_version
@@ -159,7 +159,6 @@ class _Publication:
                     raise error or self._vanished()
                 time.sleep(random.uniform(0, 0.1) + 0.3 * failed)
         self._tag(commit or before.head)
-        remember_index(self.registry, self.name, before.index)
         found = self._find(before)
         assert found is not None
         return found
@@ -176,6 +175,7 @@ class _Publication:
         return Release(parse_version(self.pack.manifest.version), self.event)
 
     def _read_state(self, *, create: bool) -> _State:
+        known = remembered_index(self.registry, self.name)
         head = hub.repository_head(self.registry, str(self.name))
         if head is None and create:
             hub.create_repository(self.registry, str(self.name))
@@ -186,8 +186,8 @@ class _Publication:
             )
         read = hub.read_releases(self.registry, str(self.name), revision=head) if head else None
         data = read.data if read else b""
-        if data:
-            remember_index(self.registry, self.name, data)
+        if data or known:
+            remember_index(self.registry, self.name, data, known=known)
         return _State(head, data)
 
     def _find(self, state: _State) -> Release | None:

@@ -197,9 +197,9 @@ def test_concurrent_publishers_both_end_up_right(owner: hub.Registry, tmp_path: 
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CODE, str(pack.folder), owner.endpoint, owner.token],
-            env={**os.environ, "SKILLHUB_STATE": str(tmp_path / f"state{number}")},
+            env={**os.environ, "SKILLHUB_STATE": str(tmp_path / "state")},
         )
-        for number, pack in enumerate(packs)
+        for pack in packs
     ]
     assert [process.wait() for process in processes] == [0] * len(packs)
     assert sorted(released(owner, "publisher/busy-pack")) == sorted(versions)
