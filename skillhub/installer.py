@@ -38,7 +38,7 @@ from skillhub.lockfile import Lock, LockedBase, LockedPack, inputs_digest, read_
 from skillhub.names import is_folder
 from skillhub.packs import short_fingerprint, verify_pack
 from skillhub.placement import Supply, fetch_files, fetch_manifest, origin_of, read_variant, staged_pack
-from skillhub.plans import Planner, merge_requirements, plan_packs, project_requirements
+from skillhub.plans import Planner, combine_requirements, merge_requirements, plan_packs, project_requirements
 from skillhub.progress import Notice, Progress
 from skillhub.sources import Wanted, parse_wanted, with_owner
 from skillhub.store import default_store
@@ -82,6 +82,7 @@ def install(
     wanted = [parse_wanted(text) for text in requirements]
     if environment is None:
         wanted = _with_owners(planner, wanted, [read_project(one) for one in user_environments()])
+        wanted = combine_requirements(wanted)
         chosen = _choose_base(planner, wanted, base)
         place = user_environment(chosen.fingerprint)
     else:
@@ -97,8 +98,9 @@ def _install_into(
     _clear_unfinished(place)
     project = read_project(place)
     old = read_lock(place.lock_path) or Lock("")
-    asked = _with_owners(planner, wanted, [project])
-    everything = merge_requirements(project_requirements(project, old, place), asked)
+    asked = combine_requirements(_with_owners(planner, wanted, [project]))
+    own = _with_owners(planner, project_requirements(project, old, place), [project], old)
+    everything = merge_requirements(own, asked, planner.notice)
     base = chosen or _environment_base(planner, everything, named, project)
     asked = asked or everything
     entries = plan_packs(planner, place, everything, {one.key for one in asked if wanted}, old, base)
@@ -131,10 +133,14 @@ def _fetch(supply: Supply, place: Environment, entry: LockedPack, base: Base) ->
     fetch_files(supply, origin, variant.files)
 
 
-def _with_owners(planner: Planner, wanted: Sequence[Wanted], projects: Sequence[Project]) -> list[Wanted]:
-    """Fill in the owners of short names, from what projects want already and from their owners."""
+def _with_owners(
+    planner: Planner, wanted: Sequence[Wanted], projects: Sequence[Project], locked: Lock | None = None
+) -> list[Wanted]:
+    """Fill in the owners of short names, from what projects want already or have locked, and from their owners."""
     texts = [text for project in projects for text in project.requirements]
-    known = {one.key: one.name for one in (parse_wanted(text) for text in texts if not is_folder(text))}
+    names = [parse_wanted(text).name for text in texts if not is_folder(text)]
+    names += [entry.pack_name for entry in locked.packs] if locked else []
+    known = {str(name).lower(): name for name in names}
     owners = list(dict.fromkeys(owner for project in projects for owner in project.owners))
     supply = planner.supply
     return [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from skillhub.environments import Base, Environment, Project
-from skillhub.errors import ResolutionError
+from skillhub.errors import ResolutionError, UsageError
 from skillhub.lockfile import LOCAL, Lock, LockedPack, relative_folder
 from skillhub.manifest import Manifest, parse_manifest
 from skillhub.names import Requirement, is_folder, parse_version
@@ -68,13 +68,70 @@ def _project_requirement(text: str, local: Mapping[str, LockedPack], start: Path
     return parse_wanted(text, start=start)
 
 
-def merge_requirements(old: Sequence[Wanted], new: Sequence[Wanted]) -> list[Wanted]:
-    """Return all requirements, sorted: a new one takes the place of an old one, unless it names no versions."""
-    merged = {one.key: one for one in old}
-    for one in new:
-        if one.key not in merged or one.folder or one.requirement.specifier:
-            merged[one.key] = one
+def combine_requirements(together: Sequence[Wanted]) -> list[Wanted]:
+    """Return one requirement for each pack: the versions of requirements that were given together must all hold.
+
+    Raises:
+        UsageError: a pack is wanted from a folder and from somewhere else.
+    """
+    combined: dict[str, Wanted] = {}
+    for one in together:
+        for other in combined.values():
+            if _is_same_pack(one, other) and one.folder != other.folder:
+                raise UsageError(
+                    f"{other.requirement.text} and {one.requirement.text} are both asked for, and both are called "
+                    f"{one.name.name}.",
+                    hint="Keep one of them: a pack comes from one place.",
+                )
+        before = combined.get(one.key)
+        combined[one.key] = _both(before, one) if before else one
+    return list(combined.values())
+
+
+def _is_same_pack(one: Wanted, other: Wanted) -> bool:
+    """Say whether two requirements mean one pack; the pack in a folder may have any owner."""
+    return one.key == other.key or (bool(one.folder or other.folder) and one.name.matches(other.name))
+
+
+def _both(one: Wanted, other: Wanted) -> Wanted:
+    first, second = one.requirement, other.requirement
+    if one.folder or first.specifier == second.specifier:
+        return one
+    text = f"{first.text} and {second.text}"
+    return replace(one, requirement=Requirement(first.pack, first.specifier & second.specifier, text))
+
+
+def merge_requirements(old: Sequence[Wanted], new: Sequence[Wanted], notice: Notice) -> list[Wanted]:
+    """Return all requirements, sorted: a new one takes the place of an old one, unless it names no versions.
+
+    Args:
+        old: what the environment asks for.
+        new: what the user asks for now.
+        notice: told which old requirement goes.
+
+    Raises:
+        UsageError: as :func:`combine_requirements`, for either.
+    """
+    merged = {one.key: one for one in combine_requirements(old)}
+    for one in combine_requirements(new):
+        replaced = [other for other in merged.values() if _is_same_pack(one, other)]
+        if any(_is_kept(other, one) for other in replaced):
+            continue
+        for other in replaced:
+            notice(f"{_said(one)} takes the place of {_said(other)}.")
+            del merged[other.key]
+        merged[one.key] = one
     return sorted(merged.values(), key=lambda one: one.key)
+
+
+def _is_kept(old: Wanted, new: Wanted) -> bool:
+    if new.folder or old.folder:
+        return new.folder == old.folder
+    return new.requirement.specifier in (SpecifierSet(), old.requirement.specifier)
+
+
+def _said(wanted: Wanted) -> str:
+    return wanted.requirement.text if wanted.folder else str(wanted.requirement)
 
 
 def plan_packs(

@@ -331,6 +331,53 @@ def test_dependencies_and_conflicts_are_refused(anyone: hub.Registry, tmp_path: 
     assert installed_packs(installed_env(tmp_path / "env"))[0].version == "1.0"
 
 
+def test_requirements_given_together_must_all_hold(anyone: hub.Registry, tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    with pytest.raises(ResolutionError) as caught:
+        install(["installer/math-pack>=1.1", "installer/math-pack<1.1"], base=BASE, environment=env, registry=anyone)
+    assert caught.value.exit_code == 3
+    assert "installer/math-pack>=1.1 and installer/math-pack<1.1" in caught.value.message
+    assert not (env / "skillhub.toml").exists()
+    done = install(["installer/math-pack>=1.0", "Installer/Math-Pack<1.1"], environment=env, registry=anyone)
+    assert [one.version for one in done] == ["1.0"]
+    assert read_project(installed_env(env)).requirements == ["installer/math-pack<1.1,>=1.0"]
+    (env / "skillhub.toml").write_text('requirements = ["installer/math-pack<1.1", "installer/math-pack>=1.1"]\n')
+    with pytest.raises(ResolutionError, match=r"installer/math-pack<1\.1 and installer/math-pack>=1\.1"):
+        install([], environment=env, registry=anyone)
+
+
+def test_a_new_requirement_takes_the_place_of_the_old_one(anyone: hub.Registry, tmp_path: Path) -> None:
+    env, notes = tmp_path / "env", list[str]()
+    install(["installer/math-pack<1.1"], environment=env, registry=anyone)
+    install(["installer/math-pack>=1.1"], environment=env, registry=anyone, notice=notes.append)
+    assert notes == ["installer/math-pack>=1.1 takes the place of installer/math-pack<1.1."]
+    folder = str(make_pack(tmp_path / "own", "math-pack", "3.0").folder)
+    with pytest.raises(UsageError, match="both are called math-pack"):
+        install(["installer/math-pack", folder], environment=env, registry=anyone)
+    install([folder], environment=env, registry=anyone, notice=notes.append)
+    assert [(str(one.name), one.version) for one in installed_packs(installed_env(env))] == [("math-pack", "3.0")]
+    assert notes[1] == f"{folder} takes the place of installer/math-pack>=1.1."
+    assert install(["installer/math-pack==1.0"], environment=env, registry=anyone)[0].version == "1.0"
+    assert read_project(installed_env(env)).requirements == ["installer/math-pack==1.0"]
+
+
+def test_a_pack_named_twice_is_installed_once(anyone: hub.Registry, tmp_path: Path) -> None:
+    done = install(["installer/math-pack", "Installer/math-pack"], environment=tmp_path / "env", registry=anyone)
+    assert [str(one.name) for one in done] == ["installer/math-pack"]
+
+
+def test_short_names_in_the_project_file_have_owners_as_well(anyone: hub.Registry, tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    env.mkdir()
+    (env / "skillhub.toml").write_text('requirements = ["math-pack"]\nowners = ["installer"]\n')
+    assert [str(one.name) for one in install([], environment=env, registry=anyone)] == ["installer/math-pack"]
+    (env / "skillhub.toml").write_text('requirements = ["math-pack"]\n')
+    nowhere = hub.Registry("hub", "http://127.0.0.1:1")
+    assert [str(one.name) for one in install([], base=BASE, environment=env, registry=nowhere)] == [
+        "installer/math-pack"
+    ]
+
+
 def test_uninstall_removes_the_pack_and_keeps_the_store(anyone: hub.Registry, tmp_path: Path) -> None:
     env = tmp_path / "env"
     install(["installer/math-pack", "installer/both-pack"], environment=env, registry=anyone)
