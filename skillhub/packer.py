@@ -29,6 +29,11 @@ from skillhub.progress import Progress
 PRESETS = {"near": 45, "small": 75, "tiny": 170}
 """Preset → how many times smaller than the base's stored weights the payload is to be."""
 
+BUDGET_TOLERANCE = 0.02
+"""How much over its budget a payload may be."""
+
+BUDGET_ATTEMPTS = 6
+
 
 def pack(
     tuned: str | Path,
@@ -48,14 +53,15 @@ def pack(
         out: folder of the new pack; it must not exist yet, or be empty.
         metadata: name, version and what else the author says.
         preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost.
-        budget_bytes: payload to aim at instead of a preset's.
+        budget_bytes: most payload, to within 2 %, instead of a preset's; nothing is written that is larger.
         progress: called with (what, tensors done, tensors in all).
 
     Returns:
         The pack, opened.
 
     Raises:
-        UsageError: metadata or preset is not valid, ``out`` has something in it, or the checkpoints are the same.
+        UsageError: metadata or preset is not valid, ``out`` has something in it, the checkpoints are the same, or what must
+            be stored exactly is larger than the budget.
         WrongBaseError: a tensor of the fine-tune does not have its base's shape.
         NotFoundError, UnsafeContentError, IntegrityError: a checkpoint cannot be read.
         DiskError: the disk is full or ``out`` may not be written.
@@ -102,17 +108,49 @@ def _changed_names(delta: Delta) -> list[str]:
 def _write_delta(
     delta: Delta, names: list[str], folder: Path, preset: str, budget_bytes: int | None, progress: Progress | None
 ) -> dict[str, TensorEntry]:
-    """Encode every changed tensor into the variant's files; return what the manifest says of each."""
-    writer, entries = DeltaWriter(folder), {}
+    """Encode every changed tensor into the variant's files; return what the manifest says of each.
+
+    The analysis estimates what a price costs. Where the bytes turn out to be more than the budget, all is encoded again at
+    a higher price.
+    """
     with tempfile.TemporaryDirectory(dir=folder) as spool:
         analyses, set_bytes = _analyse(delta, names, Path(spool), progress)
-        price = _choose_price(list(analyses.values()), set_bytes, _stored_bytes(delta.base), preset, budget_bytes)
-        for number, name in enumerate(names):
-            if delta.change(name) == "removed":
-                entries[name] = _removed(delta, name)
-            else:
-                entries[name] = _write_tensor(delta, name, analyses.pop(name, None), price, writer)
-            _report(progress, "Encoding", number + 1, len(names))
+        exact_bytes = set_bytes + sum(analysis.fixed_bytes for analysis in analyses.values())
+        # A preset never fails: where what must be stored exactly takes more than its share (small models), that alone is stored.
+        budget = budget_bytes or max(_stored_bytes(delta.base) // PRESETS[preset], exact_bytes)
+        target = budget
+        for _ in range(BUDGET_ATTEMPTS):
+            price = choose_lambda(list(analyses.values()), target, set_bytes=set_bytes)
+            writer = DeltaWriter(folder)
+            entries = _encode_all(delta, names, analyses, price, writer, progress)
+            payload = sum(entry.bytes for entry in entries.values())
+            if payload <= budget * (1 + BUDGET_TOLERANCE):
+                return entries
+            for path in writer.files:
+                path.unlink()
+            target = exact_bytes + int(0.98 * (target - exact_bytes) * (budget - exact_bytes) / (payload - exact_bytes))
+    raise UsageError(
+        f"The pack does not fit {budget} bytes: its smallest form that was found takes {payload}.",
+        hint=f"Choose a budget of at least {payload} bytes.",
+        minimum=payload,
+    )
+
+
+def _encode_all(
+    delta: Delta,
+    names: list[str],
+    analyses: dict[str, Analysis],
+    price: float,
+    writer: DeltaWriter,
+    progress: Progress | None,
+) -> dict[str, TensorEntry]:
+    entries = {}
+    for number, name in enumerate(names):
+        if delta.change(name) == "removed":
+            entries[name] = _removed(delta, name)
+        else:
+            entries[name] = _write_tensor(delta, name, analyses.get(name), price, writer)
+        _report(progress, "Encoding", number + 1, len(names))
     writer.close()
     return entries
 
@@ -127,20 +165,6 @@ def _analyse(delta: Delta, names: list[str], spool: Path, progress: Progress | N
             set_bytes += _set_values(delta, name).nbytes
         _report(progress, "Analysing", number + 1, len(names))
     return analyses, set_bytes
-
-
-def _choose_price(
-    analyses: list[Analysis], set_bytes: int, stored_bytes: int, preset: str, budget_bytes: int | None
-) -> float:
-    """Return the price of a bit that meets the budget.
-
-    A preset never fails: where what must be stored exactly takes more than its share (small models), that alone is
-    stored. A budget that the user named is kept or refused.
-    """
-    if budget_bytes is not None:
-        return choose_lambda(analyses, budget_bytes - set_bytes)
-    exact_bytes = sum(analysis.fixed_bytes for analysis in analyses)
-    return choose_lambda(analyses, max(stored_bytes // PRESETS[preset] - set_bytes, exact_bytes))
 
 
 def _write_tensor(delta: Delta, name: str, analysis: Analysis | None, price: float, writer: DeltaWriter) -> TensorEntry:

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from skillhub.authorfile import AuthorFile
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
 from skillhub.deltas import open_delta
-from skillhub.packer import pack
+from skillhub.errors import UsageError
+from skillhub.packer import BUDGET_TOLERANCE, pack
+from skillhub.packs import Pack
 from tests.support.tiny_models import load_model, raw, rewrite, save_model, tune
 
 METADATA = AuthorFile(name="tiny-pack", version="1.0.0")
@@ -70,3 +74,45 @@ def test_a_model_with_values_that_are_not_finite_is_grafted_to_the_bit(tmp_path:
     graft(model, [built])
     assert raw(model.get_parameter(norm)) == stored(tuned)[norm] != stored(base)[norm]
     assert stored(fuse(base, [built], tmp_path / "fused")) == stored(tuned)
+
+
+def payload(built: Pack) -> int:
+    return sum(entry.bytes for entry in built.manifest.variants[0].codec.tensors.values())
+
+
+@settings(max_examples=8)
+@given(
+    budget=st.integers(3_000, 60_000),
+    share=st.floats(0, 0.02),
+    size=st.sampled_from([0.0, 0.01, 0.1, 3.0]),
+    decay=st.floats(0.1, 2),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+)
+def test_a_budget_is_kept_whatever_rows_stand_out(
+    tmp_path_factory: pytest.TempPathFactory, budget: int, share: float, size: float, decay: float, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(budget)
+    spectrum = torch.arange(1, 65).float().pow(-decay)
+    change = 1e-3 * (torch.randn(2000, 64, generator=generator) * spectrum) @ torch.randn(64, 96, generator=generator)
+    outliers = torch.randperm(2000, generator=generator)[: int(share * 2000)]
+    change[outliers] += size * torch.randn(len(outliers), 96, generator=generator)
+    base = {"w": torch.zeros(2000, 96, dtype=dtype), "ids": torch.arange(10), "norm": torch.ones(50, dtype=dtype)}
+    tuned = {"w": change.to(dtype), "ids": torch.arange(10) + 1, "norm": torch.rand(50, generator=generator).to(dtype)}
+    folder = tmp_path_factory.mktemp("budget")
+    folders = save(folder / "base", base), save(folder / "tuned", tuned)
+    built = pack(folders[1], folders[0], folder / "pack", metadata=METADATA, budget_bytes=budget)
+    assert payload(built) <= (1 + BUDGET_TOLERANCE) * budget
+    assert len(list((folder / "pack").rglob("delta-*"))) == 1
+
+
+def test_a_budget_that_is_too_small_is_named_with_the_least_that_will_do(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", {"ids": torch.zeros(5000, dtype=torch.int64), "norm": torch.zeros(500)})
+    changed = {"ids": torch.randint(1 << 60, (5000,)), "norm": torch.rand(500)}
+    tuned = save(tmp_path / "tuned", changed)
+    with pytest.raises(UsageError, match="A budget of 1000 bytes is too small") as caught:
+        pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=1000)
+    least = caught.value.details["minimum"]
+    assert f"at least {least} bytes" in str(caught.value.hint) and not (tmp_path / "pack").exists()
+    with pytest.raises(UsageError, match="too small"):
+        pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=least - 1)
+    assert payload(pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=least)) == least

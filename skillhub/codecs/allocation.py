@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from skillhub.codecs import exact, lowrank, rows, zero
 from skillhub.codecs.decoding import decode
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor, damaged
 from skillhub.codecs.factorization import Factors, factorize, load_factors, save_factors
-from skillhub.codecs.quantization import quantize
+from skillhub.codecs.quantization import Quantized, quantize
 from skillhub.errors import UsageError
+
+Floats = npt.NDArray[np.float64]
 
 MAX_RANK = 192
 """Components that an analysis keeps of a matrix."""
@@ -32,14 +35,17 @@ PRICE_STEP = 2.0
 PRICE_STEPS = 13
 """The ladder of an analysis: prices that are powers of 2, from the first that buys anything downwards."""
 
+MOST_PRICE_STEPS = 40
+"""A ladder goes on until half of the components are bought, if a few of them dwarf the rest, but not beyond this."""
+
 EXTRAPOLATION = 12
 """How many halvings of the price below the lowest ladder a budget may ask for."""
 
 MAX_OUTLIERS = 0.01
 """Largest share of a matrix's rows that are stored exactly as outliers."""
 
-ROW_VALUE_BITS = 20
-"""Estimated bits of one exactly stored value."""
+ROW_SAMPLE = 16
+"""Rows that are encoded to see what an exact row costs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +58,9 @@ class Analysis:
         energy: sum of squares of the delta that is not stored exactly.
         fixed: parts that are stored at every price (zero, exact, added rows).
         factors: singular components, or the file that holds them; None when ``fixed`` says everything.
+        row_bits: what storing one row exactly costs.
         prices: the ladder, falling (squared error a bit).
-        bits: estimated size at each price, beside ``fixed``.
+        bits: estimated size at each price, beside ``fixed``, with the outliers.
         errors: estimated squared error that remains at each price.
     """
 
@@ -62,6 +69,7 @@ class Analysis:
     energy: float
     fixed: tuple[EncodedPart, ...]
     factors: Factors | Path | None = None
+    row_bits: float = 0.0
     prices: tuple[float, ...] = ()
     bits: tuple[float, ...] = ()
     errors: tuple[float, ...] = ()
@@ -118,9 +126,10 @@ def analyse(
     if energy == 0:
         return Analysis(name, shape, 0.0, fixed)
     factors = factorize(name, matrix, max_rank)
-    prices, bits, errors = _measure_ladder(factors, energy)
+    row_bits = _measure_row_bits(matrix)
+    prices, bits, errors = _measure_ladder(factors, matrix, row_bits)
     kept = factors if spool is None else save_factors(spool, name, factors)
-    return Analysis(name, shape, energy, fixed, kept, prices, bits, errors)
+    return Analysis(name, shape, energy, fixed, kept, row_bits, prices, bits, errors)
 
 
 def _is_stored_exactly(delta: torch.Tensor) -> bool:
@@ -131,31 +140,63 @@ def _is_stored_exactly(delta: torch.Tensor) -> bool:
     return not 2.0**-50 < peak < 2.0**40
 
 
-def _measure_ladder(factors: Factors, energy: float) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+def _measure_row_bits(matrix: torch.Tensor) -> float:
+    """Return the bits of one exactly stored row: a measurement of the largest ones, which outliers are among."""
+    largest = matrix.square().sum(dim=1).argsort(descending=True, stable=True)[:ROW_SAMPLE]
+    sample = rows.encode(matrix, sorted(largest.tolist()))
+    return 8 * EncodedTensor(tuple(matrix.shape), (sample,)).nbytes / len(largest)
+
+
+def _measure_ladder(
+    factors: Factors, matrix: torch.Tensor, row_bits: float
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
     """Return (prices, bits, errors) from the first price that buys anything downwards, on a grid that all tensors share."""
+    row_energies = matrix.square().sum(dim=1, dtype=torch.float64).numpy()
+    energy = float(row_energies.sum())
     exponent = math.floor(math.log(factors.values[0] ** 2 / 64, PRICE_STEP))
     points: list[tuple[float, float, float]] = []
-    while len(points) < PRICE_STEPS:
+    few = True
+    while len(points) < PRICE_STEPS or (few and len(points) < MOST_PRICE_STEPS):
         price = PRICE_STEP**exponent
         bought = quantize(factors, price)
-        if bought.bits or points:
-            points.append((price, bought.bits, max(energy - bought.removed, 0.0)))
+        few = 2 * len(bought.kept) < len(factors.values)
+        errors = np.maximum(row_energies - _explained_by_row(factors, bought), 0)
+        outliers = errors[_choose_outliers(errors, price, row_bits)]
+        bits = bought.bits + len(outliers) * row_bits
+        if bits or points:
+            points.append((price, bits, max(energy - bought.removed - float(outliers.sum()), 0.0)))
         exponent -= 1
-    prices, bits, errors = zip(*points, strict=True)
-    return prices, bits, errors
+    prices, bits_at, errors_at = zip(*points, strict=True)
+    return prices, bits_at, errors_at
 
 
-def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int) -> float:
+def _explained_by_row(factors: Factors, bought: Quantized) -> Floats:
+    """Return how much of each row's square the components explain, by as much as they are orthogonal."""
+    left, right = factors.left[bought.kept], factors.right[bought.kept]
+    approximate = bought.left * bought.scales[:, None]
+    along = np.einsum("ij,ij->i", bought.right, right, dtype=np.float64) * factors.values[bought.kept]
+    square = np.einsum("ij,ij->i", bought.right, bought.right, dtype=np.float64)
+    explained: Floats = 2 * along @ (left * approximate) - square @ np.square(approximate)
+    return explained
+
+
+def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int, *, set_bytes: int = 0) -> float:
     """Return the price (squared error a bit) at which the payload of all tensors is about ``budget_bytes``.
+
+    Args:
+        analyses: of the tensors that are stored as differences.
+        budget_bytes: payload of all tensors.
+        set_bytes: the part of it that tensors take that are stored as they are.
 
     Raises:
         UsageError: what must be stored exactly is larger than the budget.
     """
-    fixed = sum(analysis.fixed_bytes for analysis in analyses)
+    fixed = set_bytes + sum(analysis.fixed_bytes for analysis in analyses)
     if fixed > budget_bytes:
         raise UsageError(
             f"A budget of {budget_bytes} bytes is too small: vectors, added rows and other exact values alone take {fixed}.",
-            hint=f"Choose a budget of more than {fixed} bytes.",
+            hint=f"Choose a budget of at least {fixed} bytes.",
+            minimum=fixed,
         )
     ladders = [analysis for analysis in analyses if analysis.prices]
     if not ladders:
@@ -202,20 +243,19 @@ def encode(analysis: Analysis, price: float, delta: torch.Tensor | None = None) 
     encoded = EncodedTensor(analysis.shape, (*parts, *analysis.fixed) or zero.encode(analysis.shape).parts)
     if delta is None:
         return encoded
-    outliers = _find_outliers(delta, decode(encoded), price)
-    if not outliers:
+    residual = delta.reshape(delta.shape[0], -1) - decode(encoded).reshape(delta.shape[0], -1)
+    errors = residual.square_().sum(dim=1, dtype=torch.float64).numpy()
+    outliers = _choose_outliers(errors, price, analysis.row_bits)
+    if not len(outliers):
         return encoded
-    return EncodedTensor(analysis.shape, (*encoded.parts, rows.encode(delta, outliers)))
+    return EncodedTensor(analysis.shape, (*encoded.parts, rows.encode(delta, outliers.tolist())))
 
 
-def _find_outliers(delta: torch.Tensor, decoded: torch.Tensor, price: float) -> list[int]:
-    """Return the rows whose remaining error is worth storing them exactly at ``price``, in increasing order."""
-    residual = delta.reshape(delta.shape[0], -1) - decoded.reshape(delta.shape[0], -1)
-    errors = residual.square_().sum(dim=1, dtype=torch.float64)
-    worth = (errors > price * (32 + ROW_VALUE_BITS * residual.shape[1])).nonzero().flatten()
-    most = int(MAX_OUTLIERS * delta.shape[0])
-    worst = worth[errors[worth].argsort(descending=True, stable=True)[:most]]
-    return sorted(worst.tolist())
+def _choose_outliers(errors: Floats, price: float, row_bits: float) -> npt.NDArray[np.int64]:
+    """Return the rows whose remaining squared error is worth storing them exactly at ``price``, in increasing order."""
+    worth = np.flatnonzero(errors > price * row_bits)
+    worst = worth[np.argsort(-errors[worth], kind="stable")[: int(MAX_OUTLIERS * len(errors))]]
+    return np.sort(worst)
 
 
 def measure_error(delta: torch.Tensor, decoded: torch.Tensor) -> ErrorRecord:

@@ -41,6 +41,7 @@ class Quantized:
         scales: (rank,) reals; the matrix is about ``Σ_k scales[k] · left[k] ⊗ right[k]``.
         bits: estimated size.
         removed: squared error that the components remove.
+        kept: (rank,) which of the factors' components they are.
     """
 
     left: Codes
@@ -48,6 +49,7 @@ class Quantized:
     scales: npt.NDArray[np.float64]
     bits: float
     removed: float
+    kept: npt.NDArray[np.int64]
 
 
 def quantize(factors: Factors, price: float) -> Quantized:
@@ -63,7 +65,14 @@ def quantize(factors: Factors, price: float) -> Quantized:
     scales = values * left_fit[0] * right_fit[0]
     removed = values**2 * left_fit[1] * right_fit[1]
     keep = (removed > price * bits) & (scales > 0)
-    return Quantized(left_codes[keep], right_codes[keep], scales[keep], _total(bits[keep]), float(removed[keep].sum()))
+    return Quantized(
+        left_codes[keep],
+        right_codes[keep],
+        scales[keep],
+        _total(bits[keep]),
+        float(removed[keep].sum()),
+        np.flatnonzero(plausible)[keep],
+    )
 
 
 def _total(bits: npt.NDArray[np.float64]) -> float:
