@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 
 from skillhub.compose.fusion import FusedTensor, fuse, split_shards
 from skillhub.compose.grafts import graft
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from skillhub.fingerprint import fingerprint_checkpoint
+from skillhub.packs import write_manifest
 from tests.support.tiny_models import bits, build_pack, load_model, raw, rewrite, save_model, tune, with_entry
 
 Tensors = dict[str, torch.Tensor]
@@ -136,6 +138,19 @@ def test_a_head_that_the_fine_tune_untied_is_added_and_the_config_says_so(
     assert model.lm_head.weight is not model.model.embed_tokens.weight
 
 
+def test_a_head_that_the_fine_tune_tied_is_left_out_and_the_config_says_so(llama: Path, tmp_path: Path):
+    def tied(tensors: Tensors) -> Tensors:
+        return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+
+    tuned = rewrite(llama / "tuned", tmp_path / "tuned", tied)
+    fused = fuse(llama / "base", [build_pack(tuned, llama / "base", tmp_path / "pack")], tmp_path / "fused")
+    assert stored(fused) == stored(tuned)
+    assert json.loads((llama / "base" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert json.loads((fused / "config.json").read_text())["tie_word_embeddings"] is True
+    model = load_model(fused)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def test_added_tokens_resize_the_checkpoint_and_its_config(place: Path, tmp_path: Path):
     vocabulary = json.loads((place / "base" / "config.json").read_text())["vocab_size"]
 
@@ -200,6 +215,20 @@ def test_companions_are_copied_and_the_card_tells_the_lineage(llama: Path, tmp_p
     assert all(digest in card for digest in digests)
     assert "| two | 1.0.0 | 0.5 | 1 |" in card and "arXiv 2212.04089" in card
     assert str(tmp_path) not in card and "the base's own card" not in card
+
+
+def test_the_card_names_a_folder_and_never_its_path(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base = rewrite(llama / "base", tmp_path / "my-base", dict)
+    pack = build_pack(llama / "tuned", base, tmp_path / "pack")
+    variant = structs.replace(
+        pack.manifest.variants[0], base=structs.replace(pack.manifest.variants[0].base, repo=None)
+    )
+    write_manifest(pack.folder, structs.replace(pack.manifest, variants=[variant]))
+    monkeypatch.chdir(base)
+    for number, named in enumerate([".", "./model.safetensors", "../my-base", str(base / "model.safetensors")]):
+        card = (fuse(named, [pack.folder], tmp_path / str(number)) / "README.md").read_text()
+        assert "\n# my-base with tiny-pack\n" in card and "- base: my-base, fingerprint" in card
+        assert "base_model" not in card and "safetensors" not in card and str(tmp_path) not in card
 
 
 def open_(name: str, folder: Path) -> object:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skillhub.canonical import alias_candidates
+from skillhub.bases import find_base
+from skillhub.canonical import HEADS, alias_candidates
 from skillhub.checkpointfiles import INDEX_FILE, WEIGHTS_FILE
 from skillhub.checkpoints import DTYPES, Checkpoint, dtype_tag, open_checkpoint
 from skillhub.codecs.streams import tensor_bytes
@@ -99,7 +100,8 @@ def fuse(
     """
     folder = Path(out).expanduser()
     _check_output(folder)
-    checkpoint = open_checkpoint(base)
+    located = find_base(base)
+    checkpoint = open_checkpoint(located.folder)
     record = fingerprint_checkpoint(checkpoint.files)
     recipe = make_recipe(
         packs,
@@ -121,8 +123,9 @@ def fuse(
         for path in checkpoint.companions():
             (staged / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.folder / path, staged / path)
-        _adapt_config(staged / CONFIG_FILE, checkpoint, tensors)
-        card = model_card(base, recipe, record.fingerprint)
+        removed = set().union(*(one.removed for one in contributions))
+        _adapt_config(staged / CONFIG_FILE, checkpoint, tensors, removed)
+        card = model_card(located, recipe, record.fingerprint)
         (staged / CARD_FILE).write_text(card, encoding="utf-8")
     return folder
 
@@ -231,8 +234,8 @@ def split_shards(tensors: Sequence[FusedTensor], limit: int) -> list[list[FusedT
     return shards
 
 
-def _adapt_config(path: Path, checkpoint: Checkpoint, tensors: Sequence[FusedTensor]) -> None:
-    """Make config.json agree with resized vocabularies and with heads that are tied no longer."""
+def _adapt_config(path: Path, checkpoint: Checkpoint, tensors: Sequence[FusedTensor], removed: set[str]) -> None:
+    """Make config.json agree with resized vocabularies and with heads that are tied now, or no longer."""
     if not path.is_file():
         return
     before = {name: info.shape for name, info in checkpoint.stored.items()}
@@ -242,16 +245,17 @@ def _adapt_config(path: Path, checkpoint: Checkpoint, tensors: Sequence[FusedTen
         if tensor.name in before and before[tensor.name] != tensor.shape
     }
     added = {tensor.source for tensor in tensors if tensor.source and tensor.source not in checkpoint.tensors}
-    names = set(checkpoint.tensors) | added
-    untied = any(alias in added for alias, _ in alias_candidates(names))
+    candidates = [alias for alias, _ in alias_candidates(set(checkpoint.tensors) | added)]
+    untied = any(alias in added for alias in candidates)
+    tied = any(alias in removed and alias.endswith(HEADS) for alias in candidates)
     config: dict[str, Any] = json.loads(path.read_bytes())
     changed = False
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         if resized and part.get("vocab_size") in resized:
             part["vocab_size"] = resized[part["vocab_size"]]
             changed = True
-    if untied and config.get("tie_word_embeddings") is not False:
-        config["tie_word_embeddings"] = False
+    if (tied or untied) and config.get("tie_word_embeddings") is not tied:
+        config["tie_word_embeddings"] = tied
         changed = True
     if changed:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+from skillhub.bases import LocatedBase
 from skillhub.compose.methods import METHODS
 from skillhub.compose.recipes import Recipe, WeightedPack
 
 CARD_FILE = "README.md"
 
 
-def model_card(base: str | Path, recipe: Recipe, fingerprint: str) -> str:
+def model_card(base: LocatedBase, recipe: Recipe, fingerprint: str) -> str:
     """Return the card (Markdown with the Hub's metadata) of a checkpoint.
 
     Args:
-        base: the base as the caller named it; of a folder only its name is shown.
+        base: where the base was found; of a folder only its name is shown.
         recipe: what was composed.
         fingerprint: of the base.
     """
@@ -23,7 +23,8 @@ def model_card(base: str | Path, recipe: Recipe, fingerprint: str) -> str:
     metadata = ["library_name: transformers", "tags:", "- skillhub", "- merge"]
     if repository:
         metadata += [f"base_model: {json.dumps(repository)}", "base_model_relation: merge"]
-    name = repository or Path(base).name
+    folder = (base.folder.parent if base.folder.is_file() else base.folder).resolve()
+    name = repository or folder.name or "A base model"
     method = METHODS[recipe.method]
     rows = "\n".join(_row(item) for item in recipe.packs)
     return "\n".join(
@@ -54,10 +55,9 @@ def _row(item: WeightedPack) -> str:
     return f"| {item.pack.name} | {manifest.version} | {item.weight:g} | {item.density:g} | `{item.pack.digest}` |"
 
 
-def _base_repository(base: str | Path, recipe: Recipe, fingerprint: str) -> tuple[str | None, str | None]:
-    """Return repository and revision of the base: as the caller named it, else as the packs say."""
-    if isinstance(base, str) and not Path(base).expanduser().is_dir():
-        repository, _, revision = base.partition("@")
-        return repository, revision or None
+def _base_repository(base: LocatedBase, recipe: Recipe, fingerprint: str) -> tuple[str | None, str | None]:
+    """Return repository and revision of the base: where it was fetched from, else as the packs say."""
+    if base.repo:
+        return base.repo, base.revision
     variant = recipe.packs[0].pack.variant_for(fingerprint)
     return variant.base.repo, variant.base.revision
