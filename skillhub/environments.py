@@ -24,8 +24,8 @@ from msgspec import Struct
 
 from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error, parse_toml
-from skillhub.errors import IntegrityError, NotFoundError, UsageError
-from skillhub.files import locked, write_atomically
+from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UsageError
+from skillhub.files import disk_errors, locked, write_atomically
 from skillhub.lockfile import LOCK_FILE
 from skillhub.manifest import MANIFEST_FILE, FileEntry, FingerprintText, Sha256
 from skillhub.names import PackName, parse_pack_name
@@ -186,10 +186,13 @@ def read_project(environment: Environment) -> Project:
 
     Raises:
         UsageError: the TOML or a field is wrong; the message names the line or the field.
+        DiskError: it may not be read, or is a folder.
     """
     path = environment.project_path
     try:
-        project = msgspec.convert(parse_toml(path.read_bytes()), Project)
+        with disk_errors(path):
+            data = path.read_bytes()
+        project = msgspec.convert(parse_toml(data), Project)
     except FileNotFoundError:
         return Project()
     except tomllib.TOMLDecodeError as error:
@@ -223,14 +226,27 @@ def write_project(environment: Environment, project: Project) -> None:
 
 
 def installed_packs(environment: Environment) -> list[InstalledPack]:
-    """Return the packs of an environment, sorted by name; only manifests and receipts are read.
+    """Return the packs of an environment that can be read, sorted by name; only manifests and receipts are read.
 
-    Raises:
-        IntegrityError: a manifest or a receipt is not valid.
-        NewerSchemaError: one is of a schema that this version does not read.
+    The others are told by :func:`damaged_packs`.
     """
-    packs = [read_installed(folder) for folder in installed_folders(environment)]
-    return sorted(packs, key=lambda installed: str(installed.name).lower())
+    return _read_all(environment)[0]
+
+
+def damaged_packs(environment: Environment) -> list[SkillhubError]:
+    """Return one error for each pack of an environment that cannot be read; ``path`` in its details is the folder."""
+    return _read_all(environment)[1]
+
+
+def _read_all(environment: Environment) -> tuple[list[InstalledPack], list[SkillhubError]]:
+    packs, errors = [], []
+    for folder in installed_folders(environment):
+        try:
+            packs.append(read_installed(folder))
+        except SkillhubError as error:
+            error.details["path"] = str(folder)
+            errors.append(error)
+    return sorted(packs, key=lambda installed: str(installed.name).lower()), errors
 
 
 def installed_folders(environment: Environment) -> list[Path]:
@@ -241,7 +257,8 @@ def installed_folders(environment: Environment) -> list[Path]:
 def _folders_below(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
-    return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    with disk_errors(parent):
+        return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def unfinished_paths(environment: Environment) -> Iterator[Path]:
@@ -253,21 +270,27 @@ def unfinished_paths(environment: Environment) -> Iterator[Path]:
             yield from environment.folder.glob(f".{name}.*.part")
 
 
+def name_of_folder(folder: Path) -> PackName:
+    """Return the name of the pack in an installed pack's folder, in lower case; nothing in the folder is read."""
+    return PackName(None if folder.parent.name == NO_OWNER else folder.parent.name, folder.name)
+
+
 def read_installed(folder: Path) -> InstalledPack:
     """Read one installed pack's manifest and receipt.
 
     Raises:
         NotFoundError: there is no pack.
-        IntegrityError: the manifest or the receipt is not valid, or they are not of the same release.
+        IntegrityError: the manifest or the receipt is not valid, or they are not of the release of that folder.
         NewerSchemaError: one is of a schema that this version does not read.
+        DiskError: one may not be read.
     """
     receipt = _read_receipt(folder / RECEIPT_FILE)
-    owner = None if folder.parent.name == NO_OWNER else parse_pack_name(receipt.repository).owner
-    pack = open_pack(folder, owner=owner)
-    if pack.digest != receipt.manifest:
+    expected = name_of_folder(folder)
+    pack = open_pack(folder, owner=receipt.repository.partition("/")[0] if expected.owner else None)
+    if pack.digest != receipt.manifest or pack.name != expected:
         raise IntegrityError(
             f"The manifest in {folder} is not the one that was installed.",
-            hint=f"Install it again: skillhub install {pack.name}.",
+            hint=f"Install it again: skillhub install {expected}.",
             path=str(folder),
         )
     return InstalledPack(pack, receipt)
@@ -275,7 +298,8 @@ def read_installed(folder: Path) -> InstalledPack:
 
 def _read_receipt(path: Path) -> Receipt:
     try:
-        data = path.read_bytes()
+        with disk_errors(path):
+            data = path.read_bytes()
         check_schema(data, RECEIPT_SCHEMA, str(path))
         return decode_json(data, Receipt)
     except FileNotFoundError as error:
@@ -284,18 +308,18 @@ def _read_receipt(path: Path) -> Receipt:
         raise IntegrityError(f"{path}: {field_error(error)}.", hint="Install the pack again.") from error
 
 
-def find_installed(environment: Environment, name: str) -> InstalledPack:
-    """Return an installed pack by its full or short name.
+def find_folder(environment: Environment, name: str) -> Path:
+    """Return the folder of an installed pack by its full or short name; nothing in it is read.
 
     Raises:
         NotFoundError: it is not installed here.
         UsageError: several packs have this short name.
     """
     wanted = parse_pack_name(name)
-    found = [installed for installed in installed_packs(environment) if wanted.matches(installed.name)]
-    exact = [installed for installed in found if str(installed.name).lower() == name.lower()]
+    found = [folder for folder in installed_folders(environment) if wanted.matches(name_of_folder(folder))]
+    exact = [folder for folder in found if wanted == name_of_folder(folder)]
     if len(found) > 1 and not exact:
-        names = ", ".join(str(installed.name) for installed in found)
+        names = ", ".join(str(name_of_folder(folder)) for folder in found)
         raise UsageError(f"Several installed packs are called {name}: {names}.", hint="Give the full name.")
     if not found:
         hint = f"Install it: skillhub install {name}."
@@ -303,6 +327,15 @@ def find_installed(environment: Environment, name: str) -> InstalledPack:
             hint = f"For the pack in the folder of that name, write ./{name}."
         raise NotFoundError(f"{name} is not installed in {environment.folder}.", hint=hint)
     return (exact or found)[0]
+
+
+def find_installed(environment: Environment, name: str) -> InstalledPack:
+    """Return an installed pack by its full or short name; no other pack is read.
+
+    Raises:
+        SkillhubError: as :func:`find_folder` and :func:`read_installed`.
+    """
+    return read_installed(find_folder(environment, name))
 
 
 def as_environment(environment: Path | str | Environment) -> Environment:

@@ -9,8 +9,9 @@ place. Killed at any point, an environment lists only whole packs, and running t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -23,8 +24,9 @@ from skillhub.environments import (
     InstalledPack,
     Project,
     as_environment,
-    find_installed,
+    find_folder,
     installed_folders,
+    name_of_folder,
     read_installed,
     read_project,
     unfinished_paths,
@@ -32,14 +34,14 @@ from skillhub.environments import (
     user_environments,
     write_project,
 )
-from skillhub.errors import IntegrityError, NewerSchemaError, NotFoundError, WrongBaseError
+from skillhub.errors import DiskError, IntegrityError, NotFoundError, SkillhubError, WrongBaseError
 from skillhub.files import disk_errors
 from skillhub.lockfile import Lock, LockedBase, LockedPack, inputs_digest, read_lock, write_lock
-from skillhub.names import is_folder
+from skillhub.names import PackName, is_folder
 from skillhub.packs import short_fingerprint, verify_pack
 from skillhub.placement import Supply, fetch_files, fetch_manifest, origin_of, read_variant, staged_pack
 from skillhub.plans import Planner, combine_requirements, merge_requirements, plan_packs, project_requirements
-from skillhub.progress import Notice, Progress
+from skillhub.progress import Notice, Progress, counting
 from skillhub.sources import Wanted, parse_wanted, with_owner
 from skillhub.store import default_store
 
@@ -191,11 +193,11 @@ def _is_installed(environment: Environment, entry: LockedPack, base: Base, *, re
         return False
     try:
         installed = read_installed(folder)
-    except (IntegrityError, NotFoundError, NewerSchemaError):
+        if (installed.receipt.manifest, installed.fingerprint) != (entry.manifest, base.fingerprint):
+            return False
+        return not (read_through and verify_pack(installed.pack, fingerprint=base.fingerprint))
+    except SkillhubError:  # whatever is wrong with it: it is put there anew
         return False
-    if (installed.receipt.manifest, installed.fingerprint) != (entry.manifest, base.fingerprint):
-        return False
-    return not (read_through and verify_pack(installed.pack, fingerprint=base.fingerprint))
 
 
 def _remove_unwanted(environment: Environment, entries: Sequence[LockedPack], notice: Notice) -> None:
@@ -207,15 +209,30 @@ def _remove_unwanted(environment: Environment, entries: Sequence[LockedPack], no
             notice(f"Removed {folder.parent.name}/{folder.name}: nothing asks for it any more.")
 
 
-def uninstall(names: Sequence[str], *, environment: Path | str | Environment) -> list[InstalledPack]:
-    """Remove packs from an environment; the store keeps the bytes.
+@dataclass(frozen=True)
+class RemovedPack:
+    """A pack that was uninstalled.
+
+    Attributes:
+        name: the pack.
+        version: its version; None when neither the pack nor the lock tells.
+        installed: what was installed; None for a damaged pack.
+    """
+
+    name: PackName
+    version: str | None
+    installed: InstalledPack | None
+
+
+def uninstall(names: Sequence[str], *, environment: Path | str | Environment) -> list[RemovedPack]:
+    """Remove packs from an environment, damaged ones as well; the store keeps the bytes.
 
     Args:
         names: full or short names.
         environment: where.
 
     Returns:
-        What was removed.
+        What was removed, each pack once.
 
     Raises:
         NotFoundError: one is not installed; nothing is then removed.
@@ -227,18 +244,34 @@ def uninstall(names: Sequence[str], *, environment: Path | str | Environment) ->
         raise NotFoundError(f"There is no environment in {chosen.folder}.", hint="Name the right folder.")
     with chosen.hold():
         _clear_unfinished(chosen)
-        removed = [find_installed(chosen, name) for name in names]
-        gone = {str(one.name).lower() for one in removed}
+        folders = list(dict.fromkeys(find_folder(chosen, name) for name in names))
         project = read_project(chosen)
         lock = read_lock(chosen.lock_path) or Lock("")
+        removed = [_describe_removed(folder, lock) for folder in folders]
+        gone = [one.name for one in removed]
         wanted = project_requirements(project, lock, chosen)
-        requirements = [one.text(chosen.folder) for one in wanted if one.key not in gone]
-        left = tuple(entry for entry in lock.packs if entry.name.lower() not in gone)
+        requirements = [one.text(chosen.folder) for one in wanted if not any(_asks_for(one, name) for name in gone)]
+        left = tuple(entry for entry in lock.packs if entry.pack_name not in gone)
         write_project(chosen, msgspec.structs.replace(project, requirements=requirements))
         write_lock(chosen.lock_path, Lock(inputs_digest(requirements), lock.bases, left))
-        for one in removed:
-            _remove(one.pack.folder)
+        for folder in folders:
+            _remove(folder)
         return removed
+
+
+def _describe_removed(folder: Path, lock: Lock) -> RemovedPack:
+    try:
+        installed = read_installed(folder)
+        return RemovedPack(installed.name, installed.version, installed)
+    except SkillhubError:  # no reason to keep it
+        name = name_of_folder(folder)
+        entry = next((entry for entry in lock.packs if entry.pack_name == name), None)
+        return RemovedPack(entry.pack_name if entry else name, entry.version if entry else None, None)
+
+
+def _asks_for(wanted: Wanted, name: PackName) -> bool:
+    """Say whether a requirement is for the installed pack ``name``, which has no owner when it came from a folder."""
+    return wanted.name == name or (wanted.folder is None and name.owner is not None and wanted.name.matches(name))
 
 
 def verify(environment: Path | str | Environment, *, progress: Progress | None = None) -> list[IntegrityError]:
@@ -249,8 +282,11 @@ def verify(environment: Path | str | Environment, *, progress: Progress | None =
         progress: told what is read: the pack, bytes done, bytes in all.
 
     Returns:
-        One error for each missing, altered or unlisted file, and for each pack that is locked and not installed as it
-        is locked; empty when all is well.
+        One error for each missing, altered or unlisted file, for each pack whose manifest or receipt cannot be read,
+        and for each pack that is locked and not installed as it is locked; empty when all is well.
+
+    Raises:
+        DiskError: a file may not be read.
     """
     chosen = as_environment(environment)
     findings: list[IntegrityError] = []
@@ -258,11 +294,17 @@ def verify(environment: Path | str | Environment, *, progress: Progress | None =
     for folder in installed_folders(chosen):
         try:
             one = read_installed(folder)
-        except (IntegrityError, NotFoundError) as error:
+            total = sum(entry.size for entry in one.receipt.files)
+            found = verify_pack(
+                one.pack, fingerprint=one.fingerprint, progress=counting(str(one.pack), total, progress)
+            )
+        except DiskError:
+            raise
+        except SkillhubError as error:
             findings.append(IntegrityError(error.message, hint=error.hint, path=str(folder)))
             continue
         installed[str(one.name).lower()] = one.receipt.manifest
-        findings += verify_pack(one.pack, fingerprint=one.fingerprint, progress=_reading(one, progress))
+        findings += found
     lock = read_lock(chosen.lock_path)
     for entry in lock.packs if lock else ():
         if installed.get(entry.name.lower()) != entry.manifest:
@@ -275,34 +317,24 @@ def verify(environment: Path | str | Environment, *, progress: Progress | None =
     return findings
 
 
-def _reading(one: InstalledPack, progress: Progress | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    done, total = 0, sum(entry.size for entry in one.receipt.files)
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(str(one.pack), done, total)
-
-    return report
-
-
 def _remove(folder: Path) -> None:
     """Remove an installed pack: first out of sight by one rename, then from the disk."""
     with disk_errors(folder):
         hidden = folder.with_name(f".{folder.name[:40]}.removed")
-        if hidden.exists():
-            shutil.rmtree(hidden)
+        _delete(hidden)
         folder.rename(hidden)
-        shutil.rmtree(hidden)
+        _delete(hidden)
 
 
 def _clear_unfinished(environment: Environment) -> None:
     """Remove what killed processes left; the environment is held."""
     for path in list(unfinished_paths(environment)):
         with disk_errors(path):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from skillhub.documents import canonical_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NewerSchemaError
-from skillhub.files import sha256_of_bytes, write_atomically
+from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
 from skillhub.manifest import FileEntry, FingerprintText, Sha256
 from skillhub.names import PackName, parse_pack_name, parse_version
 
@@ -183,9 +183,11 @@ def read_lock(path: Path) -> Lock | None:
 
     Raises:
         SkillhubError: as :func:`parse_lock`.
+        DiskError: it may not be read, or is a folder.
     """
     try:
-        data = path.read_bytes()
+        with disk_errors(path):
+            data = path.read_bytes()
     except FileNotFoundError:
         return None
     return parse_lock(data, where=str(path))
@@ -198,7 +200,9 @@ def write_lock(path: Path, lock: Lock) -> None:
         DiskError: the disk is full or the folder may not be written.
     """
     data = lock.to_bytes()
-    if not (path.is_file() and path.read_bytes() == data):
+    with disk_errors(path):
+        unchanged = path.is_file() and path.read_bytes() == data
+    if not unchanged:
         write_atomically(path, data)
 
 

@@ -142,6 +142,7 @@ def check_file(path: Path, entry: FileEntry, *, progress: Callable[[int], None] 
 
     Raises:
         IntegrityError: it is missing, a link to elsewhere, or has another size or digest.
+        DiskError: it may not be read.
     """
     if path.is_symlink() or not path.is_file():
         what = "is a symbolic link, not a file of the pack" if path.is_symlink() else "is missing"
@@ -153,7 +154,8 @@ def check_file(path: Path, entry: FileEntry, *, progress: Callable[[int], None] 
             hint="Install the pack again.",
             path=str(path),
         )
-    found = sha256_of_file(path, progress=progress)
+    with disk_errors(path):
+        found = sha256_of_file(path, progress=progress)
     if found != entry.sha256:
         raise IntegrityError(
             f"{path} was altered: its digest is {found[:12]}…, the manifest says {entry.sha256[:12]}….",
@@ -180,6 +182,7 @@ def verify_pack(
     Raises:
         WrongBaseError: the pack has no variant for ``fingerprint``.
         UnsafeContentError: a folder of the pack is a symbolic link to elsewhere.
+        DiskError: a file may not be read.
     """
     variants = pack.manifest.variants if fingerprint is None else [pack.variant_for(fingerprint)]
     entries = {entry.path: entry for variant in variants for entry in variant.files}

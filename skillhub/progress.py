@@ -12,3 +12,17 @@ The amounts are bytes, tensors or rows, as the function says that takes the call
 
 Notice = Callable[[str], None]
 """Called with one sentence that the user should know, such as a choice that was made for them."""
+
+
+def counting(what: str, total: int, progress: Progress | None) -> Callable[[int], None] | None:
+    """Return a function that adds up counts of bytes and reports the sum; None where nobody listens."""
+    if progress is None:
+        return None
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(what, done, total)
+
+    return report

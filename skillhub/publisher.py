@@ -28,7 +28,7 @@ from skillhub.manifest import MANIFEST_FILE
 from skillhub.modelcards import model_card
 from skillhub.names import PackName, parse_pack_name, parse_version
 from skillhub.packs import Pack, open_pack, verify_pack
-from skillhub.progress import Notice, Progress
+from skillhub.progress import Notice, Progress, counting
 from skillhub.releases import RELEASES_FILE, Event, Release, append_event, parse_releases, release_event, release_folder
 from skillhub.sources import declared_base_files
 
@@ -95,17 +95,10 @@ def _repository_name(pack: Pack, repo_id: str, registry: hub.Registry) -> PackNa
 
 def _check_whole(pack: Pack, progress: Progress | None) -> None:
     """Read the whole pack; what is published can never be corrected."""
-    done, total = 0, sum(variant.size for variant in pack.manifest.variants)
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress:
-            progress(str(pack), done, total)
-
+    total = sum(variant.size for variant in pack.manifest.variants)
     if not pack.manifest.variants:
         raise UsageError(f"{pack} has no variant: it is for no base.", hint="Build it with `skillhub pack`.")
-    findings = verify_pack(pack, progress=report)
+    findings = verify_pack(pack, progress=counting(str(pack), total, progress))
     if findings:
         more = f" ({len(findings) - 1} more files are wrong as well)" if len(findings) > 1 else ""
         raise IntegrityError(

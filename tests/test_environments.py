@@ -15,6 +15,8 @@ from skillhub.environments import (
     Project,
     Receipt,
     as_environment,
+    damaged_packs,
+    find_folder,
     find_installed,
     find_project,
     installed_packs,
@@ -24,7 +26,8 @@ from skillhub.environments import (
     user_environments,
     write_project,
 )
-from skillhub.errors import IntegrityError, NewerSchemaError, NotFoundError, UsageError
+from skillhub.errors import DiskError, IntegrityError, NewerSchemaError, NotFoundError, UsageError
+from skillhub.lockfile import read_lock
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE
 from tests.support.packs import BASE, OTHER_BASE, make_pack
@@ -163,14 +166,51 @@ def test_an_altered_manifest_or_receipt_is_noticed(tmp_path: Path) -> None:
     folder = put_pack(environment, "acme/math-pack")
     shutil.copy(make_pack(tmp_path / "elsewhere", version="9.0").folder / "skillpack.json", folder / "skillpack.json")
     with pytest.raises(IntegrityError, match="not the one that was installed") as caught:
-        installed_packs(environment)
+        find_installed(environment, "math-pack")
     assert "skillhub install acme/math-pack" in caught.value.hint
     (folder / RECEIPT_FILE).write_text('{"schema": 0}')
     with pytest.raises(IntegrityError, match="registry"):
-        installed_packs(environment)
+        find_installed(environment, "math-pack")
     (folder / RECEIPT_FILE).write_text('{"schema": 7}')
     with pytest.raises(NewerSchemaError):
-        installed_packs(environment)
+        find_installed(environment, "math-pack")
     (folder / RECEIPT_FILE).unlink()
     with pytest.raises(IntegrityError, match="missing"):
-        installed_packs(environment)
+        find_installed(environment, "math-pack")
+    (folder / RECEIPT_FILE).mkdir()
+    with pytest.raises(DiskError, match="directory") as disk:
+        find_installed(environment, "math-pack")
+    assert disk.value.exit_code == 14
+
+
+def test_a_damaged_pack_leaves_the_others_alone(tmp_path: Path) -> None:
+    environment = as_environment(tmp_path)
+    put_pack(environment, "acme/math-pack")
+    bad = [put_pack(environment, name) for name in ("acme/bad-manifest", "acme/bad-receipt", "acme/moved")]
+    (bad[0] / "skillpack.json").write_text("{")
+    (bad[1] / RECEIPT_FILE).write_text('{"schema": 9}')
+    moved = bad[2].rename(bad[2].with_name("stranger"))
+    assert [str(one.name) for one in installed_packs(environment)] == ["acme/math-pack"]
+    assert find_installed(environment, "math-pack").version == "1.0.0"
+    damaged = damaged_packs(environment)
+    assert [error.details["path"] for error in damaged] == [str(bad[0]), str(bad[1]), str(moved)]
+    assert [error.exit_code for error in damaged] == [6, 15, 6]
+    assert find_folder(environment, "BAD-receipt") == bad[1]
+    with pytest.raises(NewerSchemaError):
+        find_installed(environment, "bad-receipt")
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_disk_error(tmp_path: Path) -> None:
+    environment = as_environment(tmp_path)
+    for path in (environment.project_path, environment.lock_path):
+        path.mkdir()
+    with pytest.raises(DiskError) as caught:
+        read_project(environment)
+    assert caught.value.exit_code == 14
+    with pytest.raises(DiskError):
+        read_lock(environment.lock_path)
+    environment.packs_folder.parent.mkdir()
+    environment.packs_folder.write_text("")
+    assert installed_packs(environment) == []
+    with pytest.raises(DiskError):
+        read_project(as_environment(environment.packs_folder / "below-a-file"))

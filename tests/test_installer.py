@@ -15,6 +15,7 @@ from skillhub import hub
 from skillhub.documents import canonical_json
 from skillhub.environments import installed_packs, read_project, user_environment, user_environments
 from skillhub.errors import (
+    DiskError,
     IntegrityError,
     NetworkError,
     NewerSchemaError,
@@ -393,6 +394,47 @@ def test_uninstall_removes_the_pack_and_keeps_the_store(anyone: hub.Registry, tm
     assert verify(env) == []
     with pytest.raises(NotFoundError):
         uninstall(["both-pack"], environment=tmp_path / "no-environment")
+
+
+def test_what_is_named_twice_is_uninstalled_once(anyone: hub.Registry, tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    install(["installer/math-pack"], environment=env, registry=anyone)
+    removed = uninstall(["installer/math-pack", "math-pack", "math-pack"], environment=env)
+    assert [(str(one.name), one.version) for one in removed] == [("installer/math-pack", "1.1")]
+    assert read_project(installed_env(env)).requirements == []
+
+
+def test_a_damaged_pack_blocks_nothing_and_can_be_removed(anyone: hub.Registry, tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    done = install(["installer/math-pack", "installer/both-pack"], environment=env, registry=anyone)
+    math, both = done
+    (math.pack.folder / "receipt.json").write_text("{")
+    (both.pack.folder / "skillpack.json").chmod(0o644)
+    (both.pack.folder / "skillpack.json").write_bytes(b"")
+    findings = verify(env)
+    assert {Path(finding.details["path"]) for finding in findings if "path" in finding.details} == {
+        math.pack.folder,
+        both.pack.folder,
+    }
+    removed = uninstall(["math-pack"], environment=env)
+    assert [(str(one.name), one.version, one.installed) for one in removed] == [("installer/math-pack", "1.1", None)]
+    assert not math.pack.folder.exists()
+    install([], environment=env, registry=anyone)
+    assert verify(env) == []
+    assert [str(one.name) for one in installed_packs(installed_env(env))] == ["installer/both-pack"]
+
+
+def test_a_file_that_cannot_be_read_is_a_disk_error(anyone: hub.Registry, tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    done = install(["installer/math-pack"], environment=env, registry=anyone)
+    shutil.rmtree(done[0].pack.folder)
+    done[0].pack.folder.parent.rmdir()
+    (env / "skillhub.lock").unlink()
+    (env / "skillhub.lock").mkdir()
+    for call in (lambda: verify(env), lambda: install([], environment=env, registry=anyone)):
+        with pytest.raises(DiskError) as caught:
+            call()
+        assert caught.value.exit_code == 14
 
 
 def test_verify_finds_what_was_altered_and_install_repairs_it(anyone: hub.Registry, tmp_path: Path) -> None:
