@@ -8,6 +8,7 @@ fp32: a bf16 forward of identical weights alone costs a KL of 0.001, more than a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from msgspec import structs
 
 from skillhub.bases import locate_base
+from skillhub.compose.generation import load_model
 from skillhub.compose.grafts import graft
 from skillhub.errors import NotFoundError, UsageError
 from skillhub.fingerprint import fingerprint_checkpoint
@@ -71,11 +73,15 @@ def answer_scores(
         likely one, which is what greedy decoding gives; ``rows``: their number.
 
     Raises:
-        UsageError: a row is longer than the model takes.
+        UsageError: a row is longer than the model takes, or its answer has no token to score.
     """
     encoded = [_encode(tokenizer, row) for row in rows]
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, (prompt, answer) in enumerate(encoded, start=1):
+        if not answer or len(prompt) + len(answer) < 2:  # nothing comes before a first token that could predict it
+            raise UsageError(
+                f"The answer of row {number} has no token to score.", hint="Give the row a prompt and an answer."
+            )
         if limit and len(prompt) + len(answer) > limit:
             raise UsageError(
                 f"Row {number} has {len(prompt) + len(answer)} tokens; the model takes {limit}.",
@@ -165,7 +171,8 @@ def evaluate_pack(
         One evaluation per metric: ``nll`` and ``exact``, or ``cosine``.
 
     Raises:
-        UsageError: the pack was installed from a registry, there are no rows, or the model cannot be loaded.
+        UsageError: the pack was installed from a registry, there are no rows or one has nothing to score, the model cannot be
+            loaded, or a score is not finite.
         WrongBaseError: the pack does not fit the base.
     """
     if pack.owner is not None or (pack.folder / RECEIPT_FILE).exists():
@@ -178,17 +185,18 @@ def evaluate_pack(
 
     def score(model: Any, tokenizer: Any, what: str) -> Scores:
         report = (lambda _, done, total: progress(f"{what} rows", done, total)) if progress else None
-        measure = answer_scores if frozenset(rows[0]) == ANSWER_KEYS else embedding_scores
-        return measure(model, tokenizer, rows, batch=batch, progress=report)
+        measure = embedding_scores if is_encoder else answer_scores
+        return _checked(measure(model, tokenizer, rows, batch=batch, progress=report), what)
 
     folder = locate_base(base)
     fingerprint = pack.variant_for(fingerprint_checkpoint(folder).fingerprint).base.fingerprint
-    model, tokenizer = _load(folder, rows)
+    is_encoder = frozenset(rows[0]) == PAIR_KEYS
+    model, tokenizer = load_model(folder, encoder=is_encoder)
     base_scores = score(model, tokenizer, "base")
     graft(model, [pack])
     pack_scores = score(model, tokenizer, "pack")
     del model
-    tuned_scores = score(*_load(locate_base(tuned), rows), "tuned") if tuned is not None else {}
+    tuned_scores = {} if tuned is None else score(*load_model(tuned, encoder=is_encoder), "tuned")
     count = len(rows)
     measured = [
         Evaluation(
@@ -199,6 +207,17 @@ def evaluate_pack(
     ]
     write_manifest(pack.folder, _with_evaluation(pack.manifest, fingerprint, measured))
     return measured
+
+
+def _checked(scores: Scores, what: str) -> Scores:
+    """Refuse scores that are no numbers: a manifest cannot hold them."""
+    for metric, value in scores.items():
+        if not math.isfinite(value):
+            raise UsageError(
+                f"The {what} model's {metric} on these rows is {value}.",
+                hint="Look for weights that are infinite or no numbers; nothing was written.",
+            )
+    return scores
 
 
 def _with_evaluation(manifest: Manifest, fingerprint: str, measured: list[Evaluation]) -> Manifest:
@@ -273,20 +292,3 @@ def _fp32_forward(model: Any) -> Iterator[Callable[..., Any]]:
             yield lambda **inputs: torch.func.functional_call(model, wide, (), inputs)
     finally:
         model.train(was_training)
-
-
-def _load(folder: Path, rows: Sequence[Row]) -> tuple[Any, Any]:
-    """Load what the rows measure, in its stored dtype: a causal language model or an encoder, and the tokenizer."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
-
-    kind: Any = AutoModelForCausalLM if frozenset(rows[0]) == ANSWER_KEYS else AutoModel
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder} could not be loaded with a tokenizer as what the rows measure: {error}",
-            hint="Rows with prompt and answer need a causal language model, rows with a and b an encoder.",
-        ) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer

@@ -11,7 +11,7 @@ import torch
 from skillhub.errors import NotFoundError, UsageError, WrongBaseError
 from skillhub.evaluation import answer_scores, embedding_scores, evaluate_pack, pair_cosines, read_rows
 from skillhub.packs import RECEIPT_FILE, open_pack
-from tests.support.tiny_models import bits, build_pack, load_model, save_model, tune
+from tests.support.tiny_models import bits, build_pack, load_model, rewrite, save_model, tune
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<unk>", "<user>", "<assistant>"]
 WORDS = [*SPECIAL, "one", "two", "three", "four", "five", "six", "seven", *map(str, range(8, 21))]
@@ -107,6 +107,29 @@ def test_a_row_longer_than_the_model_is_refused_by_number(causal: Path):
     rows = [*ROWS, {"prompt": "one " * 40, "answer": "two"}]
     with pytest.raises(UsageError, match="Row 4 has 45 tokens; the model takes 32"):
         answer_scores(load_model(causal / "base"), make_tokenizer(), rows)
+
+
+@pytest.mark.parametrize("row", [{"prompt": "one", "answer": ""}, {"prompt": "", "answer": "two"}])
+def test_a_row_without_a_token_to_score_is_refused_by_number(causal: Path, row: dict[str, str]):
+    tokenizer = make_tokenizer(None)
+    tokenizer.eos_token = None
+    model = load_model(causal / "base")
+    model.forward = None  # no model runs before the rows have been looked at
+    for rows in ([row], [*ROWS, row]):
+        with pytest.raises(UsageError, match=f"The answer of row {len(rows)} has no token to score"):
+            answer_scores(model, tokenizer, rows)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused_and_not_written(causal: Path, tmp_path: Path, value: float):
+    def broken(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**tensors, "model.norm.weight": torch.full_like(tensors["model.norm.weight"], value)}
+
+    tuned = rewrite(causal / "base", tmp_path / "tuned", broken)
+    pack = build_pack(tuned, causal / "base", tmp_path / "pack")
+    with pytest.raises(UsageError, match="The pack model's nll on these rows is nan") as caught:
+        evaluate_pack(pack, causal / "base", ROWS)
+    assert caught.value.hint and open_pack(pack.folder).digest == pack.digest
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])

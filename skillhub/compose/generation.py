@@ -1,7 +1,8 @@
-"""Loading a causal language model and asking it something; greedy, with the model's own chat template."""
+"""Loading a model, and asking a causal one something; greedy, with the model's own chat template."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,32 +11,36 @@ from skillhub.bases import locate_base
 from skillhub.errors import UsageError
 
 
-def load_model(base: str, *, threads: int | None = None) -> tuple[Any, Any]:
-    """Load a base model in its own dtype, on a GPU when there is one.
+def load_model(base: str | Path, *, encoder: bool = False, threads: int | None = None) -> tuple[Any, Any]:
+    """Load a model in its own dtype, on a GPU when there is one.
 
     Args:
         base: a checkpoint folder or ``repo[@revision]``.
+        encoder: load it without a head, instead of as a causal language model.
         threads: for torch on the CPU; None leaves torch's choice.
 
     Returns:
         The model (in evaluation mode) and its tokenizer.
 
     Raises:
-        UsageError: the checkpoint is no causal language model, or has no tokenizer.
+        UsageError: the checkpoint is no such model, or has no tokenizer.
         NotFoundError: there is no such folder or repository.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     folder = locate_base(base)
     if threads:
         torch.set_num_threads(threads)
+    kind: Any = AutoModel if encoder else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+        model: Any = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
     except (OSError, ValueError) as error:
+        what = "an encoder" if encoder else "a causal language model"
         raise UsageError(
-            f"{base} could not be loaded as a causal language model with a tokenizer: {error}",
-            hint="`skillhub run` needs one; for other models use skillhub.graft(model, packs).",
+            f"{base} could not be loaded as {what} with a tokenizer: {error}",
+            hint="`skillhub run`, and `evaluate` with prompts and answers, need a causal language model; `evaluate` with pairs "
+            "an encoder. For other models use skillhub.graft(model, packs).",
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
