@@ -8,7 +8,7 @@ import click
 
 from skillhub.cli import console, options
 from skillhub.cli.installing import describe
-from skillhub.environments import find_installed, installed_packs
+from skillhub.environments import damaged_packs, find_installed, installed_packs
 from skillhub.errors import FINDINGS_EXIT_CODE
 from skillhub.manifest import Variant
 from skillhub.names import is_folder
@@ -26,10 +26,14 @@ def list_command(environment: Path | None, as_json: bool) -> None:
       skillhub list
     """
     chosen = options.existing_environment(environment)
-    packs = installed_packs(chosen)
+    packs, damaged = installed_packs(chosen), damaged_packs(chosen)
     if as_json:
-        console.emit_json({"environment": str(chosen.folder), "packs": [describe(one) for one in packs]})
+        described = [describe(one) for one in packs]
+        errors = [one.to_json() for one in damaged]
+        console.emit_json({"environment": str(chosen.folder), "packs": described, "damaged": errors})
         return
+    for error in damaged:
+        console.report(error, as_json=False, with_cause=False)
     if not packs:
         click.echo("No packs are installed here.")
         return

@@ -72,10 +72,10 @@ def uninstall_command(names: tuple[str, ...], environment: Path | None, as_json:
 
     removed = uninstall(names, environment=options.existing_environment(environment))
     if as_json:
-        console.emit_json({"uninstalled": [describe(one) for one in removed]})
+        console.emit_json({"uninstalled": [{"name": str(one.name), "version": one.version} for one in removed]})
         return
     for one in removed:
-        click.echo(f"Uninstalled {one.name} {one.version}.")
+        click.echo(f"Uninstalled {one.name} {one.version or '(damaged)'}.")
 
 
 def describe(one: InstalledPack) -> dict[str, object]:
