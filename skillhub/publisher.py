@@ -19,6 +19,7 @@ from skillhub.errors import (
     DiskError,
     IntegrityError,
     NetworkError,
+    NewerSchemaError,
     NotFoundError,
     SkillhubError,
     UsageError,
@@ -36,7 +37,26 @@ README = "README.md"
 
 _FAILED_ATTEMPTS = 4
 _OVERTAKEN_ATTEMPTS = 40
-_HOPELESS = (AuthError, UsageError, DiskError)
+_HOPELESS = (AuthError, UsageError, DiskError, IntegrityError, NewerSchemaError)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What publishing came to.
+
+    Attributes:
+        release: the release as the index announces it (as it would, for a pull request).
+        repository: full name of its repository.
+        commit: the commit that holds it; None where that is not known any more, because others followed.
+        pull_request: address of the pull request that proposes it, if one was asked for and made.
+        already_there: whether the release was published before, with the same content.
+    """
+
+    release: Release
+    repository: str
+    commit: str | None
+    pull_request: str | None = None
+    already_there: bool = False
 
 
 def publish(
@@ -48,10 +68,10 @@ def publish(
     create_pr: bool = False,
     progress: Progress | None = None,
     notice: Notice | None = None,
-) -> Release:
+) -> Publication:
     """Publish a pack folder as a release of a repository, which is created if need be.
 
-    A release that is there already, byte for byte, is a success. Afterwards the commit is tagged ``v<version>``, for
+    A release that is there already, byte for byte, is a success. Afterwards its commit is tagged ``v<version>``, for
     people only; a tag that cannot be made is told and does no harm.
 
     Args:
@@ -64,7 +84,7 @@ def publish(
         notice: told sentences for the user.
 
     Returns:
-        The release as the index announces it (as it would, for a pull request).
+        The release, and where it is.
 
     Raises:
         IntegrityError: the pack's files are not what its manifest says, or the version is published with other content.
@@ -78,8 +98,8 @@ def publish(
     hub.require_token(registry)
     name = _repository_name(opened, repo_id, registry)
     _check_whole(opened, progress)
-    publication = _Publication(registry, name, opened, notice or (lambda sentence: None))
-    return publication.propose() if create_pr else publication.publish()
+    publisher = _Publisher(registry, name, opened, notice or (lambda sentence: None))
+    return publisher.propose() if create_pr else publisher.publish()
 
 
 def _repository_name(pack: Pack, repo_id: str, registry: hub.Registry) -> PackName:
@@ -115,7 +135,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Publication:
+class _Publisher:
     """One pack on its way to one repository."""
 
     registry: hub.Registry
@@ -128,44 +148,63 @@ class _Publication:
         """The line that announces the release."""
         return release_event(self.pack.manifest, declared_base_files(self.pack.manifest))
 
-    def publish(self) -> Release:
+    def publish(self) -> Publication:
         """Commit until the index holds the release."""
+        state = self._read_state(create=True)
+        found = self._find(state)
+        if found is not None:
+            return self._already_there(found, state)
         failed = overtaken = 0
-        commit = None
-        before = self._read_state(create=True)
-        if self._find(before) is not None:
-            self.notice(f"{self.name} {self.pack.manifest.version} is published already, with the same content.")
-        while self._find(before) is None:
-            error: SkillhubError | None = None
-            try:
-                commit = self._commit(before, create_pull_request=False).commit
-            except _HOPELESS:
-                raise
-            except SkillhubError as caught:
-                error = caught
-            state = self._read_state(create=False)
+        while True:
+            commit, error = self._try_to_commit(state)
+            before, state = state, self._read_back(error)
+            found = self._find(state)
+            if found is not None:
+                commit = commit or self._commit_of(state)
+                self._tag(commit)
+                return Publication(found, str(self.name), commit)
             moved = state.head != before.head
             overtaken, failed = overtaken + moved, failed + (not moved)
-            before = state
-            if self._find(state) is None:
-                if failed >= _FAILED_ATTEMPTS or overtaken >= _OVERTAKEN_ATTEMPTS:
-                    raise error or self._vanished()
-                time.sleep(random.uniform(0, 0.1) + 0.3 * failed)
-        self._tag(commit or before.head)
-        found = self._find(before)
-        assert found is not None
-        return found
+            if isinstance(error, _HOPELESS) or failed >= _FAILED_ATTEMPTS or overtaken >= _OVERTAKEN_ATTEMPTS:
+                raise error or self._vanished()
+            time.sleep(random.uniform(0, 0.1) + 0.3 * failed)
 
-    def propose(self) -> Release:
+    def propose(self) -> Publication:
         """Make a pull request; whether it becomes a release is for its reviewers to say."""
         state = self._read_state(create=False)
         found = self._find(state)
         if found is not None:
-            self.notice(f"{self.name} {self.pack.manifest.version} is published already, with the same content.")
-            return found
+            return self._already_there(found, state)
         result = self._commit(state, create_pull_request=True)
         self.notice(f"Proposed {self.name} {self.pack.manifest.version}: {result.pull_request}.")
-        return Release(parse_version(self.pack.manifest.version), self.event)
+        release = Release(parse_version(self.pack.manifest.version), self.event)
+        return Publication(release, str(self.name), result.commit, result.pull_request)
+
+    def _already_there(self, found: Release, state: _State) -> Publication:
+        self.notice(f"{self.name} {found.version} is published already, with the same content.")
+        commit = self._commit_of(state)
+        self._tag(commit)
+        return Publication(found, str(self.name), commit, already_there=True)
+
+    def _try_to_commit(self, state: _State) -> tuple[str | None, SkillhubError | None]:
+        """Return the commit that the server says it made, or the error; neither is believed."""
+        try:
+            return self._commit(state, create_pull_request=False).commit, None
+        except SkillhubError as error:
+            return None, error
+
+    def _read_back(self, error: SkillhubError | None) -> _State:
+        """Read what is published now, after an attempt that may have ended in an error."""
+        try:
+            return self._read_state(create=False)
+        except SkillhubError as failure:
+            if isinstance(error, _HOPELESS):  # it says more than that nothing can be read either
+                raise error from failure
+            raise
+
+    def _commit_of(self, state: _State) -> str | None:
+        """Return the commit that holds the release, where that is certain: its event is the last one."""
+        return state.head if state.index.endswith(append_event(b"", self.event)) else None
 
     def _read_state(self, *, create: bool) -> _State:
         known = remembered_index(self.registry, self.name)
@@ -227,9 +266,12 @@ class _Publication:
         return files
 
     def _tag(self, commit: str | None) -> None:
+        """Tag the release's commit; where that is not known, no tag is better than a wrong one."""
+        if commit is None:
+            return
         tag = f"v{self.pack.manifest.version}"
         try:
-            hub.create_tag(self.registry, str(self.name), tag, revision=commit or "main")
+            hub.create_tag(self.registry, str(self.name), tag, revision=commit)
         except SkillhubError as error:
             self.notice(f"The release is published, but its tag {tag} could not be made: {error.message}")
 

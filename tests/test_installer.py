@@ -183,7 +183,7 @@ def test_a_base_on_the_registry_is_known_by_its_files(
     hub.commit(owner, "installer/a-base", {"model.safetensors": b"weights"}, message="Add", parent=None)
     digests = hub.base_file_digests(anyone, "installer/a-base")
     pack = make_pack(tmp_path / "pack", "based-pack", "1.0", [OTHER_BASE], weights=digests, repo=None)
-    release = publish(pack, "installer/based-pack", registry=owner)
+    release = publish(pack, "installer/based-pack", registry=owner).release
     assert release.event.variants[0].base_files == [base_files_digest(digests.values())]
     done = install(["installer/based-pack"], base="installer/a-base", registry=anyone)
     assert done[0].fingerprint == OTHER_BASE

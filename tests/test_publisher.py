@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import httpx2
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 
 from skillhub import hub
 from skillhub.errors import AuthError, IntegrityError, NetworkError, NotFoundError, TrustError, UsageError
@@ -57,7 +61,9 @@ def released(owner: hub.Registry, name: str) -> list[str]:
 def test_one_commit_makes_a_release(owner: hub.Registry, tmp_path: Path) -> None:
     pack = make_pack(tmp_path / "pack", "first-pack", "1.0", [BASE, OTHER_BASE])
     read: list[tuple[str, int, int]] = []
-    release = publish(pack, "publisher/first-pack", registry=owner, progress=lambda *step: read.append(step))
+    done = publish(pack, "publisher/first-pack", registry=owner, progress=lambda *step: read.append(step))
+    release = done.release
+    assert (done.repository, done.pull_request, done.already_there) == ("publisher/first-pack", None, False)
     assert (str(release.version), release.manifest_digest) == ("1.0", pack.digest)
     assert read[-1][1] == read[-1][2] == sum(variant.size for variant in pack.manifest.variants)
     assert released(owner, "publisher/first-pack") == ["1.0"]
@@ -67,6 +73,7 @@ def test_one_commit_makes_a_release(owner: hub.Registry, tmp_path: Path) -> None
     tags = api(owner).list_repo_refs("publisher/first-pack").tags
     head = hub.repository_head(owner, "publisher/first-pack")
     assert [(tag.name, tag.target_commit) for tag in tags] == [("v1.0", head)]
+    assert done.commit == head
     assert hub.search_packs(owner, "first-pack") == ["publisher/first-pack"]
     root = hub.read_file(owner, "publisher/first-pack", "skillpack.json", limit=1 << 20)
     assert root is not None
@@ -78,9 +85,95 @@ def test_publishing_the_same_again_is_a_success(owner: hub.Registry, tmp_path: P
     first = publish(pack.folder, "publisher/again-pack", registry=owner)
     head = hub.repository_head(owner, "publisher/again-pack")
     notes: list[str] = []
-    assert publish(pack, "Publisher/Again-Pack", registry=owner, notice=notes.append) == first
+    again = publish(pack, "Publisher/Again-Pack", registry=owner, notice=notes.append)
+    assert (again.release, again.commit, again.already_there) == (first.release, first.commit, True)
+    assert again.repository == "Publisher/Again-Pack"
     assert hub.repository_head(owner, "publisher/again-pack") == head
     assert "published already" in notes[0]
+
+
+def tags_of(owner: hub.Registry, name: str) -> dict[str, str]:
+    return {tag.name: tag.target_commit for tag in api(owner).list_repo_refs(name).tags}
+
+
+def test_a_tag_is_on_its_own_release_or_not_there(owner: hub.Registry, tmp_path: Path) -> None:
+    name = "publisher/tagged-pack"
+    old, new = (make_pack(tmp_path / version, "tagged-pack", version) for version in ("1.0", "1.1"))
+    first = publish(old, name, registry=owner)
+    assert first.commit is not None
+    api(owner).delete_tag(name, tag="v1.0")
+    assert publish(old, name, registry=owner).commit == first.commit
+    assert tags_of(owner, name) == {"v1.0": first.commit}
+    api(owner).delete_tag(name, tag="v1.0")
+    second = publish(new, name, registry=owner)
+    again = publish(old, name, registry=owner)
+    assert (again.already_there, again.commit) == (True, None)
+    assert tags_of(owner, name) == {"v1.1": second.commit}
+
+
+def refused() -> HfHubHTTPError:
+    request = httpx2.Request("POST", "https://registry.example/commit")
+    return HfHubHTTPError("No", response=httpx2.Response(403, request=request))
+
+
+def test_even_a_refusal_may_hide_a_commit_that_landed(
+    owner: hub.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = HfApi.create_commit
+
+    def land_and_refuse(*arguments: Any, **options: Any) -> None:
+        send(*arguments, **options)
+        raise refused()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise refused()
+
+    monkeypatch.setattr(HfApi, "create_commit", land_and_refuse)
+    done = publish(make_pack(tmp_path / "1", "landed-pack", "1.0"), "publisher/landed-pack", registry=owner)
+    assert done.commit == hub.repository_head(owner, "publisher/landed-pack")
+    assert tags_of(owner, "publisher/landed-pack") == {"v1.0": done.commit}
+    monkeypatch.setattr(HfApi, "create_commit", refuse)
+    with pytest.raises(AuthError, match="refused this with 403"):
+        publish(make_pack(tmp_path / "2", "landed-pack", "1.1"), "publisher/landed-pack", registry=owner)
+    assert released(owner, "publisher/landed-pack") == ["1.0"]
+
+
+def test_a_commit_that_vanished_is_not_tagged(
+    owner: hub.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt is answered with a commit that nobody sees again; the second lands and is answered with 500."""
+    send, sent = HfApi.create_commit, list[str]()
+
+    def lose(*arguments: Any, **options: Any) -> CommitInfo:
+        sent.append("commit")
+        if len(sent) == 1:
+            url = f"{owner.endpoint}/publisher/lost-pack/commit/{'0' * 40}"
+            return CommitInfo(commit_url=url, commit_message="Lost", commit_description="", oid="0" * 40)
+        send(*arguments, **options)
+        raise httpx2.ReadTimeout("lost")
+
+    monkeypatch.setattr(HfApi, "create_commit", lose)
+    done = publish(make_pack(tmp_path / "1", "lost-pack", "1.0"), "publisher/lost-pack", registry=owner)
+    assert done.commit == hub.repository_head(owner, "publisher/lost-pack")
+    assert tags_of(owner, "publisher/lost-pack") == {"v1.0": done.commit}
+
+
+def test_a_pull_request_is_told_with_its_address(
+    owner: hub.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(make_pack(tmp_path / "1", "proposed-pack", "1.0"), "proposed-pack", registry=owner)
+
+    def propose(*_: Any, **options: Any) -> SimpleNamespace:
+        assert options["create_pr"]
+        return SimpleNamespace(oid="1" * 40, pr_url=f"{owner.endpoint}/publisher/proposed-pack/discussions/1")
+
+    monkeypatch.setattr(HfApi, "create_commit", propose)
+    pack = make_pack(tmp_path / "2", "proposed-pack", "1.1")
+    done = publish(pack, "proposed-pack", registry=owner, create_pr=True)
+    assert done.repository == "publisher/proposed-pack"
+    assert done.pull_request == f"{owner.endpoint}/publisher/proposed-pack/discussions/1"
+    assert (str(done.release.version), done.already_there) == ("1.1", False)
+    assert released(owner, "publisher/proposed-pack") == ["1.0"]
 
 
 def test_a_version_never_changes(owner: hub.Registry, tmp_path: Path) -> None:
@@ -147,7 +240,8 @@ def test_without_the_right_to_publish(owner: hub.Registry, registry: RegistryPro
 
 
 def test_a_name_without_owner_is_ones_own(owner: hub.Registry, tmp_path: Path) -> None:
-    publish(make_pack(tmp_path / "pack", "own-pack", "1.0"), "own-pack", registry=owner)
+    done = publish(make_pack(tmp_path / "pack", "own-pack", "1.0"), "own-pack", registry=owner)
+    assert done.repository == "publisher/own-pack"
     assert released(owner, "publisher/own-pack") == ["1.0"]
 
 
