@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from skillhub.installer import install, uninstall, verify
     from skillhub.packer import pack
     from skillhub.packs import Pack, open_pack
-    from skillhub.publisher import publish
+    from skillhub.publisher import Publication, publish
     from skillhub.releases import Release
 
 __version__ = "0.1.0.dev0"
@@ -54,6 +54,7 @@ _MODULE_OF = {
     "AuthorFile": "authorfile",
     "InstalledPack": "environments",
     "Pack": "packs",
+    "Publication": "publisher",
     "Release": "releases",
     "fuse": "compose.fusion",
     "graft": "compose.grafts",
@@ -81,6 +82,7 @@ __all__ = [
     "NotFoundError",
     "OfflineError",
     "Pack",
+    "Publication",
     "Release",
     "ResolutionError",
     "ResolverLimitError",

@@ -32,7 +32,7 @@ def publish_command(
 
     pack = open_pack(pack_folder)
     with console.progress() as progress:
-        release = publish(
+        done = publish(
             pack,
             repository,
             registry=registry,
@@ -41,14 +41,15 @@ def publish_command(
             progress=progress,
             notice=None if as_json else console.say,
         )
+    version = done.release.version
     if as_json:
-        console.emit_json(
-            {"repository": repository, "version": str(release.version), "digest": release.manifest_digest}
-        )
-        return
-    click.echo(f"Published {repository} {release.version} ({console.size_text(_size(pack_folder))}).")
-    click.echo(f"Install it: skillhub install {repository}=={release.version}")
-
-
-def _size(folder: Path) -> int:
-    return sum(variant.size for variant in open_pack(folder).manifest.variants)
+        result = {"repository": done.repository, "version": str(version), "digest": done.release.manifest_digest}
+        told = {"commit": done.commit, "pull_request": done.pull_request, "already_there": done.already_there}
+        console.emit_json({**result, **told})
+    elif done.pull_request:
+        click.echo(f"Proposed {done.repository} {version}: {done.pull_request}")
+    else:
+        size = console.size_text(sum(variant.size for variant in pack.manifest.variants))
+        if not done.already_there:
+            click.echo(f"Published {done.repository} {version} ({size}).")
+        click.echo(f"Install it: skillhub install {done.repository}=={version}")
