@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from skillhub.checkpoints import Checkpoint
+from skillhub.bfloat16 import FLOATS
+from skillhub.checkpoints import DTYPES, Checkpoint
 from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_digest
 from skillhub.documents import canonical_json
-from skillhub.errors import IntegrityError, NewerSchemaError, WrongBaseError
+from skillhub.errors import IntegrityError, NewerSchemaError, UsageError, WrongBaseError
 from skillhub.manifest import TensorEntry, Variant
 from skillhub.packs import Pack
 from skillhub.tensorfiles import TensorInfo, raw_bytes, read_header, write_tensors
@@ -57,17 +58,24 @@ class Delta:
         base, tuned = self.base.tensors[name], self.tuned.tensors[name]
         if base.dtype == tuned.dtype and np.array_equal(raw_bytes(base), raw_bytes(tuned)):
             return True
+        if not {base.dtype, tuned.dtype} <= FLOATS:
+            return False
         # A fine-tune that was saved in a narrower dtype did not change what only rounding moved.
         return torch.equal(self.base.tensor(name).to(self.tuned.tensor(name).dtype), self.tuned.tensor(name))
 
     def is_additive(self, name: str) -> bool:
         """Say whether the change can be stored as a floating-point difference (else the tuned values are stored).
 
-        Values that are not finite, in either checkpoint, have no difference that would give the tuned ones when added.
+        Not so for dtypes that sums are not rounded to (float8, integers), nor for values that are not finite, in either
+        checkpoint: they have no difference that would give the tuned ones when added.
+
+        Raises:
+            WrongBaseError: the shapes differ in more than the number of rows.
         """
         if self.change(name) != "delta":
             return False
-        floats = all(checkpoint.tensor(name).is_floating_point() for checkpoint in (self.base, self.tuned))
+        self._check_shapes(name)
+        floats = {checkpoint.tensors[name].dtype for checkpoint in (self.base, self.tuned)} <= FLOATS
         return floats and bool(self.tensor(name).isfinite().all())
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -79,19 +87,39 @@ class Delta:
         Raises:
             WrongBaseError: the shapes differ in more than the number of rows.
         """
+        self._check_shapes(name)
         base, tuned = self.base.tensor(name), self.tuned.tensor(name)
-        if base.shape[1:] != tuned.shape[1:] or base.dim() != tuned.dim():
+        wide = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
+        delta = tuned.to(wide, copy=True)
+        if base.dim() == 0:
+            return delta.sub_(base.to(wide)).to(torch.float32)
+        rows = min(len(base), len(tuned))
+        delta[:rows].sub_(base[:rows].to(wide))
+        return delta.to(torch.float32)
+
+    def values(self, name: str) -> torch.Tensor:
+        """Return the tuned tensor itself, in its own dtype.
+
+        Raises:
+            UsageError: a pack cannot hold its dtype.
+        """
+        dtype = self.tuned.tensors[name].dtype
+        if dtype not in DTYPES:
+            raise UsageError(
+                f"{name} is stored as {dtype}, which a pack cannot hold.",
+                hint="Save the fine-tune in another dtype, such as bfloat16.",
+                tensor=name,
+            )
+        return self.tuned.tensor(name)
+
+    def _check_shapes(self, name: str) -> None:
+        base, tuned = self.base.tensors[name].shape, self.tuned.tensors[name].shape
+        if base[1:] != tuned[1:] or len(base) != len(tuned):
             raise WrongBaseError(
-                f"{name} is {list(base.shape)} in the base and {list(tuned.shape)} in the tuned checkpoint.",
+                f"{name} is {list(base)} in the base and {list(tuned)} in the tuned checkpoint.",
                 hint="Give the base model that the fine-tune started from.",
                 tensor=name,
             )
-        delta = tuned.to(torch.float32, copy=True)
-        rows = min(len(base), len(tuned)) if base.dim() else 0
-        if base.dim() == 0:
-            return delta.sub_(base.to(torch.float32))
-        delta[:rows].sub_(base[:rows].to(torch.float32))
-        return delta
 
     def added_rows(self, name: str) -> int:
         """Return how many rows the tuned tensor has beyond the base's."""
@@ -112,6 +140,7 @@ class DeltaWriter:
     file_limit: int = FILE_LIMIT
     files: list[Path] = field(default_factory=list)
     _pending: Arrays = field(default_factory=dict)
+    _pending_bytes: int = 0
     _parts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, encoded: EncodedTensor) -> None:
@@ -127,13 +156,13 @@ class DeltaWriter:
                 self._add_array(f"{name}/{number}.{key}", array)
 
     def _add_array(self, key: str, array: np.ndarray[Any, Any]) -> None:
-        pending = sum(held.nbytes for held in self._pending.values())
-        if self._pending and pending + array.nbytes > self.file_limit:
+        if self._pending and self._pending_bytes + array.nbytes > self.file_limit:
             self._flush()
         pieces = max(1, -(-array.nbytes // self.file_limit))
         for piece in range(pieces):
             cut = array[piece * self.file_limit : (piece + 1) * self.file_limit]
             self._pending[key if pieces == 1 else f"{key}#{piece}"] = cut
+            self._pending_bytes += cut.nbytes
             if piece + 1 < pieces:
                 self._flush()
 
@@ -143,7 +172,7 @@ class DeltaWriter:
         specs = {key: ("U8", array.shape) for key, array in self._pending.items()}
         write_tensors(path, specs, self._pending.values(), metadata)
         self.files.append(path)
-        self._pending, self._parts = {}, {}
+        self._pending, self._parts, self._pending_bytes = {}, {}, 0
 
     def close(self) -> list[Path]:
         """Write what is left and return the files, in order."""
@@ -170,11 +199,6 @@ class PackDelta:
     def names(self) -> list[str]:
         """Canonical names of the tensors that the pack changes, sorted."""
         return sorted(self.variant.codec.tensors)
-
-    @property
-    def is_lossless(self) -> bool:
-        """Say whether every tensor decodes to exactly what the fine-tune had."""
-        return all(entry.max_error == 0 for entry in self.variant.codec.tensors.values())
 
     def entry(self, name: str) -> TensorEntry:
         """Return what the manifest says of a tensor."""

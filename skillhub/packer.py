@@ -32,7 +32,7 @@ PRESETS = {"near": 45, "small": 75, "tiny": 170}
 BUDGET_TOLERANCE = 0.02
 """How much over its budget a payload may be."""
 
-BUDGET_ATTEMPTS = 6
+BUDGET_ATTEMPTS = 8
 
 
 def pack(
@@ -118,9 +118,8 @@ def _write_delta(
         exact_bytes = set_bytes + sum(analysis.fixed_bytes for analysis in analyses.values())
         # A preset never fails: where what must be stored exactly takes more than its share (small models), that alone is stored.
         budget = budget_bytes or max(_stored_bytes(delta.base) // PRESETS[preset], exact_bytes)
-        target = budget
-        for _ in range(BUDGET_ATTEMPTS):
-            price = choose_lambda(list(analyses.values()), target, set_bytes=set_bytes)
+        price = choose_lambda(list(analyses.values()), budget, set_bytes=set_bytes)
+        for attempt in range(BUDGET_ATTEMPTS):
             writer = DeltaWriter(folder)
             entries = _encode_all(delta, names, analyses, price, writer, progress)
             payload = sum(entry.bytes for entry in entries.values())
@@ -128,7 +127,7 @@ def _write_delta(
                 return entries
             for path in writer.files:
                 path.unlink()
-            target = exact_bytes + int(0.98 * (target - exact_bytes) * (budget - exact_bytes) / (payload - exact_bytes))
+            price *= 1.1 * 2.0**attempt * (payload - exact_bytes) / max(budget - exact_bytes, 1)
     raise UsageError(
         f"The pack does not fit {budget} bytes: its smallest form that was found takes {payload}.",
         hint=f"Choose a budget of at least {payload} bytes.",
@@ -190,7 +189,7 @@ def _write_tensor(delta: Delta, name: str, analysis: Analysis | None, price: flo
 
 
 def _set_values(delta: Delta, name: str) -> EncodedTensor:
-    return exact.encode(delta.tuned.tensor(name), operation="set")
+    return exact.encode(delta.values(name), operation="set")
 
 
 def _removed(delta: Delta, name: str) -> TensorEntry:

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from skillhub.authorfile import AuthorFile
+from skillhub.bfloat16 import FLOATS
+from skillhub.checkpoints import DTYPES
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
 from skillhub.deltas import open_delta
-from skillhub.errors import UsageError
+from skillhub.errors import UsageError, WrongBaseError
 from skillhub.packer import BUDGET_TOLERANCE, pack
 from skillhub.packs import Pack
+from skillhub.tensorfiles import write_tensors
 from tests.support.tiny_models import load_model, raw, rewrite, save_model, tune
 
 METADATA = AuthorFile(name="tiny-pack", version="1.0.0")
@@ -74,6 +77,51 @@ def test_a_model_with_values_that_are_not_finite_is_grafted_to_the_bit(tmp_path:
     graft(model, [built])
     assert raw(model.get_parameter(norm)) == stored(tuned)[norm] != stored(base)[norm]
     assert stored(fuse(base, [built], tmp_path / "fused")) == stored(tuned)
+
+
+def test_untouched_elements_of_an_fp64_base_stay(tmp_path: Path) -> None:
+    base = {"w": torch.rand(6, 5, dtype=torch.float64), "grown": torch.rand(3, 2, dtype=torch.float64)}
+    tuned = {"w": base["w"].clone(), "grown": torch.cat([base["grown"], torch.ones(1, 2, dtype=torch.float64)])}
+    tuned["w"][2, 3] += 2.0**-40
+    assert fused(tmp_path, base, tuned) == {name: raw(tensor) for name, tensor in tuned.items()}
+
+
+@pytest.mark.parametrize("tag", sorted(set(DTYPES) - FLOATS))
+def test_values_of_every_other_dtype_come_back_as_they_were(tmp_path: Path, tag: str) -> None:
+    def values(seed: int) -> torch.Tensor:
+        data = torch.randint(2, (48,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        return data.view(DTYPES[tag]).reshape(3, -1)
+
+    base = {"w": values(1), "other": torch.ones(2)}
+    tuned = {"w": torch.cat([values(2).view(torch.uint8)] * 2).view(DTYPES[tag]), "other": torch.ones(2)}
+    assert fused(tmp_path, base, tuned) == {name: raw(tensor) for name, tensor in tuned.items()}
+
+
+@pytest.mark.parametrize("one", [torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int8])
+@pytest.mark.parametrize("other", [torch.float8_e5m2, torch.float16, torch.float64, torch.uint8])
+def test_a_fine_tune_may_have_another_dtype(tmp_path: Path, one: torch.dtype, other: torch.dtype) -> None:
+    for number, (before, after) in enumerate([(one, other), (other, one)]):
+        base = {"w": torch.tensor([1.0, 2.0, 4.0]).to(before), "other": torch.ones(2)}
+        tuned = {"w": torch.tensor([1.0, 3.0, 0.0]).to(after), "other": torch.ones(2)}
+        found = fused(tmp_path / str(number), base, tuned)["w"]
+        assert found in (raw(tuned["w"]), raw(tuned["w"].to(before)))
+
+
+def test_a_reshaped_tensor_is_another_base_whatever_its_dtype(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", {"w": torch.arange(6).reshape(2, 3), "other": torch.ones(2)})
+    tuned = save(tmp_path / "tuned", {"w": torch.arange(6).reshape(3, 2), "other": torch.ones(2)})
+    with pytest.raises(WrongBaseError, match=r"w is \[2, 3\] in the base and \[3, 2\]"):
+        pack(tuned, base, tmp_path / "pack", metadata=METADATA)
+
+
+def test_a_dtype_that_a_pack_cannot_hold_is_refused(tmp_path: Path) -> None:
+    folders = [tmp_path / "base", tmp_path / "tuned"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        specs = {"w": ("F4", (4,)), "other": ("U8", (1,))}
+        write_tensors(folder / "model.safetensors", specs, [bytes([number, 2]), b"x"], {})
+    with pytest.raises(UsageError, match="w is stored as F4, which a pack cannot hold"):
+        pack(folders[1], folders[0], tmp_path / "pack", metadata=METADATA)
 
 
 def payload(built: Pack) -> int:

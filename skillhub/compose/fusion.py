@@ -134,6 +134,7 @@ def plan_tensors(checkpoint: Checkpoint, contributions: Sequence[Contribution]) 
     """Return the tensors that will be written, sorted by name, from headers and manifests alone.
 
     Raises:
+        UsageError: a pack changes a tensor of a dtype that torch has no elements for.
         IntegrityError: a pack does not say of which dtype its values are.
     """
     changed = set(changed_names(contributions))
@@ -169,6 +170,10 @@ def stored_name(canonical: str, known: dict[str, str] | Any) -> str:
 
 def _fused(name: str, source: str, checkpoint: Checkpoint, contributions: Sequence[Contribution]) -> FusedTensor:
     info = checkpoint.tensors.get(source)
+    if info is not None and info.dtype not in DTYPES:
+        raise UsageError(
+            f"{source} is stored as {info.dtype}, which cannot be changed.", hint="Save the base in another dtype."
+        )
     dtype = None if info is None else DTYPES[info.dtype]
     shape = result_shape(contributions, source, None if info is None else info.shape)
     return FusedTensor(name, dtype_tag(result_dtype(contributions, source, dtype)), shape, source)

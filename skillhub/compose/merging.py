@@ -16,7 +16,7 @@ from skillhub.compose.methods import find_method
 from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError
-from skillhub.rounding import round_to, rounding_key
+from skillhub.rounding import TARGETS, round_to, rounding_key
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def merge_tensor(
 ) -> torch.Tensor:
     """Return one tensor of the composition, on the CPU.
 
-    The packs' deltas are decoded and checked against their manifests, merged, added to the base in fp32 and rounded to ``dtype``
-    once. Where packs *set* a tensor (integers, added tensors), its values are taken as they are, whatever the weights.
+    The packs' deltas are decoded and checked against their manifests, merged, added to the base in fp32 (to an fp64 base in
+    fp64) and rounded to ``dtype`` once. Where packs *set* a tensor (integers, added tensors), its values are taken as they are, whatever the weights.
 
     Args:
         recipe: method, rounding and all packs.
@@ -86,7 +86,8 @@ def merge_tensor(
     # x + (+0) would turn −0 into +0; x + (−0) is x, so what did not change keeps its bits.
     merged.masked_fill_(merged == 0, -0.0)
     if base is not None:
-        merged = resized_rows(base.to(torch.float32, copy=True), shape).add_(merged)
+        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        merged = resized_rows(base.to(wide, copy=True), shape).add_(merged)
     return _rounded(merged, dtype, recipe, name, rounding_mode(recipe, members, name))
 
 
@@ -99,7 +100,7 @@ def result_shape(contributions: Sequence[Contribution], name: str, base: tuple[i
 def result_dtype(contributions: Sequence[Contribution], name: str, base: torch.dtype | None) -> torch.dtype:
     """Return the dtype of a tensor after composition.
 
-    The base's; where a pack sets values, theirs, unless both are floating point.
+    The base's; where a pack sets values, theirs, unless both are floating point and values can be rounded to the base's.
 
     Raises:
         IntegrityError: a pack does not say of which dtype its values are.
@@ -112,7 +113,7 @@ def result_dtype(contributions: Sequence[Contribution], name: str, base: torch.d
             )
         return base
     own = _stored_dtype(first, name)
-    return base if base is not None and base.is_floating_point and own.is_floating_point else own
+    return base if base in (*TARGETS, torch.float64) and own.is_floating_point else own
 
 
 def rounding_mode(recipe: Recipe, members: Sequence[Contribution], name: str) -> str:
@@ -124,17 +125,17 @@ def rounding_mode(recipe: Recipe, members: Sequence[Contribution], name: str) ->
 
 
 def resized_rows(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return fp32 ``values`` with the first dimension cut or padded with zeros to ``shape``; themselves where they have it."""
+    """Return ``values`` with the first dimension cut or padded with zeros to ``shape``; themselves where they have it."""
     if values.shape == shape:
         return values
-    resized = torch.zeros(shape)
+    resized = torch.zeros(shape, dtype=values.dtype)
     rows = min(len(values), len(resized))
     resized[:rows] = values[:rows]
     return resized
 
 
 def _rounded(values: torch.Tensor, dtype: torch.dtype, recipe: Recipe, name: str, mode: str) -> torch.Tensor:
-    if values.dtype == dtype or not dtype.is_floating_point or dtype == torch.float64:
+    if values.dtype == dtype or dtype not in TARGETS:
         return values.to(dtype)
     return round_to(dtype, values.to(torch.float32), key=rounding_key(recipe.digests, name), mode=mode)
 
