@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 from huggingface_hub import HfApi
 
 from tests.support.hub_client import client_environment, make_content, make_file, run_client
@@ -76,6 +77,29 @@ def test_multipart_upload(tmp_path: Path) -> None:
         assert {path: fetched[path] for path in files} == {
             path: digest(path, *content) for path, content in files.items()
         }
+        assert list((registry.data / "incoming").iterdir()) == []
+
+
+def test_no_parts_stay_of_a_file_that_came_another_way(tmp_path: Path) -> None:
+    """Parts of one file, sent to two repositories at once: the second upload finds the file there."""
+    with running_registry(tmp_path / "data", ["--part-size", "1"]) as registry:
+        api = HfApi(endpoint=registry.endpoint, token=registry.token)
+        content = make_content(11, 2_500_000)
+        oid = hashlib.sha256(content).hexdigest()
+        asked = {"operation": "upload", "transfers": ["multipart"], "objects": [{"oid": oid, "size": len(content)}]}
+        actions = []
+        for name in ("first", "second"):
+            repository = api.create_repo(f"{registry.user}/{name}").repo_id
+            url = f"{registry.endpoint}/{repository}.git/info/lfs/objects/batch"
+            answer = requests.post(url, json=asked, headers={"Authorization": f"Bearer {registry.token}"})
+            actions.append(answer.json()["objects"][0]["actions"]["upload"])
+        for action in actions:
+            size = int(action["header"]["chunk_size"])
+            for start in range(0, len(content), size):
+                part = content[start : start + size]
+                requests.put(action["header"][str(start // size + 1)], data=part).raise_for_status()
+        for action in actions:
+            requests.post(action["href"], json={"oid": oid, "parts": []}).raise_for_status()
         assert list((registry.data / "incoming").iterdir()) == []
 
 

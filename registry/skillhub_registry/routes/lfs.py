@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
-from skillhub_registry.blobs import keep_blob, write_blob
+from skillhub_registry.blobs import BlobStore, keep_blob, write_blob
 from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, bad_request
 from skillhub_registry.names import is_sha256
@@ -100,20 +101,26 @@ def complete_parts(call: Call) -> Response:
     """Answer ``POST`` to the link that ends a multipart upload: join the parts, and verify the whole."""
     claims = call.registry.signer.check(_COMPLETE, call.parameters["grant"])
     store = call.registry.blobs
-    if not store.has(claims["oid"]):
-        folder = parts_folder(store.incoming, claims["upload"])
-        parts = [folder / str(number) for number in range(1, claims["count"] + 1)]
-        if not all(part.is_file() for part in parts):
-            raise bad_request("Parts of the upload are missing: upload the file again")
-        with write_blob(store, claims["size"]) as writer:
-            for part in parts:
-                with part.open("rb") as file:
-                    while piece := file.read(_COPY_PIECE):
-                        writer.write(piece)
-            keep_blob(store, writer, claims["oid"], claims["size"])
+    folder = parts_folder(store.incoming, claims["upload"])
+    try:
+        if not store.has(claims["oid"]):
+            _join_parts(store, folder, claims)
+    finally:  # also when somebody else sent the same file meanwhile, or the parts are of no use
         shutil.rmtree(folder, ignore_errors=True)
     _record(call, claims)
     return JSONResponse({"success": True})
+
+
+def _join_parts(store: BlobStore, folder: Path, claims: dict[str, Any]) -> None:
+    parts = [folder / str(number) for number in range(1, claims["count"] + 1)]
+    if not all(part.is_file() for part in parts):
+        raise bad_request("Parts of the upload are missing: upload the file again")
+    with write_blob(store, claims["size"]) as writer:
+        for part in parts:
+            with part.open("rb") as file:
+                while piece := file.read(_COPY_PIECE):
+                    writer.write(piece)
+        keep_blob(store, writer, claims["oid"], claims["size"])
 
 
 def verify(call: Call) -> Response:
