@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from skillhub import hub
 from skillhub.documents import canonical_json
@@ -463,8 +464,16 @@ def test_verify_finds_what_was_altered_and_install_repairs_it(anyone: hub.Regist
 
 
 def rewrite(owner: hub.Registry, name: str, files: dict[str, bytes]) -> None:
-    """Commit to a repository behind the publisher's back."""
-    hub.commit(owner, name, files, message="Change", parent=hub.repository_head(owner, name))  # type: ignore[arg-type]
+    """Put another repository with some other files in the place of a pack's: its registry lets nobody change releases."""
+    api = HfApi(endpoint=owner.endpoint, token=owner.token)
+    kept: dict[str, bytes | Path] = {}
+    for path in api.list_repo_files(name):
+        read = hub.read_file(owner, name, path, limit=1 << 20)
+        assert read is not None
+        kept[path] = read.data
+    api.delete_repo(name)
+    hub.create_repository(owner, name)
+    hub.commit(owner, name, {**kept, **files}, message="Change", parent=None)
 
 
 def test_a_changed_release_is_tampering(anyone: hub.Registry, owner: hub.Registry, tmp_path: Path) -> None:

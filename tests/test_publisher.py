@@ -271,9 +271,15 @@ def test_nothing_is_added_to_a_rewritten_index(owner: hub.Registry, tmp_path: Pa
     read = hub.read_releases(owner, name)
     assert read is not None
     changed = read.data.replace(first.digest.encode(), b"0" * 64)
-    hub.commit(owner, name, {"releases.jsonl": changed}, message="Tamper", parent=read.commit)
-    with pytest.raises(TrustError):
+    with pytest.raises(IntegrityError, match=r"refuses to change what was published \(releases.jsonl may only grow"):
+        hub.commit(owner, name, {"releases.jsonl": changed}, message="Tamper", parent=read.commit)
+    api(owner).delete_repo(name)
+    hub.create_repository(owner, name)
+    with pytest.raises(IntegrityError, match="rewritten"):
         publish(make_pack(tmp_path / "2", "rewritten-pack", "1.1"), name, registry=owner)
+    hub.commit(owner, name, {"releases.jsonl": changed}, message="Tamper", parent=None)
+    with pytest.raises(TrustError):
+        publish(make_pack(tmp_path / "3", "rewritten-pack", "1.1"), name, registry=owner)
 
 
 CODE = """

@@ -16,6 +16,7 @@ from skillhub_registry.blobs import BlobStore, put_blob
 from skillhub_registry.cards import make_card
 from skillhub_registry.errors import HubError, bad_request, entry_not_found, revision_not_found, too_large
 from skillhub_registry.names import check_path, is_sha256
+from skillhub_registry.published import check_published
 from skillhub_registry.repositories import set_card
 from skillhub_registry.revisions import (
     BRANCH,
@@ -162,7 +163,8 @@ def make_commit(
 
     Raises:
         HubError: 404 for an unknown branch or a path to delete that is not there, 412 for a stale parent, 400 for a
-            large file that was not uploaded to this repository or paths that contradict each other.
+            large file that was not uploaded to this repository or paths that contradict each other, 409 where what was
+            published on main would change.
     """
     head = find_ref(connection, repository_id, BRANCH + branch)
     if head is None:
@@ -170,12 +172,15 @@ def make_commit(
     if header.parent is not None and not head.target.startswith(header.parent):
         raise stale_parent()
     parent = resolve_revision(connection, repository_id, head.target)
-    files = read_files(connection, parent.tree)
+    before = read_files(connection, parent.tree)
+    files = dict(before)
     for operation in operations:
         if isinstance(operation, AddFile | AddLargeFile):
             files[operation.path] = _record_file(connection, repository_id, operation)
         else:
             _delete(files, operation, parent.id)
+    if branch == DEFAULT_BRANCH:
+        check_published(connection, store, before, files)
     tree = _store_trees(connection, files)
     commit_id = insert_commit(
         connection,

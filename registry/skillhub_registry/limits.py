@@ -39,6 +39,9 @@ SHARD: Final = 64 * MIB
 SHARD_FILES: Final = 10_000
 """Files that one shard describes."""
 
+RELEASES: Final = 64 * MIB
+"""Bytes of a pack's releases.jsonl; clients read no more either."""
+
 CARD: Final = 1 * MIB
 """Bytes of a README.md that is read for its metadata."""
 

@@ -6,6 +6,7 @@
     offline mode                             OfflineError
     refused or lost connections, timeouts,
     429, 5xx, answers that make no sense     NetworkError
+    a commit that would change a release     IntegrityError
     a full disk, a missing permission        the OSError itself (``files.disk_errors`` has the path)
 
 Messages are our own sentences and what the server says in ``X-Error-Message``; texts of the underlying libraries can
@@ -19,10 +20,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from skillhub.errors import AuthError, NetworkError, NotFoundError, OfflineError, SkillhubError, UsageError
+from skillhub.errors import (
+    AuthError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    SkillhubError,
+    UsageError,
+)
 from skillhub.hub.registries import Registry
 
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of this registry that may do it."
+_REWRITTEN = "ReleasesRewritten"  # of our registry: the index of releases would not only grow
 _TRY_AGAIN = "Check the network and HF_ENDPOINT, then run the same command again."
 
 
@@ -35,6 +45,7 @@ def hub_failures(registry: Registry, repository: str | None = None) -> Iterator[
         NotFoundError: the repository, revision or file does not exist.
         NetworkError: the registry could not be reached or did not answer as it should.
         OfflineError: the network may not be used.
+        IntegrityError: the registry keeps what was published from being changed.
         UsageError: the repository's name is not valid.
     """
     try:
@@ -111,6 +122,11 @@ def _translate_answer(error: Any, registry: Registry, repository: str | None) ->
         )
     if isinstance(error, errors.RevisionNotFoundError | errors.EntryNotFoundError) or status == 404:
         return NotFoundError(f"{what} at {registry.address} has no such revision or file.", hint="Check the name.")
+    if error.response.headers.get("X-Error-Code") == _REWRITTEN:
+        return IntegrityError(
+            f"{registry.address} refuses to change what was published{said}.",
+            hint="A published version never changes: publish another version.",
+        )
     if status in (401, 403):
         return AuthError(f"{registry.address} refused this with {status}{said}.", hint=_LOG_IN, status=status)
     if status == 429:

@@ -103,6 +103,40 @@ def test_bad_commits_change_nothing(api: HfApi, repository: str) -> None:
     assert api.model_info(repository).sha == head
 
 
+def line(version: str) -> bytes:
+    event = {"schema": 0, "event": "release", "version": version, "manifest": "ab" * 32}
+    return json.dumps(event).encode() + b"\n"
+
+
+def test_what_was_published_stays(api: HfApi, repository: str) -> None:
+    """The index of a pack only grows, and the files of its releases never change: not even its owner can do that."""
+    manifest, index = "releases/1.0/skillpack.json", "releases.jsonl"
+    files = [add(index, line("1.0")), add(manifest), add("releases/2.0/w.safetensors"), add("README.md")]
+    head = api.create_commit(repository, files, commit_message="Release 1.0").oid
+    refused: dict[str, list[Any]] = {
+        "may only grow": [add(index, line("0.9") + line("1.0"))],
+        "only grow: what was published": [add(index, b"")],
+        "cannot be deleted": [CommitOperationDelete(index)],
+        "1.0/skillpack.json belongs to a published release": [CommitOperationDelete(manifest)],
+        "belongs to a published release, which never changes": [CommitOperationDelete("releases/")],
+        "1.0/skillpack.json belongs": [add(index, line("1.0") + line("2.0")), add(manifest, b"another")],
+    }
+    for words, operations in refused.items():
+        with pytest.raises(HfHubHTTPError, match=words) as caught:
+            api.create_commit(repository, operations, commit_message="Rewrite")
+        assert caught.value.response.status_code == 409
+        assert caught.value.response.headers["X-Error-Code"] == "ReleasesRewritten"
+    assert api.model_info(repository).sha == head
+    api.super_squash_history(repository)
+    changes = [CommitOperationDelete("releases/2.0/w.safetensors"), CommitOperationDelete("README.md")]
+    grown = [add(index, line("1.0") + line("1.1")), add(manifest), add("releases/1.1/skillpack.json")]
+    api.create_commit(repository, [*changes, *grown], commit_message="What was not published may go")
+    assert read(api, repository, index) == line("1.0") + line("1.1")
+    api.create_branch(repository, branch="draft")
+    api.create_commit(repository, [CommitOperationDelete(index)], commit_message="On a branch", revision="draft")
+    api.delete_repo(repository)
+
+
 HEADER = {"key": "header", "value": {"summary": "s"}}
 FILE = {"key": "file", "value": {"path": "ok.txt", "content": "b2s=", "encoding": "base64"}}
 LARGE = {"key": "lfsFile", "value": {"path": "a", "oid": "0" * 64, "size": 1}}
