@@ -49,7 +49,8 @@ class LockedPack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         kind: ``pack``.
         registry: the registry's name, or ``local``.
         repository: where it was found: ``owner/name``, or a folder relative to the environment.
-        id: the repository's own id, where known.
+        id: the repository's own id. Kept when it is there and not written yet: reading a pack goes through
+            ``resolve/``, which does not tell it, and no API request is made for it.
         commit: the commit seen: a hint where to look first.
         signer: public key that signed the release, where one did.
         dependencies: full names of the packs that this one requires.
@@ -93,7 +94,8 @@ class Lock:
     """A parsed lockfile.
 
     Attributes:
-        inputs: digest of what it was made from (see :func:`inputs_digest`).
+        inputs: digest of what it was made from (see :func:`inputs_digest`), for those who compare it; installing
+            looks at each requirement instead, and resolves anew what its entry will not do for.
         bases: the environment's base models.
         packs: sorted by name.
     """
@@ -120,29 +122,21 @@ class Lock:
         return (_HEADER + tomli_w.dumps(document)).encode()
 
 
-def inputs_digest(
-    requirements: Sequence[str],
-    *,
-    constraints: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    newest: str | None = None,
-    pre_releases: bool = False,
-) -> str:
-    """Return the digest of what a lock is made from; a lock with another digest is stale.
+def inputs_digest(requirements: Sequence[str]) -> str:
+    """Return the digest of what a lock is made from; a lock with another digest is of other inputs.
+
+    The inputs that an environment cannot have yet are in it with what they are without it, so the digest stays when
+    they come.
 
     Args:
         requirements: what is wanted.
-        constraints: versions that must hold where the pack is wanted anyway.
-        overrides: requirements that replace what packs say.
-        newest: releases after this moment do not count.
-        pre_releases: whether pre-releases count.
     """
     inputs = {
         "requirements": sorted(requirements),
-        "constraints": sorted(constraints),
-        "overrides": sorted(overrides),
-        "newest": newest,
-        "pre_releases": pre_releases,
+        "constraints": [],
+        "overrides": [],
+        "newest": None,
+        "pre_releases": False,
     }
     return sha256_of_bytes(canonical_json(inputs))
 

@@ -71,7 +71,7 @@ def repository_head(registry: Registry, repository: str) -> str | None:
         return None
 
 
-def create_repository(registry: Registry, repository: str, *, private: bool = False) -> None:
+def create_repository(registry: Registry, repository: str) -> None:
     """Create a model repository unless it exists.
 
     Raises:
@@ -80,7 +80,7 @@ def create_repository(registry: Registry, repository: str, *, private: bool = Fa
     """
     require_token(registry)
     with hub_failures(registry, repository):
-        client(registry).create_repo(repository, private=private or None, exist_ok=True)
+        client(registry).create_repo(repository, exist_ok=True)
 
 
 def commit(

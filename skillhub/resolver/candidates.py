@@ -79,7 +79,6 @@ def find_candidates(
     *,
     base: BaseClaim | None,
     locked: Version | None = None,
-    pre_releases: bool = False,
 ) -> list[Candidate]:
     """Return every release of a pack as a candidate, the newest first.
 
@@ -88,9 +87,8 @@ def find_candidates(
         index: the pack's releases.
         base: what a variant must be for; None takes any.
         locked: a version that is installed already: it may be yanked or a pre-release.
-        pre_releases: whether pre-releases count although the requirement names none.
     """
-    allow_pre = pre_releases or bool(requirement.specifier.prereleases)
+    allow_pre = bool(requirement.specifier.prereleases)
     candidates = []
     for release in sorted(index.releases, key=lambda release: release.version, reverse=True):
         is_locked = release.version == locked

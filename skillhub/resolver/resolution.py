@@ -62,13 +62,12 @@ class Resolution:
     notes: tuple[str, ...] = ()
 
 
-def resolve(requests: Sequence[Request], *, base: BaseClaim | None, pre_releases: bool = False) -> Resolution:
+def resolve(requests: Sequence[Request], *, base: BaseClaim | None) -> Resolution:
     """Choose a release for every request; the same input gives the same choice.
 
     Args:
         requests: what is wanted.
         base: what variants must be for; None takes any.
-        pre_releases: whether pre-releases count although a requirement names none.
 
     Raises:
         ResolutionError: no release of a pack will do, the one that would requires other packs, or two conflict.
@@ -76,9 +75,7 @@ def resolve(requests: Sequence[Request], *, base: BaseClaim | None, pre_releases
     """
     picks, notes = [], []
     for request in requests:
-        candidates = find_candidates(
-            request.requirement, request.index, base=base, locked=request.locked, pre_releases=pre_releases
-        )
+        candidates = find_candidates(request.requirement, request.index, base=base, locked=request.locked)
         chosen = _choose(candidates, request.locked)
         if chosen is None:
             raise explain(request, candidates, base)
@@ -125,17 +122,20 @@ def _base_hint(request: Request, candidates: Sequence[Candidate]) -> str:
 
 def _hint(request: Request, candidates: Sequence[Candidate]) -> str:
     """Return what would help, the mildest first."""
-    pre = _first(candidates, "pre-release")
+    pre = _first_standing(candidates, "pre-release")
     if pre:
         return f"A pre-release exists; ask for it by name: '{request.requirement.pack}=={pre.version}'."
-    other = _first(candidates, "version")
-    if other and other.release.yanked is None:
+    other = _first_standing(candidates, "version")
+    if other:
         return f"The newest release is {other.version}; ask for it: '{request.requirement.pack}=={other.version}'."
     return "Every release that would do was yanked; ask the publisher for a new one."
 
 
-def _first(candidates: Sequence[Candidate], kind: RejectionKind) -> Candidate | None:
-    return next((one for one in candidates if one.rejection and one.rejection.kind == kind), None)
+def _first_standing(candidates: Sequence[Candidate], kind: RejectionKind) -> Candidate | None:
+    """Return the newest candidate that was rejected for this alone and was not yanked besides; of finals first."""
+    found = [one for one in candidates if one.rejection and one.rejection.kind == kind and one.release.yanked is None]
+    final = [one for one in found if not one.version.is_prerelease]
+    return next(iter(final or found), None)
 
 
 def _refuse_dependencies(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
