@@ -103,6 +103,15 @@ def test_an_altered_installed_file(shell: Shell, models: tuple[Path, Path]) -> N
     shell.fail(6, "run", "--base", models[0], "--pack", "bad-input", "hello")
 
 
+def test_an_empty_prompt_and_a_named_folder_that_is_no_environment(shell: Shell, models: tuple[Path, Path]) -> None:
+    shell.fail(2, "run", "--base", models[0], "")
+    (shell.home / "typo").mkdir()
+    for command in ("list", "verify"):
+        shell.fail(4, command, "--environment", "typo")
+    shell.fail(4, "uninstall", "math-pack", "--environment", "typo")
+    assert list((shell.home / "typo").iterdir()) == []
+
+
 def test_an_unknown_pack(shell: Shell, models: tuple[Path, Path], registry: Any) -> None:
     shell.fail(4, "install", f"{registry.user}/nothing-of-that-name", "--base", models[0])
     shell.fail(4, "uninstall", "nothing-of-that-name")

@@ -38,6 +38,7 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         text = shell.succeed(name, "fingerprint", "--help") if name == "base" else shell.succeed(name, "--help")
         assert f"skillhub {name} " in text.split("Example:")[1] or f"skillhub {name}\n" in text.split("Example:")[1]
         assert line.rstrip(".").split()[0] in overview
+        assert "\\b" not in text
 
 
 def test_readme_names_every_command() -> None:

@@ -68,16 +68,23 @@ class LazyGroup(click.Group):
         return super().resolve_command(context, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, "-V", "--version", prog_name="skillhub", message="%(prog)s %(version)s")
-def commands() -> None:
-    r"""The package manager for SkillPacks: compressed fine-tunes that graft onto their base model.
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """The package manager for SkillPacks: compressed fine-tunes that graft onto their base model.
 
     \b
     Example:
       skillhub install acme/math-pack --base ./SmolLM2-135M-Instruct
       skillhub run --base ./SmolLM2-135M-Instruct --pack acme/math-pack "What is 12 + 30?"
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

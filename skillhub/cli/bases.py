@@ -18,7 +18,7 @@ def base_command() -> None:
 @click.argument("source", metavar="PATH|REPO")
 @console.output_options
 def fingerprint(source: str, as_json: bool) -> None:
-    r"""Print the fingerprint of a checkpoint folder or of a model on the Hub.
+    """Print the fingerprint of a checkpoint folder or of a model on the Hub.
 
     The fingerprint does not change when the same weights are sharded differently, saved as fp32 or bf16, or with the
     output head tied or untied; it changes when any weight moves by a bf16 step.

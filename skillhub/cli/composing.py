@@ -32,8 +32,8 @@ def split_weight(text: str) -> tuple[str, float]:
 @click.argument("prompt", required=False)
 @click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
 @click.option("--pack", "packs", multiple=True, metavar="PACK[@WEIGHT]", help="A pack to graft; may be repeated.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads for torch; OMP_NUM_THREADS when not given.")
+@click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000), default=128, show_default=True)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads for torch; OMP_NUM_THREADS when not given.")
 @options.environment_option
 @console.output_options
 def run_command(
@@ -45,7 +45,7 @@ def run_command(
     environment: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Answer PROMPT with the base model and packs grafted onto it; without PROMPT, talk to it.
+    """Answer PROMPT with the base model and packs grafted onto it; without PROMPT, talk to it.
 
     Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5.
 
@@ -55,6 +55,8 @@ def run_command(
     """
     if prompt is None and as_json:
         raise UsageError("--json needs a prompt.", hint="Give the prompt as the last argument.")
+    if prompt is not None and not prompt.strip():
+        raise UsageError("The prompt is empty.", hint="Leave it out to talk to the model.")
     answer = _load(base, packs, environment, max_new_tokens, threads)
     if prompt is not None:
         text = answer(prompt)
@@ -75,7 +77,7 @@ def _ask() -> str:
     with suppress(EOFError, ImportError):
         import readline  # noqa: F401 - gives input() a history and editing keys
 
-        return input("> ").strip()
+        return input("> ").encode(errors="replace").decode(errors="replace").strip()
     return ""
 
 
@@ -113,7 +115,7 @@ def fuse_command(
     environment: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Write a checkpoint of the base model with packs fused into its weights.
+    """Write a checkpoint of the base model with packs fused into its weights.
 
     Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5. The
     checkpoint is written tensor by tensor, so the model may be larger than memory.

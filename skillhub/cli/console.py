@@ -144,9 +144,10 @@ def report(error: SkillhubError, *, as_json: bool, with_cause: bool) -> None:
     if as_json:
         click.echo(json.dumps(error.to_json(), ensure_ascii=False, default=str))
         return
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
+    color = None if "NO_COLOR" not in os.environ else False
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True, color=color)
     if error.hint:
-        click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {error.hint}", err=True)
+        click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {error.hint}", err=True, color=color)
     if with_cause and error.__cause__ is not None:
         click.echo(f"cause: {type(error.__cause__).__name__}: {error.__cause__}", err=True)
 

@@ -19,7 +19,7 @@ from skillhub.packs import Pack, describe_base, open_pack, short_fingerprint
 @options.environment_option
 @console.output_options
 def list_command(environment: Path | None, as_json: bool) -> None:
-    r"""List the packs that are installed in an environment.
+    """List the packs that are installed in an environment.
 
     \b
     Example:
@@ -49,7 +49,7 @@ def list_command(environment: Path | None, as_json: bool) -> None:
 @options.environment_option
 @console.output_options
 def show_command(name: str, environment: Path | None, as_json: bool) -> None:
-    r"""Show what a pack says about itself: PACK is an installed name or a folder.
+    """Show what a pack says about itself: PACK is an installed name or a folder.
 
     \b
     Example:
@@ -113,7 +113,7 @@ def _print_variant(variant: Variant) -> None:
 @console.output_options
 @click.pass_context
 def verify_command(context: click.Context, environment: Path | None, as_json: bool) -> None:
-    r"""Check every installed file against its pack's manifest; exit code 1 when something is wrong.
+    """Check every installed file against its pack's manifest; exit code 1 when something is wrong.
 
     \b
     Example:

@@ -27,7 +27,7 @@ def install_command(
     token: str | None,
     as_json: bool,
 ) -> None:
-    r"""Install packs into an environment; without REQUIREMENT, what the environment asks for.
+    """Install packs into an environment; without REQUIREMENT, what the environment asks for.
 
     A requirement is a name (acme/math-pack), a name with versions ('acme/math-pack>=1.2,<2') or the folder of a built
     pack (./math-pack). Every byte is checked against the pack's manifest before it is installed.
@@ -62,7 +62,7 @@ def install_command(
 @options.environment_option
 @console.output_options
 def uninstall_command(names: tuple[str, ...], environment: Path | None, as_json: bool) -> None:
-    r"""Remove installed packs from an environment; the store keeps the bytes.
+    """Remove installed packs from an environment; the store keeps the bytes.
 
     \b
     Example:

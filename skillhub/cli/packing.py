@@ -63,7 +63,7 @@ def pack_command(
     as_json: bool,
     **words: Any,
 ) -> None:
-    r"""Build a pack from the fine-tuned checkpoint TUNED (a folder or a model on the Hub) and its base.
+    """Build a pack from the fine-tuned checkpoint TUNED (a folder or a model on the Hub) and its base.
 
     \b
     Example:
@@ -132,7 +132,7 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
         click.echo("Worst tensors: " + ", ".join(f"{name} ({entry.relative_error:.2f})" for name, entry in worst))
         click.echo("Squared error is relative to the delta's own; it says little about function: `skillhub evaluate`.")
     if any(row["relative_error"] > MUCH_LEFT_OUT for row in classes.values()):
-        click.echo(f"Much of this delta was left out. To keep more: --budget {2 * variant.size / 1e6:.0f}MB.")
+        click.echo(f"Much of this delta was left out. To keep more: --budget {max(1, 2 * variant.size // 1000)}kB.")
     click.echo(
         f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {console.size_text(variant.size)}, "
         f"1/{checkpoint / max(variant.size, 1):.0f} of the {console.size_text(checkpoint)} checkpoint."
@@ -177,7 +177,7 @@ def _checkpoint_bytes(variant: Variant) -> int:
 def evaluate_command(
     pack_folder: Path, base: str, tuned: str | None, rows_file: Path, task: str, limit: int | None, as_json: bool
 ) -> None:
-    r"""Measure base, fine-tune and pack on the same examples, and note the scores in PACK's manifest.
+    """Measure base, fine-tune and pack on the same examples, and note the scores in PACK's manifest.
 
     Each line of the examples is {"prompt": …, "answer": …} for a language model (negative log-likelihood per answer
     token, and share of answers that are exact), or {"a": …, "b": …} for an encoder (cosine). Evaluate before

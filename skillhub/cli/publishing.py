@@ -19,7 +19,7 @@ from skillhub.packs import open_pack
 def publish_command(
     pack_folder: Path, repository: str, create_pr: bool, registry: str | None, token: str | None, as_json: bool
 ) -> None:
-    r"""Publish the built pack in the folder PACK as a release of OWNER/NAME.
+    """Publish the built pack in the folder PACK as a release of OWNER/NAME.
 
     The release appears in one commit: whole, or not at all. Publishing the same pack again changes nothing; another
     pack under a version that exists is refused.
