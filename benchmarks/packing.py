@@ -37,12 +37,11 @@ RANKS = (32, 8)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: bytes, scores, and for ours the CPU seconds and peak bytes of packing."""
+    """One line of the report: bytes, score, and for ours the CPU seconds and peak bytes of packing."""
 
     method: str
     bytes: int
     nll: float
-    exact: float
     cost: str = "–"
 
 
@@ -62,20 +61,25 @@ def main() -> None:
         measured = measure(base, options.tuned, rows, Path(scratch))
     base_row, tuned_row, *others = measured
     gain = base_row.nll - tuned_row.nll
+    shown = " ".join(["python benchmarks/packing.py", *(_shown(word) for word in sys.argv[1:])])
     lines = [
-        f"Fine-tune: {options.name}; {len(rows)} held-out rows; one thread.",
+        f"Fine-tune: `{_shown(str(options.tuned))}`; {len(rows)} held-out rows; one thread.",
         "",
-        "| Method | MB | of the checkpoint | NLL | Gain kept | Exact | Packing |",
-        "|---|---|---|---|---|---|---|",
+        "| Method | MB | of the checkpoint | NLL per answer token | Gain kept | Packing |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {row.method} | {row.bytes / 1e6:.2f} | {'1/%.0f' % (tuned_row.bytes / row.bytes) if row.bytes else '–'} "
-            f"| {row.nll:.4f} | {(base_row.nll - row.nll) / gain:.2%} | {row.exact:.3f} | {row.cost} |"
+            f"| {row.method} | {row.bytes / 1e6:.2f} | {_share(row, tuned_row)} | {row.nll:.4f} "
+            f"| {(base_row.nll - row.nll) / gain:.2%} | {row.cost} |"
             for row in [base_row, tuned_row, *others]
         ),
         "",
-        f"Command: `python benchmarks/packing.py {' '.join(_shown(word) for word in sys.argv[1:])}`".replace(" `", "`"),
+        f"Command: `{shown}`",
     ]
     write_report(options.name, "What a pack costs and what it keeps", lines)
+
+
+def _share(row: Row, tuned: Row) -> str:
+    return f"1/{tuned.bytes / row.bytes:.0f}" if row.bytes else "–"
 
 
 def measure(base: Path, tuned: Path, rows: list[dict[str, str]], scratch: Path) -> list[Row]:
@@ -84,27 +88,26 @@ def measure(base: Path, tuned: Path, rows: list[dict[str, str]], scratch: Path) 
 
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
 
-    def score(model: Any) -> tuple[float, float]:
-        scores = answer_scores(model, tokenizer, rows)
-        return scores["nll"], scores["exact"]
+    def score(model: Any) -> float:
+        return answer_scores(model, tokenizer, rows)["nll"]
 
     def load(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
 
     checkpoint = sum(path.stat().st_size for path in tuned.glob("*.safetensors"))
     model = load(base)
-    found = [Row("base", 0, *score(model)), Row("fine-tune (whole checkpoint)", checkpoint, *score(load(tuned)))]
+    found = [Row("base", 0, score(model)), Row("fine-tune (whole checkpoint)", checkpoint, score(load(tuned)))]
     for preset in PRESETS:
         pack, cost = _pack(base, tuned, scratch / preset, preset)
         size = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file())
         skillhub.graft(model, [str(pack)])
-        found.append(Row(f"skillhub `{preset}`", size, *score(model), cost))
+        found.append(Row(f"skillhub `{preset}`", size, score(model), cost))
         skillhub.ungraft(model)
     delta = Delta(open_checkpoint(base), open_checkpoint(tuned))
     for rank in RANKS:
         peer = copy.deepcopy(model)
         size = _apply_truncated_svd(peer, delta, rank)
-        found.append(Row(f"truncated SVD, fp16, r={rank}", size, *score(peer)))
+        found.append(Row(f"truncated SVD, fp16, r={rank}", size, score(peer)))
     return found
 
 
