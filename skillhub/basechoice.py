@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from skillhub import hub
+from skillhub.bases import split_repository
 from skillhub.environments import Base, read_project, user_environments
 from skillhub.errors import AuthError, NotFoundError, OfflineError, UsageError, WrongBaseError
 from skillhub.manifest import Manifest
 from skillhub.names import parse_pack_name
-from skillhub.packs import short_fingerprint
+from skillhub.packs import base_text, short_fingerprint
 from skillhub.progress import Notice
 from skillhub.releases import Release
 from skillhub.resolver import BaseClaim, Request, resolve
@@ -53,12 +54,12 @@ def named_base(text: str, registry: hub.Registry, *, offline: bool) -> tuple[Bas
         return BaseClaim(fingerprint=fingerprint, name=f"{text} ({short_fingerprint(fingerprint)})"), Base(
             fingerprint=fingerprint
         )
-    repository, _, revision = text.partition("@")
+    repository, revision = split_repository(text)
     if parse_pack_name(repository).owner is None:
         raise UsageError(
             f"{text!r} is no base: there is no such folder.", hint="Name a folder, OWNER/NAME, or a fingerprint."
         )
-    return BaseClaim(base_files=_files_digest(registry, repository, revision or None, offline), name=text), None
+    return BaseClaim(base_files=_files_digest(registry, repository, revision, offline), name=text), None
 
 
 def _files_digest(registry: hub.Registry, repository: str, revision: str | None, offline: bool) -> str | None:
@@ -89,7 +90,7 @@ def claimed_base(
         WrongBaseError: no release of a pack is for this base, or packs claim different ones.
         ResolutionError: a pack has no release that will do on any base.
     """
-    repository, _, revision = text.partition("@")
+    repository, revision = split_repository(text)
     found: dict[str, list[str]] = {}
     for source in sources:
         fingerprint = _claimed_fingerprint(repository, claim, source, read_manifest, notice)
@@ -100,7 +101,7 @@ def claimed_base(
             f"The packs do not agree about what {text} is: {said}.",
             hint="Name the base by its folder: its weights are then looked at.",
         )
-    return Base(fingerprint=next(iter(found)), repo=repository, revision=revision or None)
+    return Base(fingerprint=next(iter(found)), repo=repository, revision=revision)
 
 
 def _claimed_fingerprint(
@@ -141,7 +142,9 @@ def only_base(sources: Sequence[Source], *, notice: Notice) -> Base:
     bases = [base for environment in user_environments() for base in read_project(environment).base]
     known = [base for base in bases if base.fingerprint in common]
     if len(known) == 1:
-        notice(f"Using the base {_describe(known[0])}: the only one of yours that {names} fits.")
+        notice(
+            f"Using the base {base_text(known[0].fingerprint, known[0].repo)}: the only one of yours that {names} fits."
+        )
         return known[0]
     if len(common) == 1:
         notice(f"Using the base {short_fingerprint(common[0])}: the only one that {names} fits.")
@@ -152,8 +155,3 @@ def only_base(sources: Sequence[Source], *, notice: Notice) -> Base:
         hint=f"Choose one: --base {common[0]}, or name a folder or repository.",
         fits=common,
     )
-
-
-def _describe(base: Base) -> str:
-    short = short_fingerprint(base.fingerprint)
-    return f"{base.repo} ({short})" if base.repo else short

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from skillhub.errors import NotFoundError
 
-_REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[\w./-]+")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class LocatedBase:
     revision: str | None = None
 
 
+def split_repository(text: str) -> tuple[str, str | None]:
+    """Return repository and revision of ``repo[@revision]``; whether they are well-formed is not looked at."""
+    repository, _, revision = text.partition("@")
+    return repository, revision or None
+
+
 def find_base(source: str | Path) -> LocatedBase:
     """Return where a base model lies, fetching it from the Hub when it is no folder here.
 
@@ -39,8 +46,9 @@ def find_base(source: str | Path) -> LocatedBase:
     folder = Path(source).expanduser()
     if folder.exists():
         return LocatedBase(folder)
-    repository = _REPOSITORY.fullmatch(str(source))
-    if repository is None or folder.suffix == ".safetensors":
+    repository, revision = split_repository(str(source))
+    well_formed = _REPOSITORY.fullmatch(repository) and _REVISION.fullmatch(revision or "main")
+    if not well_formed or folder.suffix == ".safetensors":
         raise NotFoundError(
             f"There is no base model in {source}.",
             hint="Give the folder that holds config.json and the weights, or a repository such as org/model.",
@@ -48,8 +56,8 @@ def find_base(source: str | Path) -> LocatedBase:
         )
     from skillhub.hub import default_registry, fetch_base
 
-    snapshot = fetch_base(default_registry(), repository["repo"], revision=repository["revision"])
-    return LocatedBase(snapshot, repository["repo"], snapshot.name)
+    snapshot = fetch_base(default_registry(), repository, revision=revision)
+    return LocatedBase(snapshot, repository, snapshot.name)
 
 
 def locate_base(source: str | Path) -> Path:

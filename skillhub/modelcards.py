@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from skillhub.hub import PACK_TAG
 from skillhub.manifest import Evaluation, Manifest, Variant
 from skillhub.names import PackName
 from skillhub.packs import describe_base
 from skillhub.releases import release_folder
 
 LIBRARY = "skillhub"
-TAG = "skillpack"
 
 
 def model_card(manifest: Manifest, name: PackName) -> str:
@@ -41,7 +41,7 @@ def model_card(manifest: Manifest, name: PackName) -> str:
 def _front_matter(manifest: Manifest) -> str:
     """Return the YAML block; every text is quoted as JSON, which YAML reads."""
     repos = list(dict.fromkeys(variant.base.repo for variant in manifest.variants if variant.base.repo))
-    tags = list(dict.fromkeys([TAG, *manifest.skills.tags]))
+    tags = list(dict.fromkeys([PACK_TAG, *manifest.skills.tags]))
     lines = ["---", f"library_name: {LIBRARY}", "tags:", *_items(tags)]
     if repos:
         lines += ["base_model:", *_items(repos), "base_model_relation: adapter"]

@@ -91,10 +91,15 @@ def short_fingerprint(fingerprint: str) -> str:
     return f"skb1:{fingerprint.removeprefix('skb1:')[:12]}"
 
 
+def base_text(fingerprint: str, repo: str | None) -> str:
+    """Return a base for people: its repository where known, and the short fingerprint."""
+    short = short_fingerprint(fingerprint)
+    return f"{repo} ({short})" if repo else short
+
+
 def describe_base(variant: Variant) -> str:
-    """Return a variant's base for people: its repository where known, and the short fingerprint."""
-    short = short_fingerprint(variant.base.fingerprint)
-    return f"{variant.base.repo} ({short})" if variant.base.repo else short
+    """Return a variant's base for people (see :func:`base_text`)."""
+    return base_text(variant.base.fingerprint, variant.base.repo)
 
 
 def open_pack(folder: Path, *, owner: str | None = None) -> Pack:
@@ -123,10 +128,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a pack's ``skillpack.json``; the last step of building one.
 
     Raises:
-        IntegrityError: a field has a value that no reader would take; its path is in the message.
+        IntegrityError: a field has a value that no reader would take (its path is in the message), or a number that JSON cannot hold.
         DiskError: the disk is full or the folder may not be written.
     """
-    data = manifest.to_bytes()
+    try:
+        data = manifest.to_bytes()
+    except ValueError as error:
+        raise IntegrityError(
+            f"The new {MANIFEST_FILE} would hold a number that is infinite or none.",
+            hint="Look for weights or scores that are infinite or no numbers.",
+        ) from error
     parse_manifest(data, where=f"the new {MANIFEST_FILE}")
     write_atomically(folder / MANIFEST_FILE, data)
 

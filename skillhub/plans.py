@@ -14,7 +14,7 @@ from skillhub.errors import ResolutionError, UsageError
 from skillhub.lockfile import LOCAL, Lock, LockedPack, relative_folder
 from skillhub.manifest import Manifest, parse_manifest
 from skillhub.names import Requirement, is_folder, parse_version
-from skillhub.packs import short_fingerprint
+from skillhub.packs import base_text
 from skillhub.placement import Origin, Supply, fetch_manifest, origin_of
 from skillhub.progress import Notice
 from skillhub.releases import Release, check_agreement
@@ -163,18 +163,14 @@ def plan_packs(
         Request(source.wanted.requirement, source.index, _version_of(locked.get(source.wanted.key)))
         for source in sources
     ]
-    resolution = resolve(requests, base=BaseClaim(fingerprint=base.fingerprint, name=describe_base(base)))
+    resolution = resolve(
+        requests, base=BaseClaim(fingerprint=base.fingerprint, name=base_text(base.fingerprint, base.repo))
+    )
     for note in resolution.notes:
         planner.notice(note)
     _refuse_conflicts(planner.supply, resolution.picks, kept.values(), environment)
     new = [_entry(planner, environment, *pair) for pair in zip(sources, resolution.picks, strict=True)]
     return sorted([*kept.values(), *new], key=lambda entry: entry.name.lower())
-
-
-def describe_base(base: Base) -> str:
-    """Return a base for people: its repository where known, and the short fingerprint."""
-    short = short_fingerprint(base.fingerprint)
-    return f"{base.repo} ({short})" if base.repo else f"the base {short}"
 
 
 def _will_do(wanted: Wanted, entry: LockedPack, environment: Environment, *, is_asked: bool) -> bool:

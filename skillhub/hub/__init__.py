@@ -12,6 +12,7 @@ from skillhub.hub.bases import base_file_digests, fetch_base
 from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
 from skillhub.hub.registries import Registry, default_registry
 from skillhub.hub.repositories import (
+    PACK_TAG,
     CommitResult,
     commit,
     create_repository,
@@ -23,6 +24,7 @@ from skillhub.hub.repositories import (
 )
 
 __all__ = [
+    "PACK_TAG",
     "CommitResult",
     "Registry",
     "RemoteFile",
