@@ -7,12 +7,12 @@ safetensors file of the folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UnsafeContentError, UsageError
-from skillhub.files import safe_join
+from skillhub.files import disk_errors, safe_join
 from skillhub.tensorfiles import TensorInfo, read_header
 
 WEIGHTS_FILE = "model.safetensors"
@@ -41,14 +41,31 @@ def checkpoint_files(source: Path) -> list[Path]:
         raise NotFoundError(
             f"{source} is not a checkpoint folder.", hint="Give the folder that holds config.json and the weights."
         )
-    if (source / WEIGHTS_FILE).is_file():
-        return [source / WEIGHTS_FILE]
-    if (source / INDEX_FILE).is_file():
-        return sorted({_shard(source, name) for name in read_index(source).values()})
-    found = sorted(path for path in source.glob("*.safetensors") if path.name != ADAPTER_FILE)
+    with disk_errors(source):
+        names = {path.name for path in source.iterdir() if path.is_file()}
+    found = choose_weights(names, lambda: read_index(source).values())
+    if INDEX_FILE in names and WEIGHTS_FILE not in names:
+        return sorted({_shard(source, name) for name in found})
     if len(found) == 1:
-        return found
+        return [source / found[0]]
     raise _no_weights(source, found)
+
+
+def choose_weights(names: Collection[str], read_shards: Callable[[], Iterable[str]]) -> list[str]:
+    """Return which files at the top of a checkpoint hold its weights, sorted; the rule for folders and repositories.
+
+    They are ``model.safetensors``, else the shards that the index names, else whatever safetensors are no adapter; of
+    the last there must be one, which is for the caller to say.
+
+    Args:
+        names: of the files at the top.
+        read_shards: reads the names of the shards from the index; called where it decides only.
+    """
+    if WEIGHTS_FILE in names:
+        return [WEIGHTS_FILE]
+    if INDEX_FILE in names:
+        return sorted(set(read_shards()))
+    return sorted(name for name in names if name.endswith(".safetensors") and name != ADAPTER_FILE)
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -58,14 +75,19 @@ def read_index(folder: Path) -> dict[str, str]:
         IntegrityError: the index is not JSON, or its ``weight_map`` is not a table of texts.
     """
     path = folder / INDEX_FILE
+    return parse_index(path.read_bytes(), str(path))
+
+
+def parse_index(data: bytes, where: str) -> dict[str, str]:
+    """Return the ``weight_map`` of an index's bytes; errors as for :func:`read_index`."""
     try:
-        index: Any = json.loads(path.read_bytes())
+        index: Any = json.loads(data)
         weight_map = index["weight_map"]
         if weight_map and all(isinstance(value, str) for value in weight_map.values()):
             return dict(weight_map)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise _bad_index(path) from error
-    raise _bad_index(path)
+        raise _bad_index(where) from error
+    raise _bad_index(where)
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
@@ -117,7 +139,7 @@ def _shard(folder: Path, name: str) -> Path:
     return path
 
 
-def _no_weights(folder: Path, found: list[Path]) -> SkillhubError:
+def _no_weights(folder: Path, found: list[str]) -> SkillhubError:
     """Return the error for a folder without a usable checkpoint: what is there instead, and the remedy."""
     if found:
         return UsageError(
@@ -146,5 +168,5 @@ def _no_weights(folder: Path, found: list[Path]) -> SkillhubError:
     )
 
 
-def _bad_index(path: Path) -> IntegrityError:
-    return IntegrityError(f"{path} is not a valid checkpoint index.", hint="Fetch or save the checkpoint again.")
+def _bad_index(where: str) -> IntegrityError:
+    return IntegrityError(f"{where} is not a valid checkpoint index.", hint="Fetch or save the checkpoint again.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 import subprocess
 import sys
@@ -11,7 +13,16 @@ import pytest
 from huggingface_hub import HfApi
 
 from skillhub import hub
-from skillhub.errors import AuthError, NetworkError, NotFoundError, OfflineError, UnsafeContentError, UsageError
+from skillhub.checkpointfiles import checkpoint_files
+from skillhub.errors import (
+    AuthError,
+    DiskError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    UnsafeContentError,
+    UsageError,
+)
 from skillhub.releases import RELEASES_FILE
 from tests.support.registry_process import RegistryProcess
 
@@ -164,8 +175,6 @@ def test_whoami_and_search(mine: hub.Registry, registry: RegistryProcess) -> Non
 
 
 def test_a_base_is_fetched_without_what_is_no_part_of_it(nobody: hub.Registry, repository: str) -> None:
-    import hashlib
-
     digests = hub.base_file_digests(nobody, repository)
     assert digests == {"model.safetensors": hashlib.sha256(b"w" * 1000).hexdigest()}
     folder = hub.fetch_base(nobody, repository)
@@ -173,6 +182,65 @@ def test_a_base_is_fetched_without_what_is_no_part_of_it(nobody: hub.Registry, r
     assert (folder / "config.json").is_file()
     assert not (folder / "notes.txt").exists()
     assert hub.fetch_base(nobody, repository, offline=True) == folder
+
+
+def make_base(mine: hub.Registry, name: str, files: dict[str, bytes]) -> str:
+    hub.create_repository(mine, name)
+    hub.commit(mine, name, dict(files), message="Add", parent=None)
+    return name
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def test_only_the_weights_themselves_are_fetched(mine: hub.Registry, registry: RegistryProcess) -> None:
+    """Other exports of the same model lie in folders, or beside the shards under other names."""
+    index = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}
+    files = {
+        **dict.fromkeys(SHARDS, b"shard"),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-old.safetensors": b"another",
+        "consolidated.safetensors": b"another",
+        "onnx/model.safetensors": b"another",
+        "original/consolidated.00.safetensors": b"another",
+        "onnx/tokenizer.json": b"{}",
+        "1_Pooling/config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "config.json": b"{}",
+    }
+    name = make_base(mine, f"{registry.user}/sharded-base", files)
+    assert hub.base_file_digests(mine, name) == {shard: hashlib.sha256(b"shard").hexdigest() for shard in SHARDS}
+    folder = hub.fetch_base(mine, name)
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+        "1_Pooling/config.json",
+        "config.json",
+        *SHARDS,
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    assert [path.name for path in checkpoint_files(folder)] == list(SHARDS)
+    assert hub.fetch_base(mine, name, offline=True) == folder
+    (folder / SHARDS[1]).unlink()
+    with pytest.raises(OfflineError):
+        hub.fetch_base(mine, name, offline=True)
+
+
+def test_several_files_without_an_index_are_no_base(mine: hub.Registry, registry: RegistryProcess) -> None:
+    files = {"a.safetensors": b"a", "b.safetensors": b"b"}
+    name = make_base(mine, f"{registry.user}/no-index", files)
+    assert hub.base_file_digests(mine, name) == {}
+    with pytest.raises(UsageError, match="2 safetensors files and no model"):
+        hub.fetch_base(mine, name)
+
+
+def test_a_cache_that_cannot_be_written_is_a_disk_error(
+    nobody: hub.Registry, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(DiskError) as caught:
+        hub.fetch_base(nobody, repository)
+    assert caught.value.exit_code == 14
 
 
 def test_pickles_are_refused_with_the_remedy(mine: hub.Registry, registry: RegistryProcess) -> None:
