@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from skillhub.compose.merging import Contribution
 from skillhub.compose.recipes import Recipe
 from skillhub.deltas import PackDelta, open_delta
-from skillhub.errors import SkillhubError, UsageError, WrongBaseError
+from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.packs import describe_base
 
 Shape = tuple[int, ...]
 
 _FUSE = "Write a checkpoint that has it with `skillhub fuse`, then load that."
 _SHOWN = 3
+
+ADDED_ELEMENTS = 1 << 24
+"""Values that a pack may add to a base of any size; to a larger base as many as it has."""
+
+ADDED_ROWS = 1 << 16
+"""Rows that a tensor may gain beyond twice those of the base."""
 
 
 def common_fingerprints(recipe: Recipe) -> list[str]:
@@ -58,16 +65,19 @@ def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shap
 
     Raises:
         WrongBaseError: a pack changes nothing that is there, or names or shapes differ.
+        UnsafeContentError: a pack adds far more than a base of this size would gain.
         UsageError: a pack adds, removes or resizes a tensor of a model in memory, or two packs contradict each other.
     """
     for one in contributions:
         _check_names(one.delta, shapes)
+        _check_growth(one.delta, shapes)
         for name in one.delta.names:
             error = _misfit(one.delta, name, shapes.get(name), in_memory=in_memory)
             if error:
                 raise error
     for name in sorted(set().union(*(one.delta.names for one in contributions))):
-        _check_agreement([one.delta for one in contributions if name in one.delta.names], name, shapes.get(name))
+        members = [one.delta for one in contributions if name in one.delta.variant.codec.tensors]
+        _check_agreement(members, name, shapes.get(name))
 
 
 def _check_names(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
@@ -84,6 +94,25 @@ def _check_names(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
             f"{delta.pack} changes {', '.join(missing[:_SHOWN])}{more}, which this model does not have.",
             hint="Give the model that the pack was made for, or the class that loads all of it.",
             missing=missing,
+        )
+
+
+def _check_growth(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
+    """Refuse a pack that would fill memory or disk: a few bytes of it can claim any number of zeros."""
+    entries = [(name, delta.entry(name)) for name in delta.names]
+    added = sum(math.prod(entry.shape) for _, entry in entries if entry.change == "added")
+    limit = max(ADDED_ELEMENTS, sum(math.prod(shape) for shape in shapes.values()))
+    longest = [
+        name
+        for name, entry in entries
+        if entry.change == "delta" and shapes[name] and entry.shape
+        if entry.shape[0] > 2 * shapes[name][0] + ADDED_ROWS
+    ]
+    if added > limit or longest:
+        what = f"resizes {longest[0]} to {delta.entry(longest[0]).shape[0]} rows" if longest else f"adds {added} values"
+        raise UnsafeContentError(
+            f"{delta.pack} {what}, far more than its base has.",
+            hint="Do not use this pack; tell its publisher.",
         )
 
 
