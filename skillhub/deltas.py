@@ -23,7 +23,7 @@ from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_
 from skillhub.documents import canonical_json
 from skillhub.errors import IntegrityError, NewerSchemaError, UsageError, WrongBaseError
 from skillhub.manifest import TensorEntry, Variant
-from skillhub.packs import Pack
+from skillhub.packs import Pack, describe_base
 from skillhub.tensorfiles import TensorInfo, raw_bytes, read_header, write_tensors
 
 DELTA_SCHEMA = 0
@@ -269,11 +269,12 @@ def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:
         fingerprint: of the base; None takes the pack's only variant.
 
     Raises:
-        WrongBaseError: there is no variant for that base.
+        WrongBaseError: there is no variant for that base, or the pack is installed for another one.
         IntegrityError: a file is missing, truncated or not valid.
         NewerSchemaError: the files are of a schema that this version does not read.
     """
     variant = pack.only_variant() if fingerprint is None else pack.variant_for(fingerprint)
+    _check_installed(pack, variant)
     arrays: dict[str, TensorInfo] = {}
     parts: dict[str, Any] = {}
     for path in _delta_files(pack, variant):
@@ -286,6 +287,21 @@ def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:
     if missing:
         raise IntegrityError(f"{pack} lacks {min(missing)} and {len(missing) - 1} more tensors.", hint=_DAMAGED)
     return PackDelta(pack, variant, arrays, parts)
+
+
+def _check_installed(pack: Pack, variant: Variant) -> None:
+    """Refuse an installed pack whose files are those of another variant, as one environment needs one base's only."""
+
+    def is_there(one: Variant) -> bool:
+        return any(pack.path_of(entry).is_file() for entry in one.files)
+
+    others = [describe_base(one) for one in pack.manifest.variants if one != variant and is_there(one)]
+    if others and variant.files and not is_there(variant):
+        raise WrongBaseError(
+            f"{pack} is installed for {', '.join(others)}, not for {describe_base(variant)}.",
+            hint=f"Install it for that base: skillhub install {pack.name} --base {variant.base.fingerprint}.",
+            fingerprint=variant.base.fingerprint,
+        )
 
 
 def _delta_files(pack: Pack, variant: Variant) -> Iterator[Path]:

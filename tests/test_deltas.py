@@ -174,6 +174,22 @@ def test_a_file_that_does_not_describe_its_tensors_is_refused(pack: Pack, parts:
         open_delta(pack)
 
 
+def test_a_pack_that_is_installed_for_another_base_says_so(pack: Pack) -> None:
+    from dataclasses import replace
+
+    from msgspec import structs
+
+    present = pack.manifest.variants[0]
+    print_ = "skb1:" + "7" * 64
+    files = [structs.replace(entry, path=f"variants/{'7' * 12}/{Path(entry.path).name}") for entry in present.files]
+    absent = structs.replace(present, base=structs.replace(present.base, fingerprint=print_, repo=None), files=files)
+    both = replace(pack, manifest=structs.replace(pack.manifest, variants=[present, absent]))
+    assert open_delta(both, present.base.fingerprint).names
+    with pytest.raises(WrongBaseError, match=r"is installed for acme/tiny .*, not for skb1:777777777777") as caught:
+        open_delta(both, print_)
+    assert f"--base {print_}" in caught.value.hint
+
+
 def test_a_missing_file_or_array_is_refused(pack: Pack) -> None:
     path = next(pack.folder.rglob("delta-00001.safetensors"))
     header = read_header(path)
