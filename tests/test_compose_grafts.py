@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_struct
 from safetensors.torch import load_file
 
 from skillhub.compose.grafts import graft, grafted_packs, ungraft
 from skillhub.errors import IntegrityError, NotFoundError, UsageError, WrongBaseError
-from skillhub.packs import Pack
+from skillhub.packs import Pack, open_pack
 from tests.support.tiny_models import (
     bits,
     build_pack,
@@ -251,6 +252,40 @@ def test_a_float16_load_is_accepted_for_its_known_source(llama: Path):
     model = transformers.LlamaForCausalLM.from_pretrained(llama / "base", dtype=torch.float16)
     graft(model, [llama / "one"])
     assert model.dtype == torch.float16 and len(grafted_packs(model)) == 1
+
+
+def test_a_float16_model_that_is_not_its_source_is_refused_for_all_its_name(llama: Path):
+    import transformers
+
+    for change in ("all", "one"):
+        model = transformers.LlamaForCausalLM.from_pretrained(llama / "base", dtype=torch.float16)
+        with torch.no_grad():
+            for parameter in list(model.parameters())[: None if change == "all" else 1]:
+                parameter.view(-1)[:1].add_(1)
+        before = bits(model)
+        with pytest.raises(WrongBaseError, match="does not fit"):
+            graft(model, [llama / "one"])
+        assert bits(model) == before
+
+
+def test_more_packs_are_grafted_onto_a_float_16_model(llama: Path):
+    import transformers
+
+    model = transformers.LlamaForCausalLM.from_pretrained(llama / "base", dtype=torch.float16)
+    graft(model, [llama / "one"])
+    graft(model, [llama / "two"])
+    assert len(grafted_packs(model)) == 2
+
+
+def test_a_short_name_means_the_pack_without_owner_where_both_are_grafted(llama: Path):
+    from dataclasses import replace
+
+    one, two = open_pack(llama / "one"), open_pack(llama / "two")
+    owned = replace(two, owner="acme", manifest=replace_struct(two.manifest, name="one"))
+    model = load_model(llama / "base")
+    graft(model, [one, owned])
+    ungraft(model, "one")
+    assert [str(item.pack) for item in grafted_packs(model)] == ["acme/one 1.0.0"]
 
 
 def test_a_changed_dtype_between_graft_and_ungraft_gives_the_base_in_the_new_dtype(llama: Path):

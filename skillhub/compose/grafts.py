@@ -211,16 +211,18 @@ def _grafted_digest(recipe: Recipe, pack: PackSource) -> str:
         matches = [open_pack(Path(pack).expanduser()).digest]
     else:
         wanted = parse_pack_name(pack)
-        matches = [item.pack.digest for item in recipe.packs if wanted.matches(item.pack.name)]
+        found = [item.pack for item in recipe.packs if wanted.matches(item.pack.name)]
+        exact = [one for one in found if one.name == wanted]  # as installed packs are looked up
+        matches = [one.digest for one in exact or found]
     if len(matches) > 1:
         raise UsageError(
             f"Several grafted packs are called {pack}.", hint="Give the pack's folder, or the opened pack."
         )
-    found = [digest for digest in matches if digest in recipe.digests]
-    if not found:
+    present = [digest for digest in matches if digest in recipe.digests]
+    if not present:
         names = ", ".join(str(item.pack) for item in recipe.packs)
         raise NotFoundError(f"{pack} is not grafted onto this model.", hint=f"These packs are: {names}.")
-    return found[0]
+    return present[0]
 
 
 def _check_mode(mode: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from skillhub.compose.methods import find_method
 from skillhub.errors import NotFoundError, UsageError
+from skillhub.manifest import MANIFEST_FILE
 from skillhub.names import is_folder
 from skillhub.packs import Pack, open_pack
 
@@ -134,8 +135,8 @@ def find_pack(
 ) -> Pack:
     """Return a pack from what a user may name it by.
 
-    A text is a folder if it looks like a path or names a folder with ``skillpack.json``; else it is the name of an installed pack,
-    looked up in ``environment``. Without one the per-user environments are searched, and where several of them (for several bases)
+    A text that begins with ``.``, ``/`` or ``~`` is a folder (:func:`skillhub.names.is_folder`); any other is the name of an
+    installed pack, looked up in ``environment``. Without one the per-user environments are searched, and where several of them (for several bases)
     have the pack, the base's fingerprint decides.
 
     Raises:
@@ -164,6 +165,11 @@ def _find_anywhere(name: str, fingerprint: Callable[[], str] | None) -> Installe
     if len(found) > 1 and fingerprint is not None:
         return find_installed(user_environment(fingerprint()), name)
     if len(found) != 1:
+        if not found and (Path(name) / MANIFEST_FILE).is_file():
+            raise NotFoundError(
+                f"{name} is not installed in any of your environments.",
+                hint=f"For the pack in the folder of that name, write ./{name}.",
+            )
         places = "in several of your environments" if found else "in any of your environments"
         raise NotFoundError(
             f"{name} is {'installed' if found else 'not installed'} {places}.",

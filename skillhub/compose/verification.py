@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.compose.recipes import Recipe
 from skillhub.errors import SkillhubError, UsageError, WrongBaseError
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
-from skillhub.layout import Layout, fingerprint_slots, record_slot
+from skillhub.layout import Layout, Slot, fingerprint_slots, record_slot
 from skillhub.mismatch import explain_mismatch
 from skillhub.packs import BASE_RECORD_FILE, Pack, check_file, describe_base
 
@@ -62,7 +63,7 @@ def verify_base(
     actual = fingerprint_slots(layout, originals)
     if actual.fingerprint in fingerprints:
         return actual.fingerprint
-    source = _source_fingerprint(model, layout)
+    source = _source_fingerprint(model, layout, originals)
     if source in fingerprints:
         return source
     if trust_base:
@@ -128,14 +129,33 @@ def _sample_agrees(layout: Layout, expected: BaseRecord, originals: Originals) -
     return all((one.kind, one.digest) == (other.kind, other.digest) for one, other in found)
 
 
-def _source_fingerprint(model: Any, layout: Layout) -> str | None:
-    """Return the fingerprint of the folder that a float16 model was loaded from, where it still is there.
+def _source_fingerprint(model: Any, layout: Layout, originals: Originals) -> str | None:
+    """Return the fingerprint of the folder that a float16 model was loaded from, where it still is there and so loaded.
 
-    bfloat16 weights do not survive float16 (small ones lose bits), so such a model cannot be known by its weights.
+    bfloat16 weights do not survive float16 (small ones lose bits), so such a model cannot be known by its fingerprint. It is known
+    where every tensor in memory is the source's, cast to the dtype it has in memory.
     """
     folder = Path(str(getattr(model, "name_or_path", "") or ""))
     narrow = any(slot.dtype == torch.float16 for slot in layout.slots.values())
-    return fingerprint_checkpoint(folder).fingerprint if narrow and (folder / "config.json").is_file() else None
+    if not narrow or not (folder / "config.json").is_file():
+        return None
+    source = open_checkpoint(folder)
+    if not all(_is_cast_of(source, slot, originals.get(name)) for name, slot in layout.slots.items()):
+        return None
+    return fingerprint_checkpoint(folder).fingerprint
+
+
+def _is_cast_of(source: Checkpoint, slot: Slot, original: torch.Tensor | None) -> bool:
+    if source.aliases.get(slot.name, slot.name) not in source.tensors:
+        return False
+    present = (slot.read() if original is None else original).cpu()
+    expected = source.tensor(slot.name).to(present.dtype)
+    return expected.shape == present.shape and bool(torch.equal(_bits(expected), _bits(present)))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor, which compare equal for NaN too."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _bytes(layout: Layout) -> int:
