@@ -28,7 +28,7 @@ def base_info(
     """Return what a manifest says about a base model.
 
     Args:
-        folder: the base's checkpoint folder.
+        folder: the base's checkpoint folder, or its one safetensors file.
         record: its fingerprint and tensors.
         repository: where it came from on the Hub, if it did.
         revision: the commit.
@@ -36,6 +36,8 @@ def base_info(
     Raises:
         IntegrityError: config.json or tokenizer.json is not JSON.
     """
+    weights = folder
+    folder = folder.parent if folder.is_file() else folder
     return BaseInfo(
         fingerprint=record.fingerprint,
         repo=repository,
@@ -45,7 +47,7 @@ def base_info(
         dtype=main_dtype((tensor.dtype, tensor.elements) for tensor in record.tensors),
         tokenizer=tokenizer_digest(folder),
         vocabulary_size=vocabulary_size(record),
-        files=[packaging_digests(folder)],
+        files=[packaging_digests(weights)],
     )
 
 

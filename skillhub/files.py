@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from skillhub.errors import DiskError, EnvironmentLockedError, UnsafeContentError
+from skillhub.errors import DiskError, EnvironmentLockedError, UnsafeContentError, UsageError
 
 CHUNK = 1 << 20
 """Bytes read at a time while copying and hashing."""
@@ -163,6 +163,31 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     with staged_file(path) as staged:
         staged.write_bytes(data)
+
+
+def new_folder(path: str | Path) -> Path:
+    """Return the absolute path of a folder that is to be made, before any work is done for it.
+
+    Raises:
+        UsageError: something is there that is not an empty folder, or it is the working folder, which cannot be replaced.
+        DiskError: it may not be looked at.
+    """
+    given = Path(path).expanduser()
+    with disk_errors(given):
+        folder = given.resolve()
+        if given.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise UsageError(
+                f"{path} exists already and is not an empty folder.",
+                hint="Choose another folder with -o, or remove that one.",
+                path=str(folder),
+            )
+        if folder.exists() and folder.samefile(os.curdir):
+            raise UsageError(
+                f"{path} is the working folder, which cannot be replaced.",
+                hint="Name a new folder inside it, such as -o ./new.",
+                path=str(folder),
+            )
+    return folder
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact
 from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
 from skillhub.deltas import Delta, DeltaWriter
 from skillhub.errors import UsageError
-from skillhub.files import staged_folder
+from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
 from skillhub.manifest import CodecInfo, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
@@ -66,11 +66,9 @@ def pack(
         NotFoundError, UnsafeContentError, IntegrityError: a checkpoint cannot be read.
         DiskError: the disk is full or ``out`` may not be written.
     """
-    manifest, out = metadata.to_manifest(), Path(out)
+    manifest, out = metadata.to_manifest(), new_folder(out)
     if preset not in PRESETS:
         raise UsageError(f"There is no preset {preset!r}.", hint=f"Choose one of {', '.join(PRESETS)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists already.", hint="Choose another folder with -o, or remove that one.")
     found = find_base(base)
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
     changed = _changed_names(delta)

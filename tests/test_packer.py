@@ -20,7 +20,7 @@ from skillhub.errors import UsageError, WrongBaseError
 from skillhub.packer import BUDGET_TOLERANCE, pack
 from skillhub.packs import Pack
 from skillhub.tensorfiles import write_tensors
-from tests.support.tiny_models import load_model, raw, rewrite, save_model, tune
+from tests.support.tiny_models import add_tokenizer, load_model, raw, rewrite, save_model, tune
 
 METADATA = AuthorFile(name="tiny-pack", version="1.0.0")
 INFINITY, NAN = float("inf"), float("nan")
@@ -164,3 +164,35 @@ def test_a_budget_that_is_too_small_is_named_with_the_least_that_will_do(tmp_pat
     with pytest.raises(UsageError, match="too small"):
         pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=least - 1)
     assert payload(pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=least)) == least
+
+
+def test_where_the_pack_goes_is_settled_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save(tmp_path / "base", {"w": torch.zeros(2)})
+    tuned = save(tmp_path / "tuned", {"w": torch.ones(2)})
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for out in (".", "../empty", empty):
+        with pytest.raises(UsageError, match="is the working folder"):
+            pack(tuned, "no-such-base", out, metadata=METADATA)
+        with pytest.raises(UsageError, match="is the working folder"):
+            fuse("no-such-base", ["no-such-pack"], out)
+    with pytest.raises(UsageError, match="not an empty folder"):
+        pack(tuned, "no-such-base", "..", metadata=METADATA)
+    built = pack(tuned, base, "~/packs/one", metadata=METADATA)
+    assert built.folder == tmp_path / "home" / "packs" / "one"
+    assert fuse(base, [built], "../empty/inside/../fused") == empty / "fused"
+    assert sorted(path.name for path in empty.iterdir()) == ["fused"]
+
+
+def test_a_base_that_is_one_file_tells_as_much_as_its_folder(tmp_path: Path) -> None:
+    base = save_model("llama", tmp_path / "base")
+    add_tokenizer(base)
+    tuned = tune(base, tmp_path / "tuned")
+    built = [
+        pack(tuned, source, tmp_path / name, metadata=METADATA)
+        for name, source in (("one", base), ("two", base / "model.safetensors"))
+    ]
+    assert built[0].manifest.variants[0].base == built[1].manifest.variants[0].base
+    assert built[1].manifest.variants[0].base.tokenizer and built[1].manifest.variants[0].base.architecture

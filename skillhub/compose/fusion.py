@@ -24,7 +24,7 @@ from skillhub.compose.merging import Contribution, changed_names, merge_tensor, 
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
 from skillhub.compose.verification import base_records, wrong_base
 from skillhub.errors import UsageError
-from skillhub.files import staged_folder
+from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.progress import Progress
 from skillhub.tensorfiles import BITS, TensorInfo, raw_bytes, write_tensors
@@ -98,8 +98,7 @@ def fuse(
         IntegrityError: a file of the base or of a pack is damaged.
         DiskError: the disk is full or the folder may not be written.
     """
-    folder = Path(out).expanduser()
-    _check_output(folder)
+    folder = new_folder(out)
     located = find_base(base)
     checkpoint = open_checkpoint(located.folder)
     record = fingerprint_checkpoint(checkpoint.files)
@@ -264,12 +263,3 @@ def _adapt_config(path: Path, checkpoint: Checkpoint, tensors: Sequence[FusedTen
         changed = True
     if changed:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_output(folder: Path) -> None:
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UsageError(
-            f"{folder} exists and is not an empty folder.",
-            hint="Choose a new folder for the checkpoint, or remove that one.",
-            path=str(folder),
-        )
