@@ -25,6 +25,8 @@ ROUTER_FILE = "router.safetensors"
 RECEIPT_FILE = "receipt.json"
 """Of an installed pack: where it came from. Not part of the pack itself."""
 
+_CORRECT_IT = "Nothing was written. Correct what this field was made from (a name in the checkpoint, a text), then try again."
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -138,7 +140,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             f"The new {MANIFEST_FILE} would hold a number that is infinite or none.",
             hint="Look for weights or scores that are infinite or no numbers.",
         ) from error
-    parse_manifest(data, where=f"the new {MANIFEST_FILE}")
+    try:
+        parse_manifest(data, where=f"the new {MANIFEST_FILE}")
+    except IntegrityError as error:
+        raise IntegrityError(error.message, hint=_CORRECT_IT, **error.details) from error
     write_atomically(folder / MANIFEST_FILE, data)
 
 

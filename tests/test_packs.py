@@ -62,6 +62,15 @@ def findings(pack: Pack, fingerprint: str | None = None) -> list[str]:
     return [error.message.replace(f"{pack.folder}/", "") for error in errors]
 
 
+def test_a_number_that_json_cannot_hold_is_an_integrity_error(tmp_path: Path) -> None:
+    manifest = msgspec.convert(manifest_fields(), Manifest)
+    codec = msgspec.structs.replace(manifest.variants[0].codec, bits_per_weight=float("inf"))
+    variant = msgspec.structs.replace(manifest.variants[0], codec=codec)
+    with pytest.raises(IntegrityError, match="infinite"):
+        write_manifest(tmp_path, msgspec.structs.replace(manifest, variants=[variant]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_whole_pack_has_no_findings_and_every_byte_is_read(pack: Pack) -> None:
     seen: list[int] = []
     assert verify_pack(pack, progress=seen.append) == []
