@@ -194,3 +194,29 @@ def test_the_choice_agrees_with_the_rules_spelled_out(
     except (ResolutionError, WrongBaseError):
         found = None
     assert found == expected
+
+
+@pytest.mark.parametrize("specifier", ["==1.0.0,==1.1.0", "<1,>=1", ">=1,<2,!=1.*", "==1.0,!=1.0.0", "~=1.2,<1.2"])
+def test_requirements_that_exclude_each_other_are_said_to(specifier: str) -> None:
+    with pytest.raises(ResolutionError) as caught:
+        chosen(f"a/b{specifier}", release("1.0.0"), release("1.1.0"), release("4.0.3"))
+    assert "exclude each other" in caught.value.hint and "4.0.3" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "specifier",
+    [
+        ">=2,<3",
+        ">1,<1.0.1",
+        "<0",
+        "===x",
+        ">1.0rc1,<1.0rc3",
+        ">=1,<2,!=1.0,!=1.1,!=1.0.0.1",
+        ">0,<0.1",
+        "!=2.0.*,>=2,<2.2",
+    ],
+)
+def test_requirements_that_only_no_release_meets_are_not(specifier: str) -> None:
+    with pytest.raises(ResolutionError) as caught:
+        chosen(f"a/b{specifier}", release("1.0"), release("1.1"), release("4.0.3"))
+    assert "exclude each other" not in caught.value.hint

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from skillhub.errors import ResolutionError, SkillhubError, WrongBaseError
@@ -122,6 +123,9 @@ def _base_hint(request: Request, candidates: Sequence[Candidate]) -> str:
 
 def _hint(request: Request, candidates: Sequence[Candidate]) -> str:
     """Return what would help, the mildest first."""
+    if _exclude_each_other(request.requirement.specifier):
+        clauses = " and ".join(sorted(map(str, request.requirement.specifier)))
+        return f"No version can match {clauses}: they exclude each other. Leave one out."
     pre = _first_standing(candidates, "pre-release")
     if pre:
         return f"A pre-release exists; ask for it by name: '{request.requirement.pack}=={pre.version}'."
@@ -129,6 +133,26 @@ def _hint(request: Request, candidates: Sequence[Candidate]) -> str:
     if other:
         return f"The newest release is {other.version}; ask for it: '{request.requirement.pack}=={other.version}'."
     return "Every release that would do was yanked; ask the publisher for a new one."
+
+
+def _exclude_each_other(specifier: SpecifierSet) -> bool:
+    """Say whether no version whatever can match several clauses.
+
+    Where a version matches that is no pre- or post-release, one does that is a bound, right after one, or after all that begin
+    like one, down to the least of all.
+    """
+    clauses = list(specifier)
+    if len(clauses) < 2 or any(clause.operator == "===" for clause in clauses):
+        return False
+    bounds = [Version("0"), *(Version(clause.version.removesuffix(".*")) for clause in clauses)]
+    if any(bound.is_prerelease or bound.is_postrelease or bound.epoch for bound in bounds):
+        return False  # such bounds have more neighbours than are tried
+    length = max(len(bound.release) for bound in bounds)
+    places: list[tuple[int, ...]] = []
+    for bound in bounds:
+        padded = bound.release + (0,) * (length - len(bound.release))
+        places += [padded, (*padded, 1), *((*padded[:cut], padded[cut] + 1) for cut in range(length))]
+    return not any(specifier.contains(".".join(map(str, place)), prereleases=True) for place in places)
 
 
 def _first_standing(candidates: Sequence[Candidate], kind: RejectionKind) -> Candidate | None:
