@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillhub.errors import NotFoundError
+from skillhub.errors import NetworkError, NotFoundError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[\w./-]+")
@@ -56,7 +56,14 @@ def find_base(source: str | Path) -> LocatedBase:
         )
     from skillhub.hub import default_registry, fetch_base
 
-    snapshot = fetch_base(default_registry(), repository, revision=revision)
+    try:
+        snapshot = fetch_base(default_registry(), repository, revision=revision)
+    except (NotFoundError, NetworkError) as error:
+        raise type(error)(
+            f"There is no folder {source} here, and as a model on the Hub it could not be looked up: {error.message}",
+            hint=f"If a folder was meant, correct its path. {error.hint}".strip(),
+            **error.details,
+        ) from error
     return LocatedBase(snapshot, repository, snapshot.name)
 
 
