@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +13,8 @@ from msgspec import Meta, Struct
 from skillhub.errors import NewerSchemaError
 
 Result = TypeVar("Result")
+
+_REGEX = re.compile("Expected `str` matching regex '(.*)'", re.DOTALL)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -81,5 +84,14 @@ def field_error(error: msgspec.MsgspecError) -> str:
     """
     text, found, path = str(error).rpartition(" - at `$")
     text, path = (text, path.rstrip("`")) if found else (str(error), "")
-    text = text.removesuffix(".")
+    text = _REGEX.sub(_plain_words, text.removesuffix("."))
     return f"${path}{'' if text.startswith('.') else ': '}{text}"
+
+
+def _plain_words(found: re.Match[str]) -> str:
+    """Return what is wrong with a text, for those who do not read regular expressions."""
+    if "\\x1f" in found[1]:
+        return "It contains control characters (or a line break where one line is wanted)"
+    if "[0-9a-f]{64}" in found[1]:
+        return "It is not a digest of 64 hexadecimal digits" + (" after skb1:" if "skb1:" in found[1] else "")
+    return found[0]

@@ -229,7 +229,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not is_bare_name(self.name):
-            raise ValueError(f".name: {self.name!r} is not a pack's bare name")
+            raise ValueError(f".name: {self.name!r} is not a pack's bare name (letters, digits, '.', '_' and '-')")
         _checked("version", parse_version, self.version)
         check_requirements("requires", self.requires)
         check_requirements("conflicts", self.conflicts)

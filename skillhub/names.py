@@ -126,7 +126,9 @@ def parse_version(text: str) -> Version:
         raise _not_a_version(text)
     if str(version) != text or version.local:
         public = version.public
-        raise UsageError(f"The version {text!r} is not in its normalized public form.", hint=f"Write {public!r}.")
+        raise UsageError(
+            f"The version {text!r} is not in its normalized public form, {public!r}.", hint=f"Write {public!r}."
+        )
     return version
 
 

@@ -87,14 +87,20 @@ def test_a_mistake_is_named_by_line_or_field(text: str | bytes, message: str, tm
 @pytest.mark.parametrize(
     ("author", "message"),
     [
-        (AuthorFile(name="a/b", version="1"), "name: 'a/b' is not a pack's bare name"),
-        (AuthorFile(name="a", version="1.0-1"), "version: The version '1.0-1' is not in its normalized"),
+        (
+            AuthorFile(name="a/b", version="1"),
+            "name: 'a/b' is not a pack's bare name (letters, digits, '.', '_' and '-')",
+        ),
+        (
+            AuthorFile(name="a", version="1.0-1"),
+            "version: The version '1.0-1' is not in its normalized public form, '1.0.post1'",
+        ),
         (AuthorFile(name="a", version="one"), "version: 'one' is not a version"),
         (AuthorFile(name="a", version="1", requires=["b"]), "requires[0]: 'b' lacks an owner: write OWNER/b"),
         (AuthorFile(name="a", version="1", conflicts=["x/y z"]), "conflicts[0]: "),
         (AuthorFile(name="a", version="1", summary="x" * 10_001), "summary: "),
-        (AuthorFile(name="a", version="1", summary="\x1b[31m"), "summary: "),
-        (AuthorFile(name="a", version="1", license="a\nb"), "license: "),
+        (AuthorFile(name="a", version="1", summary="\x1b[31m"), "summary: It contains control characters"),
+        (AuthorFile(name="a", version="1", license="a\nb"), "license: It contains control characters"),
         (AuthorFile(name="a", version="1", skills=Skill(tags=["ok", "\x07"])), "skills.tags[1]: "),
     ],
     ids=range(9),
