@@ -14,15 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from msgspec import structs
 
 from skillhub.bases import locate_base
 from skillhub.compose.generation import load_model
 from skillhub.compose.grafts import graft
+from skillhub.documents import field_error
 from skillhub.errors import NotFoundError, UsageError
 from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.manifest import Evaluation, Manifest, Variant
+from skillhub.manifest import Evaluation, Label, Manifest, Variant
 from skillhub.packs import RECEIPT_FILE, Pack, write_manifest
 from skillhub.progress import Progress
 
@@ -31,6 +33,8 @@ Scores = dict[str, float]
 
 ANSWER_KEYS = frozenset({"prompt", "answer"})
 PAIR_KEYS = frozenset({"a", "b"})
+
+_TASK_HINT = "Say in a few words what the rows measure, such as --task 'math held-out'."
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -116,7 +120,15 @@ def pair_cosines(
         rows: ``{a, b}``.
         batch: pairs at a time.
         progress: called with (``rows``, done, all).
+
+    Raises:
+        UsageError: the tokenizer cannot pad.
     """
+    if tokenizer.pad_token_id is None:
+        raise UsageError(
+            "The tokenizer has no padding token: rows of a and b are for encoders.",
+            hint="Evaluate a language model on rows of prompt and answer.",
+        )
     cosines: list[float] = []
     limit = min(
         tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
@@ -171,7 +183,7 @@ def evaluate_pack(
         One evaluation per metric: ``nll`` and ``exact``, or ``cosine``.
 
     Raises:
-        UsageError: the pack was installed from a registry, there are no rows or one has nothing to score, the model cannot be
+        UsageError: the pack was installed from a registry, the task is no line of text, there are no rows or one has nothing to score, the model cannot be
             loaded, or a score is not finite.
         WrongBaseError: the pack does not fit the base.
     """
@@ -182,6 +194,7 @@ def evaluate_pack(
         )
     if not rows:
         raise UsageError("There are no rows to evaluate on.", hint="Give at least one row.")
+    _check_task(task)
 
     def score(model: Any, tokenizer: Any, what: str) -> Scores:
         report = (lambda _, done, total: progress(f"{what} rows", done, total)) if progress else None
@@ -207,6 +220,16 @@ def evaluate_pack(
     ]
     write_manifest(pack.folder, _with_evaluation(pack.manifest, fingerprint, measured))
     return measured
+
+
+def _check_task(task: str) -> None:
+    """Refuse before anything is measured what the manifest cannot hold."""
+    try:
+        msgspec.convert(task, Label)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"The task {task!r}: {field_error(error).removeprefix('$: ')}.", hint=_TASK_HINT) from error
+    if not task.strip():
+        raise UsageError("The task has no name.", hint=_TASK_HINT)
 
 
 def _checked(scores: Scores, what: str) -> Scores:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from skillhub.compose.generation import load_model as load_language_model
 from skillhub.errors import NotFoundError, UsageError, WrongBaseError
 from skillhub.evaluation import answer_scores, embedding_scores, evaluate_pack, pair_cosines, read_rows
 from skillhub.packs import RECEIPT_FILE, open_pack
@@ -224,3 +225,29 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, text: str, message: str)
 def test_a_missing_file_of_rows_is_not_found(tmp_path: Path):
     with pytest.raises(NotFoundError, match="no file"):
         read_rows(tmp_path / "none.jsonl")
+
+
+def test_pairs_without_a_padding_token_are_refused(causal: Path):
+    tokenizer = make_tokenizer(None)
+    tokenizer.pad_token = None
+    with pytest.raises(UsageError, match="rows of a and b are for encoders") as caught:
+        pair_cosines(load_model(causal / "base"), tokenizer, PAIRS)
+    assert "prompt and answer" in caught.value.hint
+
+
+def test_an_encoder_is_not_given_a_head_that_it_lacks(encoder: Path, causal: Path, tmp_path: Path):
+    pack = build_pack(encoder / "tuned", encoder / "base", tmp_path / "pack")
+    with pytest.raises(UsageError, match=r"is an encoder \(BertModel\)") as caught:
+        evaluate_pack(pack, encoder / "base", ROWS)
+    assert "skillhub.graft" in caught.value.hint
+    assert load_language_model(causal / "base")[0].config.architectures == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("task", ["", "  ", "a\nb", "\x1b[31m"])
+def test_a_task_that_a_manifest_cannot_hold_is_refused_before_anything_is_measured(
+    causal: Path, tmp_path: Path, task: str
+):
+    pack = build_pack(causal / "tuned", causal / "base", tmp_path / "pack")
+    with pytest.raises(UsageError, match="The task ") as caught:
+        evaluate_pack(pack, tmp_path / "nowhere", ROWS, task=task)
+    assert "--task" in caught.value.hint and "regex" not in caught.value.message

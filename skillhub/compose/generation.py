@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 
 from skillhub.bases import locate_base
 from skillhub.errors import UsageError
+
+_GENERATING = re.compile("CausalLM|ConditionalGeneration|LMHead|DoubleHeads")
+"""What names of classes with a head that predicts tokens contain."""
 
 
 def load_model(base: str | Path, *, encoder: bool = False, threads: int | None = None) -> tuple[Any, Any]:
@@ -26,13 +30,15 @@ def load_model(base: str | Path, *, encoder: bool = False, threads: int | None =
         UsageError: the checkpoint is no such model, or has no tokenizer.
         NotFoundError: there is no such folder or repository.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     folder = locate_base(base)
     if threads:
         torch.set_num_threads(threads)
     kind: Any = AutoModel if encoder else AutoModelForCausalLM
     try:
+        if not encoder:
+            _check_generates(base, AutoConfig.from_pretrained(folder, local_files_only=True))
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
     except (OSError, ValueError) as error:
@@ -44,6 +50,17 @@ def load_model(base: str | Path, *, encoder: bool = False, threads: int | None =
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
+
+
+def _check_generates(base: str | Path, config: Any) -> None:
+    """Refuse a checkpoint without a head that predicts tokens; transformers would make up a random one."""
+    architectures = getattr(config, "architectures", None) or []
+    if architectures and not any(_GENERATING.search(name) for name in architectures):
+        raise UsageError(
+            f"{base} is an encoder ({', '.join(architectures)}) and cannot write text.",
+            hint="`skillhub run`, and `evaluate` with prompts and answers, are for language models. Use "
+            "skillhub.graft(model, packs), or `evaluate` with rows of a and b.",
+        )
 
 
 def respond(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int) -> str:
