@@ -99,13 +99,21 @@ class Soak:
         environment = self.scratch / f"environment-{number}"
         command = ["install", self.repository, "--environment", str(environment)]
         ended = self._kill(command, self.duration["install"])
-        listed = self._finish(["list", "--json", "--environment", str(environment)])
-        packs = json.loads(listed.stdout)["packs"]
-        self._finish(["verify", "--environment", str(environment)])
+        packs = self._installed(environment)
         self._finish(command)
         self._finish(["verify", "--environment", str(environment)])
         shutil.rmtree(environment)
         return f"install: {'ended first' if ended else 'installed' if packs else 'not installed'}"
+
+    def _installed(self, environment: Path) -> list[object]:
+        """Return what is listed, and verified, in an environment; one that was not begun (exit 4) holds nothing."""
+        listed = self._run(["list", "--json", "--environment", str(environment)])
+        if listed.returncode == 4:
+            return []
+        assert listed.returncode == 0, f"list exited {listed.returncode}: {listed.stderr}"
+        self._finish(["verify", "--environment", str(environment)])
+        packs: list[object] = json.loads(listed.stdout)["packs"]
+        return packs
 
     def kill_publish(self, number: int) -> str:
         """Kill one publish of a new version."""
@@ -123,7 +131,7 @@ class Soak:
         """Install the version: it must be there whole, or not be known at all (exit 3)."""
         environment = self.scratch / f"check-{number}"
         command = ["install", f"{self.repository}=={version}", "--environment", str(environment)]
-        found = subprocess.run([SKILLHUB, *command], env=self.variables, capture_output=True, text=True, check=False)
+        found = self._run(command)
         assert found.returncode in (0, 3), f"install =={version} exited {found.returncode}: {found.stderr}"
         shutil.rmtree(environment, ignore_errors=True)
         return found.returncode == 0
@@ -141,8 +149,11 @@ class Soak:
             return False
         return True
 
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([SKILLHUB, *command], env=self.variables, capture_output=True, text=True, check=False)
+
     def _finish(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        found = subprocess.run([SKILLHUB, *command], env=self.variables, capture_output=True, text=True, check=False)
+        found = self._run(command)
         assert found.returncode == 0, f"{' '.join(command)} exited {found.returncode}: {found.stderr}"
         return found
 
