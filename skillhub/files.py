@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -195,7 +196,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path`` that takes its place when the block ends well.
 
     An existing folder at ``path`` is replaced by two renames, so an interrupted process leaves the old or the new one,
-    or (between the renames) none; never a mixture.
+    or (between the renames) none; never a mixture. What killed processes left behind for the same ``path`` is removed.
 
     Raises:
         DiskError: the disk is full or the folder may not be written.
@@ -204,8 +205,10 @@ def staged_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part"))
         staged, old = workplace / "new", workplace / "old"
+        lock = _lock_folder(workplace)
         try:
             staged.mkdir()
+            _sweep(path)
             yield staged
             try:
                 if os.path.lexists(path):
@@ -217,6 +220,40 @@ def staged_folder(path: Path) -> Iterator[Path]:
                 raise
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left beside ``path``: workplaces that have something in them and that nobody holds.
+
+    One that holds the old folder stays while there is no other: its process died between the two renames.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name[:40])}\.[a-z0-9_]{{8}}\.part")
+    for workplace in path.parent.iterdir():
+        if not pattern.fullmatch(workplace.name) or workplace.is_symlink() or not workplace.is_dir():
+            continue
+        with suppress(OSError):  # another process may be sweeping, too
+            lost = (workplace / "old").exists() and not os.path.lexists(path)
+            # Processes lock their workplace before they put anything there.
+            if not lost and any(workplace.iterdir()) and (lock := _lock_folder(workplace)) is not None:
+                shutil.rmtree(workplace, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process dies; None where it is held, or cannot be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is swept there
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -333,6 +333,43 @@ def test_an_interrupt_right_after_the_first_rename_brings_the_old_folder_back(
     assert names_in(folder) == ["target"]
 
 
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_not(folder: Path) -> None:
+    program = (
+        "import sys, pathlib; from skillhub.files import staged_folder\n"
+        "with staged_folder(pathlib.Path(sys.argv[1])) as staged:\n"
+        "    (staged / 'file').write_text('half'); print('ready', flush=True); sys.stdin.read()"
+    )
+    target, other = folder / "pack", folder / "pack.two"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(path)], **pipes) for path in (target, target, other)
+    ]
+    assert all(process.stdout.readline() == b"ready\n" for process in processes)
+    (folder / ".pack.mine.part").mkdir()
+    (folder / ".pack.mine.part" / "file").write_text("not a workplace")
+    for dead in (processes[0], processes[2]):
+        dead.kill()
+        dead.communicate()
+    with staged_folder(target) as staged:
+        (staged / "file").write_text("whole")
+    left = {path.name for path in folder.iterdir()}
+    assert {name[:6] for name in left - {"pack", ".pack.mine.part"}} == {".pack."} and len(left) == 4
+    processes[1].communicate(b"")
+    assert (target / "file").read_text() == "half" and processes[1].returncode == 0
+    assert {path.name.split(".")[1] for path in folder.glob(".*")} == {"pack"} and len(list(folder.glob(".*"))) == 2
+
+
+def test_the_only_copy_of_the_old_folder_is_not_swept(folder: Path) -> None:
+    (folder / ".pack.abcd1234.part" / "old").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), staged_folder(folder / "pack"):
+        raise KeyboardInterrupt
+    assert (folder / ".pack.abcd1234.part" / "old").is_dir()
+    for _ in "ab":
+        with staged_folder(folder / "pack"):
+            pass
+    assert [path.name for path in folder.iterdir()] == ["pack"]
+
+
 def test_a_full_disk_inside_a_staged_folder_leaves_the_old_one(folder: Path) -> None:
     target = folder / "target"
     target.mkdir()
