@@ -11,9 +11,9 @@ from msgspec.structs import replace as replace_struct
 from skillhub.compose.compatibility import check_packs, open_contributions
 from skillhub.compose.fusion import fuse
 from skillhub.compose.merging import Contribution
-from skillhub.compose.recipes import make_recipe
+from skillhub.compose.recipes import find_pack, make_recipe
 from skillhub.deltas import PackDelta
-from skillhub.errors import UnsafeContentError
+from skillhub.errors import NotFoundError, UnsafeContentError
 from skillhub.packs import Pack
 from tests.support.tiny_models import build_pack, save_model, tune, with_entry
 
@@ -55,3 +55,10 @@ def test_checking_packs_takes_time_in_proportion_to_their_tensors(pack: Pack) ->
     begin = time.process_time()
     check_packs([Contribution(one, delta)], dict.fromkeys(entries, (16,)), in_memory=True)
     assert time.process_time() - begin < 5  # a minute, when every tensor sorts all names
+
+
+def test_a_folder_named_like_a_pack_is_hinted_at(pack: Pack, homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pack.folder.parent)
+    with pytest.raises(NotFoundError, match="pack is not installed in any of your environments") as caught:
+        find_pack("pack")
+    assert "write ./pack." in caught.value.hint and find_pack("./pack").digest == pack.digest
