@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UnsafeContentError, UsageError
 from skillhub.files import disk_errors, safe_join
-from skillhub.tensorfiles import TensorInfo, read_header
+
+if TYPE_CHECKING:  # it needs numpy, and choosing files does not
+    from skillhub.tensorfiles import TensorInfo
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -98,6 +100,8 @@ def read_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
             missing from its shard.
         UnsafeContentError: a header is too long.
     """
+    from skillhub.tensorfiles import read_header
+
     files = list(files)
     tensors: dict[str, TensorInfo] = {}
     for path in files:
