@@ -25,7 +25,9 @@ ROUTER_FILE = "router.safetensors"
 RECEIPT_FILE = "receipt.json"
 """Of an installed pack: where it came from. Not part of the pack itself."""
 
-_CORRECT_IT = "Nothing was written. Correct what this field was made from (a name in the checkpoint, a text), then try again."
+_CORRECT_IT = (
+    "Nothing was written. Correct what this field was made from (a name in the checkpoint, a text), then try again."
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def describe_base(variant: Variant) -> str:
     return base_text(variant.base.fingerprint, variant.base.repo)
 
 
-def open_pack(folder: Path, *, owner: str | None = None) -> Pack:
+def open_pack(folder: str | Path, *, owner: str | None = None) -> Pack:
     """Open a pack folder; only its manifest is read.
 
     Raises:
@@ -114,6 +116,7 @@ def open_pack(folder: Path, *, owner: str | None = None) -> Pack:
         NewerSchemaError: the manifest is of a schema that this version does not read.
         DiskError: the manifest may not be read.
     """
+    folder = Path(folder).expanduser()
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise NotFoundError(

@@ -213,6 +213,10 @@ def test_a_bad_manifest_is_named_by_its_file(pack: Pack) -> None:
         open_pack(pack.folder)
 
 
+def test_a_folder_may_be_given_as_text(pack: Pack) -> None:
+    assert open_pack(str(pack.folder)) == open_pack(pack.folder)
+
+
 def test_a_manifest_of_many_gigabytes_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "skillpack.json"
     path.touch()
@@ -223,8 +227,11 @@ def test_a_manifest_of_many_gigabytes_is_not_read_into_memory(tmp_path: Path) ->
 
 def test_a_manifest_that_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
     manifest = Manifest(schema=0, name="a", version="1.0", license="two\nlines")
-    with pytest.raises(IntegrityError, match=r"the new skillpack\.json is not a valid manifest: \$\.license: "):
+    with pytest.raises(
+        IntegrityError, match=r"the new skillpack\.json is not a valid manifest: \$\.license: It contains"
+    ) as caught:
         write_manifest(tmp_path, manifest)
+    assert "publisher" not in caught.value.hint and "Correct" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
