@@ -95,6 +95,11 @@ def is_embedding(name: str) -> bool:
     return _embedding_rank(name) is not None
 
 
+def is_layer_tensor(name: str) -> bool:
+    """Say whether a canonical name lies in a numbered block, such as ``layers.3.mlp.up_proj.weight``."""
+    return any(component.isdecimal() for component in name.split("."))
+
+
 def is_vocabulary_tensor(name: str) -> bool:
     """Say whether a canonical name is that of an embedding, an output head or its bias: a row for every token."""
     weight = name.removesuffix("bias") + "weight" if name.endswith(".bias") else name

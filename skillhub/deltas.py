@@ -9,7 +9,7 @@ with which configs read those arrays.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from skillhub.bfloat16 import FLOATS
+from skillhub.canonical import is_layer_tensor
 from skillhub.checkpoints import DTYPES, Checkpoint
 from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_digest
 from skillhub.documents import canonical_json
@@ -259,6 +260,27 @@ class PackDelta:
     def sets_values(self, name: str) -> bool:
         """Say whether :meth:`decode` gives the tuned tensor itself instead of a difference."""
         return self.entry(name).change != "removed" and self.encoded(name).operation == "set"
+
+
+def refuse_changed_layers(what: str, added: Sequence[str]) -> None:
+    """Refuse added tensors inside numbered blocks: the base's config.json has no place for biases or layers it lacks.
+
+    Args:
+        what: the fine-tune or the pack that adds them, for the message.
+        added: canonical names of the tensors that the base does not have.
+
+    Raises:
+        UsageError: one is in a numbered block.
+    """
+    layered = [name for name in added if is_layer_tensor(name)]
+    if layered:
+        more = f" and {len(layered) - 3} more" if len(layered) > 3 else ""
+        raise UsageError(
+            f"{what} adds {', '.join(layered[:3])}{more} to the base's layers: its architecture was changed, which a pack "
+            "cannot carry.",
+            hint="Give the base with the same architecture, or share the fine-tune as a whole checkpoint.",
+            tensors=layered[:3],
+        )
 
 
 def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import msgspec
 from msgspec import structs
 
 from skillhub import __version__
@@ -18,11 +19,12 @@ from skillhub.bases import LocatedBase, find_base
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact
 from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
-from skillhub.deltas import Delta, DeltaWriter
+from skillhub.deltas import Delta, DeltaWriter, refuse_changed_layers
+from skillhub.documents import field_error
 from skillhub.errors import UsageError
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
-from skillhub.manifest import CodecInfo, Manifest, TensorEntry, Variant, variant_folder
+from skillhub.manifest import CodecInfo, Label, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
 from skillhub.progress import Progress
 
@@ -100,7 +102,22 @@ def _changed_names(delta: Delta) -> list[str]:
             f"{delta.tuned.folder} has the same weights as {delta.base.folder}.",
             hint="Give the fine-tuned checkpoint first and its base with --base.",
         )
+    _check_added(delta, changed)
     return changed
+
+
+def _check_added(delta: Delta, names: list[str]) -> None:
+    """Refuse what the base's config has no place for, and names that no manifest can hold."""
+    added = [name for name in names if delta.change(name) == "added"]
+    refuse_changed_layers(str(delta.tuned.folder), added)
+    for name in names:
+        try:
+            msgspec.convert(name, Label)
+        except msgspec.ValidationError as error:
+            raise UsageError(
+                f"A pack cannot hold the tensor name {name[:100]!r}: {field_error(error).removeprefix('$: ')}.",
+                hint="Rename the tensor in the checkpoint.",
+            ) from error
 
 
 def _write_delta(

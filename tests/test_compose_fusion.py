@@ -179,7 +179,7 @@ def test_added_tokens_resize_the_checkpoint_and_its_config(place: Path, tmp_path
 def test_added_tensors_are_written_under_the_bases_names_and_removed_ones_left_out(llama: Path, tmp_path: Path):
     def changed(tensors: Tensors) -> Tensors:
         kept = {name: tensor for name, tensor in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"}
-        return {**kept, "model.layers.0.self_attn.q_proj.bias": torch.ones(16), "extra.steps": torch.tensor([7])}
+        return {**kept, "model.norm.bias": torch.ones(16), "extra.steps": torch.tensor([7])}
 
     tuned = rewrite(tune(llama / "base", tmp_path / "noise"), tmp_path / "tuned", changed)
     pack = build_pack(tuned, llama / "base", tmp_path / "pack")

@@ -196,3 +196,23 @@ def test_a_base_that_is_one_file_tells_as_much_as_its_folder(tmp_path: Path) -> 
     ]
     assert built[0].manifest.variants[0].base == built[1].manifest.variants[0].base
     assert built[1].manifest.variants[0].base.tokenizer and built[1].manifest.variants[0].base.architecture
+
+
+def test_tensors_that_are_added_to_layers_cannot_be_packed_but_heads_can(tmp_path: Path) -> None:
+    base = {"model.layers.0.w": torch.ones(3), "model.embed_tokens.weight": torch.ones(4, 2)}
+    head = {"score.weight": torch.rand(2, 2), "lm_head.weight": torch.rand(4, 2)}
+    assert fused(tmp_path / "head", base, {**base, **head}).keys() == base.keys() | head.keys()
+    more = {f"model.layers.{number}.{name}": torch.rand(3) for number in (0, 1) for name in ("b", "c")}
+    folders = save(tmp_path / "base", base), save(tmp_path / "tuned", {**base, **more})
+    expected = r"adds layers\.0\.b, layers\.0\.c, layers\.1\.b and 1 more to .*its architecture was changed"
+    with pytest.raises(UsageError, match=expected) as caught:
+        pack(folders[1], folders[0], tmp_path / "pack", metadata=METADATA)
+    assert "fuse" not in caught.value.hint and not (tmp_path / "pack").exists()
+
+
+def test_a_tensor_name_that_no_manifest_holds_is_the_authors_to_correct(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", {"a\nb": torch.zeros(3), "c": torch.zeros(3)})
+    tuned = save(tmp_path / "tuned", {"a\nb": torch.ones(3), "c": torch.zeros(3)})
+    with pytest.raises(UsageError, match="It contains control characters") as caught:
+        pack(tuned, base, tmp_path / "pack", metadata=METADATA)
+    assert caught.value.hint == "Rename the tensor in the checkpoint." and not (tmp_path / "pack").exists()

@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from skillhub.compose.merging import Contribution
 from skillhub.compose.recipes import Recipe
-from skillhub.deltas import PackDelta, open_delta
+from skillhub.deltas import PackDelta, open_delta, refuse_changed_layers
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.packs import describe_base
 
 Shape = tuple[int, ...]
 
 _FUSE = "Write a checkpoint that has it with `skillhub fuse`, then load that."
+_FUSE_ADDED = (
+    "Write a checkpoint that has it with `skillhub fuse`, then load that with the fine-tune's class: its config.json still "
+    "names the base's."
+)
 _SHOWN = 3
 
 ADDED_ELEMENTS = 1 << 24
@@ -70,6 +74,8 @@ def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shap
     """
     for one in contributions:
         _check_names(one.delta, shapes)
+        added = [name for name in one.delta.names if one.delta.entry(name).change == "added"]
+        refuse_changed_layers(str(one.delta.pack), [name for name in added if shapes.get(name) is None])
         _check_growth(one.delta, shapes)
         for name in one.delta.names:
             error = _misfit(one.delta, name, shapes.get(name), in_memory=in_memory)
@@ -122,7 +128,9 @@ def _misfit(delta: PackDelta, name: str, present: Shape | None, *, in_memory: bo
     shape = tuple(entry.shape)
     if entry.change == "added":
         if in_memory and present != shape:
-            return UsageError(f"{delta.pack} adds the tensor {name}, for which this model has no place.", hint=_FUSE)
+            return UsageError(
+                f"{delta.pack} adds the tensor {name}, for which this model has no place.", hint=_FUSE_ADDED
+            )
         if not in_memory and present is not None:
             return WrongBaseError(f"{delta.pack} adds {name}, which the base has already.", hint="Give its own base.")
     elif entry.change == "removed":
