@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as replace_struct
 from safetensors.torch import load_file
 
+from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft, grafted_packs, ungraft
 from skillhub.errors import IntegrityError, NotFoundError, UsageError, WrongBaseError
 from skillhub.packs import Pack, open_pack
@@ -322,7 +324,7 @@ def test_a_resized_vocabulary_is_refused_with_the_remedy(llama: Path, tmp_path: 
 
 def test_added_and_removed_tensors_are_refused_with_the_remedy(llama: Path, tmp_path: Path):
     def more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(16, dtype=torch.bfloat16)}
+        return {**tensors, "score.weight": torch.ones(2, 16, dtype=torch.bfloat16)}
 
     def fewer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
@@ -333,6 +335,27 @@ def test_added_and_removed_tensors_are_refused_with_the_remedy(llama: Path, tmp_
         with pytest.raises(UsageError, match=f"{word} the tensor") as caught:
             graft(load_model(llama / "base"), [pack])
         assert "skillhub fuse" in caught.value.hint
+        assert ("the fine-tune's class" in caught.value.hint) == (word == "adds")
+
+
+def test_tensors_that_are_added_to_layers_are_refused_without_a_way_round(llama: Path, tmp_path: Path):
+    def biased(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        biases = {f"model.layers.{n}.self_attn.{p}_proj.bias": torch.ones(16) for n in (0, 1) for p in "qo"}
+        return {**tensors, **biases}
+
+    changed = rewrite(llama / "base", tmp_path / "changed", biased)
+    pack = build_pack(changed, llama / "base", tmp_path / "pack")
+    expected = (
+        r"adds layers\.0\.self_attn\.o_proj\.bias, .* and 1 more to the base's layers: its architecture was changed"
+    )
+    for attempt in (
+        lambda: graft(load_model(llama / "base"), [pack]),
+        lambda: fuse(llama / "base", [pack], tmp_path / "fused"),
+    ):
+        with pytest.raises(UsageError, match=expected) as caught:
+            attempt()
+        assert "skillhub fuse" not in caught.value.hint
+    assert not (tmp_path / "fused").exists()
 
 
 def refused(model: Any, packs: Any, **options: Any) -> str:
@@ -358,9 +381,58 @@ def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     assert "does not use densities" in refused(model, [one], densities=[0.5])
     assert "share of elements" in refused(model, [one], method="ties", densities=[0])
     assert "not a pack" in refused(model, [llama / "base"])
+    assert "None is not a pack" in refused(model, [None])
+    assert "3 is not a pack" in refused(model, [3])
+    assert "packs must be a list" in refused(model, 3)
+    assert "weights must be a list" in refused(model, [one], weights=0.5)
+    for weight in (None, "x", True, 10**400, float("nan"), 1e7, -1e7, float("inf"), 1j):
+        assert "1 packs and weights" in refused(model, [one], weights=[weight])
+    assert "densities must be a list" in refused(model, [one], method="ties", densities=1)
     graft(model, [one])
     assert "there twice" in refused(model, [one])
     assert "already use method 'linear'" in refused(model, [llama / "two"], method="ties")
+
+
+def test_packs_and_weights_may_come_from_generators(llama: Path):
+    model, expected = load_model(llama / "base"), load_model(llama / "base")
+    graft(model, (pack for pack in [llama / "one", llama / "two"]), weights=(weight for weight in (1, np.float32(0.5))))
+    graft(expected, [llama / "one", llama / "two"], weights=[1.0, 0.5])
+    assert bits(model) == bits(expected)
+
+
+def test_a_model_that_lost_a_layer_or_was_resized_is_said_to_have_changed(llama: Path):
+    model = load_model(llama / "base")
+    graft(model, [llama / "one"])
+    del model.model.layers[1]
+    before = bits(model)
+    with pytest.raises(UsageError, match=r"changed since packs were grafted: it has no layers\.1\.") as caught:
+        ungraft(model)
+    assert caught.value.hint and bits(model) == before
+
+    model = load_model(llama / "base")
+    graft(model, [llama / "one"])
+    model.resize_token_embeddings(30, mean_resizing=False)
+    before = bits(model)
+    with pytest.raises(UsageError, match=r"was resized since .* was \[26, 16\] and is \[30, 16\]") as caught:
+        ungraft(model)
+    assert "resize_token_embeddings" in caught.value.hint and bits(model) == before
+    model.resize_token_embeddings(26, mean_resizing=False)
+    ungraft(model)
+    assert bits(model) == bits(load_model(llama / "base"))
+
+
+def test_sums_that_overflow_are_refused_and_the_model_stays(llama: Path, tmp_path: Path):
+    def large(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**tensors, "model.norm.weight": tensors["model.norm.weight"] + 1e35}
+
+    pack = build_pack(rewrite(llama / "base", tmp_path / "tuned", large), llama / "base", tmp_path / "pack")
+    model = load_model(llama / "base")
+    assert "norm.weight would have values that torch.bfloat16 cannot hold" in refused(model, [pack], weights=[1e5])
+    with pytest.raises(UsageError, match="cannot hold"):
+        fuse(llama / "base", [pack], tmp_path / "fused", weights=[-1e5])
+    graft(model, [pack], weights=[1e2])
+    ungraft(model)
+    assert bits(model) == bits(load_model(llama / "base"))
 
 
 def test_ungrafting_what_is_not_there_is_refused(llama: Path):
@@ -368,6 +440,8 @@ def test_ungrafting_what_is_not_there_is_refused(llama: Path):
     with pytest.raises(UsageError, match="no grafted pack"):
         ungraft(model)
     graft(model, [llama / "one"])
+    with pytest.raises(UsageError, match="3 is not a pack"):
+        ungraft(model, 3)
     with pytest.raises(NotFoundError, match="two is not grafted"):
         ungraft(model, "two")
     with pytest.raises(NotFoundError, match="is not grafted"):

@@ -172,6 +172,7 @@ def _apply(
     originals = state.originals if state else {}
     sources = _sources(changed_names(contributions), wanted.repeats)
     names = sorted(sources.keys() | originals.keys())
+    _check_unaltered(layout, names, originals)
     kept: dict[str, torch.Tensor] = {}
     undo: list[tuple[Slot, torch.Tensor]] = []
     try:
@@ -197,6 +198,26 @@ def _apply(
         delattr(model, _STATE)
 
 
+def _check_unaltered(layout: Layout, names: Sequence[str], originals: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a model that lost or resized tensors after packs were grafted: the originals have no place in it."""
+    lost = [name for name in names if name not in layout.slots]
+    if lost:
+        raise UsageError(
+            f"The model's tensors changed since packs were grafted: it has no {lost[0]} any more.",
+            hint="Load the base model again, and change it after the packs were taken out.",
+            tensor=lost[0],
+        )
+    for name, original in originals.items():
+        before, now = list(original.shape), list(layout.slots[name].shape)
+        if before != now:
+            raise UsageError(
+                f"The model was resized since packs were grafted: {name} was {before} and is {now}.",
+                hint="Resize it back (model.resize_token_embeddings with the number of rows before), then try again; "
+                "or load the base model again.",
+                tensor=name,
+            )
+
+
 def _sources(changed: Sequence[str], repeats: Mapping[str, str]) -> dict[str, str]:
     """Return canonical name of each tensor to write → name of the tensor whose deltas it takes."""
     sources = {alias: original for alias, original in repeats.items() if original in changed}
@@ -205,6 +226,8 @@ def _sources(changed: Sequence[str], repeats: Mapping[str, str]) -> dict[str, st
 
 def _grafted_digest(recipe: Recipe, pack: PackSource) -> str:
     """Return the digest of the grafted pack that the caller means."""
+    if not isinstance(pack, (str, Path, Pack)):
+        raise UsageError(f"{pack!r} is not a pack.", hint="Give its name, its folder, or the opened pack.")
     if isinstance(pack, Pack):
         matches = [pack.digest]
     elif isinstance(pack, Path) or is_folder(pack):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from skillhub.codecs import exact
 from skillhub.compose.methods import find_method
 from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.deltas import PackDelta
-from skillhub.errors import IntegrityError
+from skillhub.errors import IntegrityError, UsageError
 from skillhub.rounding import TARGETS, round_to, rounding_key
 
 
@@ -73,10 +73,14 @@ def merge_tensor(
 
     Raises:
         IntegrityError: a pack's bytes are damaged.
+        UsageError: a sum of finite values is too large for the dtype.
     """
     members = contributing(contributions, name)
     if members[0].delta.sets_values(name):
-        return _rounded(members[0].delta.decode(name), dtype, recipe, name, "nearest")
+        values = members[0].delta.decode(name)
+        result = _rounded(values, dtype, recipe, name, "nearest")
+        _check_finite(result, [values], name)
+        return result
     shape = result_shape(members, name, None if base is None else tuple(base.shape))
     merged = find_method(recipe.method).merge(
         [resized_rows(one.delta.decode(name), shape) for one in members],
@@ -88,7 +92,33 @@ def merge_tensor(
     if base is not None:
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         merged = resized_rows(base.to(wide, copy=True), shape).add_(merged)
-    return _rounded(merged, dtype, recipe, name, rounding_mode(recipe, members, name))
+    result = _rounded(merged, dtype, recipe, name, rounding_mode(recipe, members, name))
+    before = (resized_rows(tensor, shape) for tensor in _inputs(members, name, base))
+    _check_finite(result, before, name)
+    return result
+
+
+def _inputs(members: Sequence[Contribution], name: str, base: torch.Tensor | None) -> Iterator[torch.Tensor]:
+    """Yield base and deltas of one tensor; decoded again, which only a result that is not finite asks for."""
+    if base is not None:
+        yield base
+    for one in members:
+        yield one.delta.decode(name)
+
+
+def _check_finite(result: torch.Tensor, before: Iterable[torch.Tensor], name: str) -> None:
+    """Refuse a result that is not finite where all that it was made of is."""
+    if result.dtype not in (*TARGETS, torch.float64) or bool(result.isfinite().all()):
+        return
+    overflown = ~result.isfinite()
+    for tensor in before:
+        overflown &= tensor.to(torch.float64).isfinite()
+    if overflown.any():
+        raise UsageError(
+            f"{name} would have values that {result.dtype} cannot hold.",
+            hint="Use smaller weights, or a wider dtype.",
+            tensor=name,
+        )
 
 
 def result_shape(contributions: Sequence[Contribution], name: str, base: tuple[int, ...] | None) -> tuple[int, ...]:

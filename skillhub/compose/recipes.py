@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from skillhub.compose.methods import find_method
 from skillhub.errors import NotFoundError, UsageError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 ROUNDINGS = ("auto", "nearest", "stochastic")
 """``auto``: to nearest where every pack that changes a tensor holds it exactly, else stochastic."""
+
+WEIGHT_LIMIT = 1e6
+"""Largest weight, of either sign."""
 
 PackSource = str | Path | Pack
 """A pack that was opened, its folder, or the name of an installed one."""
@@ -112,6 +115,10 @@ def make_recipe(
     """
     if isinstance(packs, (str, Path, Pack)):
         raise UsageError("packs must be a list.", hint=f"Write [{str(packs)!r}].")
+    packs = _listed("packs", packs)
+    wrong = [source for source in packs if not isinstance(source, (str, Path, Pack))]
+    if wrong:
+        raise UsageError(f"{wrong[0]!r} is not a pack.", hint="Give names, folders, or what open_pack returned.")
     if not packs:
         raise UsageError("No pack was given.", hint="Name at least one installed pack or pack folder.")
     if rounding not in ROUNDINGS:
@@ -197,7 +204,20 @@ def sort_packs(packs: Iterable[WeightedPack]) -> tuple[WeightedPack, ...]:
 
 
 def _one_each(what: str, values: Sequence[float] | None, count: int) -> list[float]:
-    chosen = [1.0] * count if values is None else [float(value) for value in values]
-    if len(chosen) != count or not all(math.isfinite(value) for value in chosen):
-        raise UsageError(f"There are {count} packs and {what} {chosen}.", hint="Give one finite number per pack.")
-    return chosen
+    chosen = [1.0] * count if values is None else _listed(what, values)
+    if len(chosen) != count or not all(_is_factor(value) for value in chosen):
+        raise UsageError(
+            f"There are {count} packs and {what} {chosen}.", hint="Give one number per pack, of a million at most."
+        )
+    return [float(value) for value in chosen]
+
+
+def _listed(what: str, values: Iterable[Any]) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise UsageError(f"{what} must be a list, not {values!r}.", hint=f"Write [{values!r}].") from error
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-WEIGHT_LIMIT <= value <= WEIGHT_LIMIT)
