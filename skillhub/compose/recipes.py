@@ -219,5 +219,6 @@ def _listed(what: str, values: Iterable[Any]) -> list[Any]:
         raise UsageError(f"{what} must be a list, not {values!r}.", hint=f"Write [{values!r}].") from error
 
 
-def _is_factor(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(-WEIGHT_LIMIT <= value <= WEIGHT_LIMIT)
+def _is_factor(value: Any) -> bool:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and bool(-WEIGHT_LIMIT <= value <= WEIGHT_LIMIT)
