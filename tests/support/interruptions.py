@@ -20,7 +20,7 @@ import huggingface_hub
 import huggingface_hub.hf_api
 
 from skillhub import hub, settings
-from skillhub.environments import as_environment, installed_packs, read_project, unfinished_paths
+from skillhub.environments import as_environment, damaged_packs, installed_packs, read_project, unfinished_paths
 from skillhub.files import sha256_of_file
 from skillhub.installer import install, uninstall, verify
 from skillhub.lockfile import read_lock
@@ -104,6 +104,7 @@ def check_installed(here: Path, completed: bool, versions: tuple[str, ...]) -> N
     """Fail unless the environment lists whole packs of allowed versions, and the store holds only what its names say."""
     environment = as_environment(here / "env")
     listed = installed_packs(environment)
+    assert damaged_packs(environment) == []
     for one in listed:
         assert verify_pack(one.pack, fingerprint=BASE) == []
     found = [one.version for one in listed]
