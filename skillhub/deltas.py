@@ -262,21 +262,22 @@ class PackDelta:
         return self.entry(name).change != "removed" and self.encoded(name).operation == "set"
 
 
-def refuse_changed_layers(what: str, added: Sequence[str]) -> None:
-    """Refuse added tensors inside numbered blocks: the base's config.json has no place for biases or layers it lacks.
+def refuse_changed_layers(what: str, names: Sequence[str], *, verb: str) -> None:
+    """Refuse tensors added to or removed from numbered blocks: the base's config.json would not describe the result.
 
     Args:
-        what: the fine-tune or the pack that adds them, for the message.
-        added: canonical names of the tensors that the base does not have.
+        what: the fine-tune or the pack, for the message.
+        names: canonical names of the tensors that only one of the two has.
+        verb: what it does with them, ``adds`` or ``lacks``.
 
     Raises:
         UsageError: one is in a numbered block.
     """
-    layered = [name for name in added if is_layer_tensor(name)]
+    layered = [name for name in names if is_layer_tensor(name)]
     if layered:
         more = f" and {len(layered) - 3} more" if len(layered) > 3 else ""
         raise UsageError(
-            f"{what} adds {', '.join(layered[:3])}{more} to the base's layers: its architecture was changed, which a pack "
+            f"{what} {verb} {', '.join(layered[:3])}{more} in the layers: its architecture is not the base's, which a pack "
             "cannot carry.",
             hint="Give the base with the same architecture, or share the fine-tune as a whole checkpoint.",
             tensors=layered[:3],

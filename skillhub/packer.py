@@ -102,14 +102,15 @@ def _changed_names(delta: Delta) -> list[str]:
             f"{delta.tuned.folder} has the same weights as {delta.base.folder}.",
             hint="Give the fine-tuned checkpoint first and its base with --base.",
         )
-    _check_added(delta, changed)
+    _check_names(delta, changed)
     return changed
 
 
-def _check_added(delta: Delta, names: list[str]) -> None:
+def _check_names(delta: Delta, names: list[str]) -> None:
     """Refuse what the base's config has no place for, and names that no manifest can hold."""
-    added = [name for name in names if delta.change(name) == "added"]
-    refuse_changed_layers(str(delta.tuned.folder), added)
+    for verb, change in (("adds", "added"), ("lacks", "removed")):
+        found = [name for name in names if delta.change(name) == change]
+        refuse_changed_layers(str(delta.tuned.folder), found, verb=verb)
     for name in names:
         try:
             msgspec.convert(name, Label)

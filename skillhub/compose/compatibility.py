@@ -75,7 +75,7 @@ def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shap
     for one in contributions:
         _check_names(one.delta, shapes)
         added = [name for name in one.delta.names if one.delta.entry(name).change == "added"]
-        refuse_changed_layers(str(one.delta.pack), [name for name in added if shapes.get(name) is None])
+        refuse_changed_layers(str(one.delta.pack), [name for name in added if shapes.get(name) is None], verb="adds")
         _check_growth(one.delta, shapes)
         for name in one.delta.names:
             error = _misfit(one.delta, name, shapes.get(name), in_memory=in_memory)
