@@ -47,9 +47,9 @@ from skillhub.store import default_store
 
 
 def install(
-    requirements: Sequence[str],
+    requirements: Sequence[str | Path],
     *,
-    base: str | None = None,
+    base: str | Path | None = None,
     environment: Path | str | Environment | None = None,
     registry: hub.Registry | str | None = None,
     token: str | None = None,
@@ -61,7 +61,7 @@ def install(
 
     Args:
         requirements: names (``acme/math-pack``), names with versions (``acme/math-pack>=1.2``) or folders of built packs
-            (``./math-pack``); none means what ``skillhub.toml`` and the lock ask for already.
+            (``./math-pack``, or a path); none means what ``skillhub.toml`` and the lock ask for already.
         base: folder, ``repo[@revision]`` or fingerprint of the base model; None means the environment's, else the only
             one that fits.
         environment: None means this user's environment for the base.
@@ -81,16 +81,17 @@ def install(
         registry = hub.default_registry(registry, token)
     supply = Supply(registry, default_store(), offline or settings.offline(), progress)
     planner = Planner(supply, notice or (lambda sentence: None))
-    wanted = [parse_wanted(text) for text in requirements]
+    wanted = [parse_wanted(text if isinstance(text, str) else str(text.absolute())) for text in requirements]
+    named = None if base is None else str(base)
     if environment is None:
         wanted = _with_owners(planner, wanted, [read_project(one) for one in user_environments()])
         wanted = combine_requirements(wanted)
-        chosen = _choose_base(planner, wanted, base)
+        chosen = _choose_base(planner, wanted, named)
         place = user_environment(chosen.fingerprint)
     else:
         chosen, place = None, as_environment(environment)
     with place.hold():
-        return _install_into(planner, place, wanted, chosen, base)
+        return _install_into(planner, place, wanted, chosen, named)
 
 
 def _install_into(

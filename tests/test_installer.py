@@ -195,6 +195,11 @@ def test_a_base_on_the_registry_is_known_by_its_files(
     install(["installer/based-pack"], base="installer/a-base", environment=env, registry=anyone)
 
 
+def test_a_base_may_be_a_path(anyone: hub.Registry, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nowhere"):
+        install(["installer/math-pack"], base=tmp_path / "nowhere", environment=tmp_path / "env", registry=anyone)
+
+
 def test_a_base_that_a_pack_only_declares_is_told(anyone: hub.Registry, owner: hub.Registry) -> None:
     hub.create_repository(owner, "installer/other-base")
     hub.commit(owner, "installer/other-base", {"model.safetensors": b"other"}, message="Add", parent=None)
