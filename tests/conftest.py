@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.commands import Shell
 from tests.support.registry_process import RegistryProcess, running_registry
 
 # How long an example takes says something about the machine's other work, not about the code.
@@ -33,3 +34,20 @@ def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "homes" / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "homes" / "token"))
     return tmp_path / "homes"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny language model with a tokenizer, and a fine-tune of it."""
+    from tests.support.tiny_models import add_tokenizer, save_model, tune  # torch: only for tests that need it
+
+    folder = tmp_path_factory.mktemp("models")
+    base = save_model("tied", folder / "base")
+    add_tokenizer(base)
+    return base, tune(base, folder / "tuned", size=0.05)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, registry: RegistryProcess) -> Shell:
+    """The shell of a user with an empty home who talks to the registry."""
+    return Shell(tmp_path, registry.endpoint, registry.token)

@@ -11,21 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.support.commands import Shell
-from tests.support.tiny_models import add_tokenizer, save_model, tune
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny base and a fine-tune of it."""
-    folder = tmp_path_factory.mktemp("models")
-    base = save_model("tied", folder / "base")
-    add_tokenizer(base)
-    return base, tune(base, folder / "tuned", size=0.05)
-
-
-@pytest.fixture
-def shell(tmp_path: Path, registry: Any) -> Shell:
-    return Shell(tmp_path, registry.endpoint, registry.token)
+from tests.support.tiny_models import save_model, tune
 
 
 def build(shell: Shell, models: tuple[Path, Path], name: str = "bad-input") -> Path:

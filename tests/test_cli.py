@@ -13,21 +13,6 @@ import pytest
 
 from skillhub.cli import COMMANDS
 from tests.support.commands import Shell
-from tests.support.tiny_models import add_tokenizer, save_model, tune
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny base with a tokenizer, and a fine-tune of it."""
-    folder = tmp_path_factory.mktemp("models")
-    base = save_model("tied", folder / "base")
-    add_tokenizer(base)
-    return base, tune(base, folder / "tuned", size=0.05)
-
-
-@pytest.fixture
-def shell(tmp_path: Path, registry: Any) -> Shell:
-    return Shell(tmp_path, registry.endpoint, registry.token)
 
 
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
