@@ -345,9 +345,7 @@ def test_tensors_that_are_added_to_layers_are_refused_without_a_way_round(llama:
 
     changed = rewrite(llama / "base", tmp_path / "changed", biased)
     pack = build_pack(changed, llama / "base", tmp_path / "pack")
-    expected = (
-        r"adds layers\.0\.self_attn\.o_proj\.bias, .* and 1 more in the layers: its architecture"
-    )
+    expected = r"adds layers\.0\.self_attn\.o_proj\.bias, .* and 1 more in the layers: its architecture"
     for attempt in (
         lambda: graft(load_model(llama / "base"), [pack]),
         lambda: fuse(llama / "base", [pack], tmp_path / "fused"),

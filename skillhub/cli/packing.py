@@ -126,17 +126,26 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
         [name, str(row["tensors"]), console.size_text(row["bytes"]), f"{row['relative_error']:.3f}", row["codecs"]]
         for name, row in sorted(classes.items(), key=lambda item: -item[1]["bytes"])
     ]
-    console.table(["Module class", "Tensors", "Size", "Squared error", "Codecs"], rows, right=(1, 2, 3))
-    worst = sorted(variant.codec.tensors.items(), key=lambda item: -item[1].relative_error)[:3]
-    if worst and worst[0][1].relative_error > 0:
-        click.echo("Worst tensors: " + ", ".join(f"{name} ({entry.relative_error:.2f})" for name, entry in worst))
-        click.echo("Squared error is relative to the delta's own; it says little about function: `skillhub evaluate`.")
+    console.table(["Module class", "Tensors", "Size", "Error", "Codecs"], rows, right=(1, 2, 3))
+    _print_worst(variant)
     if any(row["relative_error"] > MUCH_LEFT_OUT for row in classes.values()):
         click.echo(f"Much of this delta was left out. To keep more: --budget {max(1, 2 * variant.size // 1000)}kB.")
     click.echo(
         f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {console.size_text(variant.size)}, "
         f"1/{checkpoint / max(variant.size, 1):.0f} of the {console.size_text(checkpoint)} checkpoint."
     )
+
+
+def _print_worst(variant: Variant) -> None:
+    """Print the three tensors whose deltas were kept worst, and what that does not say."""
+    worst = sorted(variant.codec.tensors.items(), key=lambda item: -item[1].relative_error)[:3]
+    if not worst or worst[0][1].relative_error == 0:
+        return
+    click.echo("Worst tensors:")
+    for name, entry in worst:
+        click.echo(f"  {entry.relative_error:.3f}  {name}")
+    click.echo("Errors are squared, relative to the delta's own square. They say little about what")
+    click.echo("the model does with the pack; `skillhub evaluate` measures that.")
 
 
 def module_class(name: str) -> str:
