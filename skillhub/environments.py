@@ -25,9 +25,10 @@ from msgspec import Struct
 from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UsageError
+from skillhub.fields import FingerprintText, Sha256
 from skillhub.files import disk_errors, locked, write_atomically
 from skillhub.lockfile import LOCK_FILE
-from skillhub.manifest import MANIFEST_FILE, FileEntry, FingerprintText, Sha256
+from skillhub.manifest import MANIFEST_FILE, FileEntry
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE, Pack, open_pack
 

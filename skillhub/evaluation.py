@@ -23,8 +23,9 @@ from skillhub.compose.generation import load_model
 from skillhub.compose.grafts import graft
 from skillhub.documents import field_error
 from skillhub.errors import NotFoundError, UsageError
+from skillhub.fields import Label
 from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.manifest import Evaluation, Label, Manifest, Variant
+from skillhub.manifest import Evaluation, Manifest, Variant
 from skillhub.packs import RECEIPT_FILE, Pack, write_manifest
 from skillhub.progress import Progress
 

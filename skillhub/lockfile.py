@@ -18,8 +18,9 @@ from msgspec import Meta, Struct
 
 from skillhub.documents import canonical_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NewerSchemaError
+from skillhub.fields import FingerprintText, Sha256
 from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
-from skillhub.manifest import FileEntry, FingerprintText, Sha256
+from skillhub.manifest import FileEntry
 from skillhub.names import PackName, parse_pack_name, parse_version
 
 LOCK_VERSION = 0

@@ -16,8 +16,10 @@ from msgspec import Meta, Struct
 
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, SkillhubError, UnsafeContentError
+from skillhub.fields import Count, FingerprintText, Label, Sha256, Text
 from skillhub.files import check_relative_path, sha256_of_bytes
 from skillhub.names import PackName, is_bare_name, parse_requirement, parse_version
+from skillhub.routers import RouterInfo
 
 MANIFEST_SCHEMA = 0
 MANIFEST_FILE = "skillpack.json"
@@ -26,16 +28,6 @@ MAX_MANIFEST_BYTES = 64 << 20
 _ASK_PUBLISHER = "Download the pack again; if that does not help, tell its publisher."
 
 Result = TypeVar("Result")
-
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-FingerprintText = Annotated[str, Meta(pattern=r"^skb1:[0-9a-f]{64}\Z")]
-Count = Annotated[int, Meta(ge=0)]
-
-Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
-"""Text for people; without the control characters that command a terminal."""
-
-Label = Annotated[str, Meta(max_length=1_000, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*\Z")]
-"""One line, which shows in the order in which it is written."""
 
 
 class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,26 +108,6 @@ class BaseInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tokenizer: Sha256 | None = None
     vocabulary_size: Count | None = None
     files: list[dict[Label, Sha256]] = []
-
-
-class RouterInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a routing card was made with; the card itself is ``router.safetensors``.
-
-    Attributes:
-        path: the card's path, one of the variant's files.
-        layer: index of the base's layer whose hidden states were taken.
-        pooling: how the states of a prompt became one vector.
-        template: the template put around each prompt; None for bare text.
-        rank: dimensions of the subspace.
-        threshold: score below which an input belongs to no pack.
-    """
-
-    path: str
-    layer: Count
-    pooling: Label
-    template: Text | None = None
-    rank: Count
-    threshold: float
 
 
 class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,9 +22,10 @@ from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_la
 from skillhub.deltas import Delta, DeltaWriter, refuse_changed_layers
 from skillhub.documents import field_error
 from skillhub.errors import UsageError
+from skillhub.fields import Label
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
-from skillhub.manifest import CodecInfo, Label, Manifest, TensorEntry, Variant, variant_folder
+from skillhub.manifest import CodecInfo, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
 from skillhub.progress import Progress
 

@@ -16,14 +16,10 @@ from packaging.version import Version
 
 from skillhub.documents import canonical_json, decode_json, field_error
 from skillhub.errors import IntegrityError, NewerSchemaError, UsageError
+from skillhub.fields import Count, FingerprintText, Label, Sha256, Text
 from skillhub.files import sha256_of_bytes
 from skillhub.manifest import (
-    Count,
-    FingerprintText,
-    Label,
     Manifest,
-    Sha256,
-    Text,
     Variant,
     check_requirements,
     parse_manifest,

@@ -15,7 +15,7 @@ import pytest
 import torch
 import zstandard
 
-from skillhub import authorfile, environments, lockfile, manifest, releases
+from skillhub import authorfile, environments, lockfile, manifest, releases, routers
 from skillhub.canonical import is_buffer
 from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, symbols, zero
 from skillhub.codecs.lowrank import choose_groups
@@ -62,7 +62,7 @@ def test_a_table_names_exactly_the_fields(kind: type[msgspec.Struct]) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [manifest.FileEntry, manifest.Evaluation, manifest.RouterInfo, releases.ReleaseVariant],
+    [manifest.FileEntry, manifest.Evaluation, routers.RouterInfo, releases.ReleaseVariant],
 )
 def test_small_objects_are_spelled_out(kind: type[msgspec.Struct]) -> None:
     assert f"{{{', '.join(kind.__struct_fields__)}}}" in PAGE

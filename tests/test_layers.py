@@ -26,7 +26,8 @@ GROUND = [
     (SHARED, "files"),
 ]
 FORMATS = [
-    (SHARED, "names documents canonical bfloat16"),
+    (SHARED, "names documents fields canonical bfloat16"),
+    (SHARED, "routers"),
     (SHARED, "manifest remembered tensorfiles"),
     (SHARED, "releases lockfile authorfile packs checkpointfiles"),
     (SHARED, "fingerprint"),

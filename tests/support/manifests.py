@@ -13,12 +13,12 @@ from skillhub.manifest import (
     Evaluation,
     FileEntry,
     Manifest,
-    RouterInfo,
     Skill,
     TensorEntry,
     Variant,
     variant_folder,
 )
+from skillhub.routers import RouterInfo
 
 BASE = "skb1:" + "0123456789abcdef" * 4
 OTHER_BASE = "skb1:" + "fedcba9876543210" * 4
