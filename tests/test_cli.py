@@ -77,6 +77,21 @@ def test_run_without_a_prompt_answers_each_line(shell: Shell, models: tuple[Path
     assert len(output.splitlines()) >= 2
 
 
+def test_evaluate_fills_the_manifest(shell: Shell, models: tuple[Path, Path]) -> None:
+    base, tuned = models
+    shell.succeed("pack", tuned, "--base", base, "-o", "pack", "--name", "judged", "--version", "1.0")
+    (shell.home / "rows.jsonl").write_text('{"prompt": "a b", "answer": "c d"}\n' * 3, encoding="utf-8")
+    asked = ["evaluate", "pack", "--base", base, "--tuned", tuned, "--rows", "rows.jsonl", "--task", "letters"]
+    told = shell.json(*asked)["evaluation"]
+    noted = shell.json("show", "./pack")["manifest"]["variants"][0]["evaluation"]
+    assert noted == told
+    nll = next(one for one in noted if one["metric"] == "nll")
+    assert (nll["task"], nll["rows"]) == ("letters", 3)
+    # the tiny pack keeps the small tensors exactly, so it scores what the fine-tune scores
+    assert nll["pack"] == pytest.approx(nll["tuned"], rel=0.01) and nll["base"] != nll["tuned"]
+    assert "letters" in shell.succeed(*asked)
+
+
 def test_pack_reads_the_authors_file(shell: Shell, models: tuple[Path, Path]) -> None:
     base, tuned = models
     text = f'name = "from-file"\nversion = "0.1"\nsummary = "Said once"\nbase = "{base}"\n[skills]\ntags = ["tiny"]\n'
