@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from skillhub.errors import UsageError
 
 Shape = tuple[int, ...]
 
@@ -151,3 +153,25 @@ def _embedding_rank(name: str) -> int | None:
 
 def _ends_with(name: str, endings: tuple[str, ...]) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+
+
+def refuse_changed_layers(what: str, names: Sequence[str], *, verb: str) -> None:
+    """Refuse tensors added to or removed from numbered blocks: the base's config.json would not describe the result.
+
+    Args:
+        what: the fine-tune or the pack, for the message.
+        names: canonical names of the tensors that only one of the two has.
+        verb: what it does with them, ``adds`` or ``lacks``.
+
+    Raises:
+        UsageError: one is in a numbered block.
+    """
+    layered = [name for name in names if is_layer_tensor(name)]
+    if layered:
+        more = f" and {len(layered) - 3} more" if len(layered) > 3 else ""
+        raise UsageError(
+            f"{what} {verb} {', '.join(layered[:3])}{more} in the layers: its architecture is not the base's, which a pack "
+            "cannot carry.",
+            hint="Give the base with the same architecture, or share the fine-tune as a whole checkpoint.",
+            tensors=layered[:3],
+        )

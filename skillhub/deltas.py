@@ -9,7 +9,7 @@ with which configs read those arrays.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from skillhub.bfloat16 import FLOATS
-from skillhub.canonical import is_layer_tensor
 from skillhub.checkpoints import DTYPES, Checkpoint
 from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_digest
 from skillhub.documents import canonical_json
@@ -250,7 +249,10 @@ class PackDelta:
                 hint=_DAMAGED,
                 tensor=name,
             )
-        tensor = decode(encoded)
+        try:
+            tensor = decode(encoded)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self.pack}, {name}: {error.message}", hint=_DAMAGED, tensor=name) from error
         if decoded_digest(tensor) != entry.digest:
             raise IntegrityError(
                 f"{self.pack}: {name} does not decode to what the manifest promises.", hint=_DAMAGED, tensor=name
@@ -260,28 +262,6 @@ class PackDelta:
     def sets_values(self, name: str) -> bool:
         """Say whether :meth:`decode` gives the tuned tensor itself instead of a difference."""
         return self.entry(name).change != "removed" and self.encoded(name).operation == "set"
-
-
-def refuse_changed_layers(what: str, names: Sequence[str], *, verb: str) -> None:
-    """Refuse tensors added to or removed from numbered blocks: the base's config.json would not describe the result.
-
-    Args:
-        what: the fine-tune or the pack, for the message.
-        names: canonical names of the tensors that only one of the two has.
-        verb: what it does with them, ``adds`` or ``lacks``.
-
-    Raises:
-        UsageError: one is in a numbered block.
-    """
-    layered = [name for name in names if is_layer_tensor(name)]
-    if layered:
-        more = f" and {len(layered) - 3} more" if len(layered) > 3 else ""
-        raise UsageError(
-            f"{what} {verb} {', '.join(layered[:3])}{more} in the layers: its architecture is not the base's, which a pack "
-            "cannot carry.",
-            hint="Give the base with the same architecture, or share the fine-tune as a whole checkpoint.",
-            tensors=layered[:3],
-        )
 
 
 def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:

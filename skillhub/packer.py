@@ -16,10 +16,11 @@ from skillhub import __version__
 from skillhub.authorfile import AuthorFile
 from skillhub.basemodel import base_info
 from skillhub.bases import LocatedBase, find_base
+from skillhub.canonical import refuse_changed_layers
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact
 from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
-from skillhub.deltas import Delta, DeltaWriter, refuse_changed_layers
+from skillhub.deltas import Delta, DeltaWriter
 from skillhub.documents import field_error
 from skillhub.errors import UsageError
 from skillhub.fields import Label

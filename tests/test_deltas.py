@@ -153,6 +153,18 @@ def test_another_digest_than_promised_is_refused(pack: Pack) -> None:
         open_delta(with_entry(pack, name, digest="0" * 64)).decode(name)
 
 
+def test_a_damaged_tensor_is_named_with_its_pack(pack: Pack) -> None:
+    stored = open_delta(pack)
+    name = stored.names[0]
+    path = next(pack.folder.rglob("delta-00001.safetensors"))
+    info = next(info for key, info in read_header(path).tensors.items() if key.startswith(f"{name}/"))
+    data = bytearray(path.read_bytes())
+    data[info.begin] ^= 0xFF  # the frame's magic number
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"tiny-pack 1.0.0, {name}: "):
+        open_delta(pack).decode(name)
+
+
 def test_another_shape_than_promised_is_refused(pack: Pack) -> None:
     name = open_delta(pack).names[0]
     with pytest.raises(IntegrityError, match="the manifest says"):

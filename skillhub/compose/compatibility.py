@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from skillhub.canonical import refuse_changed_layers
 from skillhub.compose.merging import Contribution
 from skillhub.compose.recipes import Recipe
-from skillhub.deltas import PackDelta, open_delta, refuse_changed_layers
+from skillhub.deltas import PackDelta, open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.packs import describe_base
 
