@@ -7,6 +7,7 @@ tensors of a model in memory are read and written in place, and the fingerprint 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _POSITIONS_KEPT = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class Slot(ABC):
     """One canonical tensor inside a loaded model.
 
     Attributes:
@@ -68,9 +69,9 @@ class Slot:
             )
         return found
 
+    @abstractmethod
     def read(self) -> torch.Tensor:
         """Return the tensor, detached; a view of the parameter wherever the layout allows it."""
-        raise NotImplementedError
 
     def write(self, tensor: torch.Tensor) -> None:
         """Set the tensor in place.
@@ -86,8 +87,9 @@ class Slot:
         with torch.no_grad():
             self._write(tensor)
 
+    @abstractmethod
     def _write(self, tensor: torch.Tensor) -> None:
-        raise NotImplementedError
+        """Set the tensor, whose shape and dtype fit."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,7 +139,7 @@ def _retried(call: Callable[[], Result]) -> Result:
             if error.response.status_code < 500 and error.response.status_code != 429:
                 raise
         except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError):
-            pass
+            pass  # a lost connection: wait and call again, as after an answer of 500
         time.sleep(wait)
     return call()
 
