@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -102,11 +105,32 @@ def test_pack_reads_the_authors_file(shell: Shell, models: tuple[Path, Path]) ->
     assert manifest["skills"]["tags"] == ["tiny"]
 
 
-def test_tables_fit_eighty_columns(shell: Shell, models: tuple[Path, Path]) -> None:
+def test_tables_fit_a_terminal_of_eighty_columns(shell: Shell, models: tuple[Path, Path]) -> None:
     base, tuned = models
-    printed = shell.succeed("pack", tuned, "--base", base, "-o", "pack", "--name", "narrow", "--version", "1.0")
-    printed += shell.succeed("show", "./pack")
-    assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 100
+    shell.succeed("pack", tuned, "--base", base, "-o", "first", "--name", "narrow", "--version", "1.0")
+    shell.succeed("install", "./first", "--base", base)
+    pack = ["pack", str(tuned), "--base", str(base), "-o", "second", "--name", "narrow", "--version", "1.0"]
+    for arguments in (pack, ["list"]):
+        shown = on_a_terminal(shell, arguments)
+        assert "narrow" in shown
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def on_a_terminal(shell: Shell, arguments: list[str]) -> str:
+    """Run a command whose stdout is a terminal of 80 columns; return what it shows there."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "skillhub", *arguments, "--no-color"]
+    done = subprocess.run(
+        command, env=shell.variables, cwd=shell.home, stdout=theirs, stderr=subprocess.PIPE, check=True
+    )
+    assert done.stderr == b""
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to any more with EIO
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
 
 
 @pytest.mark.parametrize(

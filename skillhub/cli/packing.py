@@ -130,10 +130,14 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
     _print_worst(variant)
     if any(row["relative_error"] > MUCH_LEFT_OUT for row in classes.values()):
         click.echo(f"Much of this delta was left out. To keep more: --budget {max(1, 2 * variant.size // 1000)}kB.")
-    click.echo(
-        f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {console.size_text(variant.size)}, "
-        f"1/{checkpoint / max(variant.size, 1):.0f} of the {console.size_text(checkpoint)} checkpoint."
-    )
+    sizes = f"{console.size_text(variant.size)}, {_ratio(variant.size, checkpoint)}"
+    click.echo(f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {sizes}.")
+
+
+def _ratio(size: int, checkpoint: int) -> str:
+    """Return how a pack's size stands to its checkpoint's; a tiny model's pack may be the larger one."""
+    whole = f"the {console.size_text(checkpoint)} checkpoint"
+    return f"1/{checkpoint / size:.0f} of {whole}" if 2 * size <= checkpoint else f"beside {whole}"
 
 
 def _print_worst(variant: Variant) -> None:
