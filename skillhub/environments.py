@@ -25,9 +25,9 @@ from msgspec import Struct
 from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UsageError
-from skillhub.fields import FingerprintText, Sha256
+from skillhub.fields import FingerprintText, Label, Sha256
 from skillhub.files import disk_errors, locked, write_atomically
-from skillhub.lockfile import LOCK_FILE
+from skillhub.lockfile import LOCK_FILE, PACK
 from skillhub.manifest import MANIFEST_FILE, FileEntry
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE, Pack, open_pack
@@ -51,6 +51,20 @@ class Base(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     revision: str | None = None
 
 
+class RegistryEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A registry that a project or the user names.
+
+    Attributes:
+        name: what locks call it.
+        url: its address; None where the user's own configuration has it.
+        packs: patterns of full names, such as ``corp/*``. Packs that match come from this registry only, and it is asked for no others.
+    """
+
+    name: Label
+    url: Label | None = None
+    packs: list[Label] = []
+
+
 class Project(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A parsed ``skillhub.toml``: what the environment should hold.
 
@@ -58,17 +72,28 @@ class Project(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         base: the environment's base model, in a list of one; empty until the first install chose it.
         requirements: as their author wrote them, with owners.
         owners: looked through, in order, for names without an owner.
+        constraints: requirements that narrow the versions of packs that come in anyway.
+        overrides: requirements that take the place of all others for their packs.
+        exclude_newer: releases that were published later than this (RFC 3339) are left alone.
+        pre_releases: whether pre-releases will do where nobody asked for one.
+        registry: asked in order, before the configured one.
     """
 
     base: list[Base] = []
     requirements: list[str] = []
     owners: list[str] = []
+    constraints: list[str] = []
+    overrides: list[str] = []
+    exclude_newer: str | None = None
+    pre_releases: bool = False
+    registry: list[RegistryEntry] = []
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
     """Where an installed pack came from.
 
     Attributes:
+        kind: ``pack`` or ``peft``.
         registry: the registry's name, or ``local``.
         repository: ``owner/name``, or the folder.
         version: of the pack.
@@ -80,6 +105,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     """
 
     schema: int
+    kind: str = PACK
     registry: str
     repository: str
     version: str

@@ -28,6 +28,9 @@ LOCK_FILE = "skillhub.lock"
 LOCAL = "local"
 """Registry name of a pack that was installed from a folder; its ``repository`` is that folder, relative."""
 
+PACK, PEFT = "pack", "peft"
+"""Kinds of what is locked and installed."""
+
 _HEADER = "# Written by skillhub; edit skillhub.toml instead.\n"
 _REMEDY = "Restore the file from version control, or remove it and run `skillhub install` again."
 
@@ -41,19 +44,20 @@ class LockedBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class LockedPack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pack.
+    """One pack, or one PEFT adapter.
 
     Attributes:
         name: ``owner/name``; the bare name for a pack from a folder.
-        version: its version.
-        manifest: SHA-256 of its manifest: what decides.
-        kind: ``pack``.
+        version: its version; of an adapter, which has none, the first twelve digits of its commit.
+        manifest: SHA-256 of its manifest: what decides. Of an adapter, of its list of files (see :func:`files_digest`).
+        kind: ``pack``, or ``peft`` for an adapter.
         registry: the registry's name, or ``local``.
         repository: where it was found: ``owner/name``, or a folder relative to the environment.
-        id: the repository's own id. Kept when it is there and not written yet: reading a pack goes through
-            ``resolve/``, which does not tell it, and no API request is made for it.
-        commit: the commit seen: a hint where to look first.
+        id: the repository's own id, where the registry told it: a repository that was made anew under the same name
+            has another.
+        commit: the commit seen: a hint where to look first. An adapter is pinned by it.
         signer: public key that signed the release, where one did.
+        base: what an adapter declares as its base; nobody verified it.
         dependencies: full names of the packs that this one requires.
         files: of all variants.
     """
@@ -61,19 +65,21 @@ class LockedPack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     version: str
     manifest: Sha256
-    kind: Annotated[str, Meta(pattern=r"^pack\Z")] = "pack"
+    kind: Annotated[str, Meta(pattern=r"^(pack|peft)\Z")] = PACK
     registry: str
     repository: str
     id: str | None = None
     commit: str | None = None
     signer: str | None = None
+    base: str | None = None
     dependencies: list[str] = []
     files: list[FileEntry]
 
     def __post_init__(self) -> None:
         try:
             parse_pack_name(self.name)
-            parse_version(self.version)
+            if self.kind == PACK:
+                parse_version(self.version)
         except Exception as error:
             raise ValueError(str(error)) from error
 
@@ -95,8 +101,7 @@ class Lock:
     """A parsed lockfile.
 
     Attributes:
-        inputs: digest of what it was made from (see :func:`inputs_digest`), for those who compare it; installing
-            looks at each requirement instead, and resolves anew what its entry will not do for.
+        inputs: digest of what it was made from (see :func:`inputs_digest`).
         bases: the environment's base models.
         packs: sorted by name.
     """
@@ -123,23 +128,37 @@ class Lock:
         return (_HEADER + tomli_w.dumps(document)).encode()
 
 
-def inputs_digest(requirements: Sequence[str]) -> str:
-    """Return the digest of what a lock is made from; a lock with another digest is of other inputs.
-
-    The inputs that an environment cannot have yet are in it with what they are without it, so the digest stays when
-    they come.
+def inputs_digest(
+    requirements: Sequence[str],
+    *,
+    constraints: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    exclude_newer: str | None = None,
+    pre_releases: bool = False,
+) -> str:
+    """Return the digest of what a lock is made from; a lock with another digest is stale.
 
     Args:
         requirements: what is wanted.
+        constraints: what narrows the versions of packs.
+        overrides: what takes the place of requirements.
+        exclude_newer: the cut-off.
+        pre_releases: whether pre-releases will do.
     """
     inputs = {
         "requirements": sorted(requirements),
-        "constraints": [],
-        "overrides": [],
-        "newest": None,
-        "pre_releases": False,
+        "constraints": sorted(constraints),
+        "overrides": sorted(overrides),
+        "newest": exclude_newer,
+        "pre_releases": pre_releases,
     }
     return sha256_of_bytes(canonical_json(inputs))
+
+
+def files_digest(files: Sequence[FileEntry]) -> str:
+    """Return what identifies an adapter, which has no manifest: the digest of its files' names, sizes and digests."""
+    entries = sorted(files, key=lambda entry: entry.path)
+    return sha256_of_bytes(canonical_json([msgspec.to_builtins(entry) for entry in entries]))
 
 
 def parse_lock(data: bytes, *, where: str = LOCK_FILE) -> Lock:

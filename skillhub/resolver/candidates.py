@@ -12,7 +12,7 @@ from skillhub.names import Requirement
 from skillhub.packs import short_fingerprint
 from skillhub.releases import Release, ReleaseIndex, ReleaseVariant
 
-RejectionKind = Literal["version", "pre-release", "yanked", "base"]
+RejectionKind = Literal["version", "pre-release", "yanked", "base", "too-new", "policy"]
 
 
 @dataclass(frozen=True)
