@@ -15,12 +15,13 @@ from pathlib import Path
 
 from skillhub import hub
 from skillhub.bases import split_repository
-from skillhub.environments import Base, read_project, user_environments
+from skillhub.environments import read_project, user_environments
 from skillhub.errors import AuthError, NotFoundError, OfflineError, UsageError, WrongBaseError
 from skillhub.manifest import Manifest
 from skillhub.names import parse_pack_name
 from skillhub.packs import base_text, short_fingerprint
 from skillhub.progress import Notice
+from skillhub.projects import Base
 from skillhub.releases import Release
 from skillhub.resolver import BaseClaim, Request, resolve
 from skillhub.sources import Source

@@ -1,6 +1,6 @@
 """An environment: a folder with the packs for one base model, what was asked for, and a lock.
 
-    skillhub.toml                          the base, the requirements, owners for short names
+    skillhub.toml                          the base, the requirements and all else that people decide (see ``projects``)
     skillhub.lock                          exactly what is installed (see ``lockfile``)
     .skillhub/lock                         held by the process that changes the environment
     .skillhub/packs/<owner>/<name>/        an installed pack: skillpack.json, the files of one variant, receipt.json
@@ -12,81 +12,27 @@ lie under the owner ``_``, which no registry knows.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from skillhub import settings
-from skillhub.documents import canonical_json, check_schema, decode_json, field_error, parse_toml
+from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UsageError
-from skillhub.fields import FingerprintText, Label, Sha256
-from skillhub.files import disk_errors, locked, write_atomically
-from skillhub.lockfile import LOCK_FILE, PACK
+from skillhub.fields import FingerprintText, Sha256
+from skillhub.files import disk_errors, locked, safe_join, write_atomically
+from skillhub.lockfile import LOCK_FILE, PACK, PEFT, files_digest
 from skillhub.manifest import MANIFEST_FILE, FileEntry
 from skillhub.names import PackName, parse_pack_name
-from skillhub.packs import RECEIPT_FILE, Pack, open_pack
+from skillhub.packs import RECEIPT_FILE, Pack, check_file, open_pack, verify_pack
+from skillhub.projects import PROJECT_FILE, Project, parse_project, updated_text
 
-PROJECT_FILE = "skillhub.toml"
 RECEIPT_SCHEMA = 0
 NO_OWNER = "_"
-
-
-class Base(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base model that an environment is for.
-
-    Attributes:
-        fingerprint: ``skb1:…``.
-        repo: repository on a registry, where known.
-        revision: of that repository, where one was named.
-    """
-
-    fingerprint: FingerprintText
-    repo: str | None = None
-    revision: str | None = None
-
-
-class RegistryEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A registry that a project or the user names.
-
-    Attributes:
-        name: what locks call it.
-        url: its address; None where the user's own configuration has it.
-        packs: patterns of full names, such as ``corp/*``. Packs that match come from this registry only, and it is asked for no others.
-    """
-
-    name: Label
-    url: Label | None = None
-    packs: list[Label] = []
-
-
-class Project(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A parsed ``skillhub.toml``: what the environment should hold.
-
-    Attributes:
-        base: the environment's base model, in a list of one; empty until the first install chose it.
-        requirements: as their author wrote them, with owners.
-        owners: looked through, in order, for names without an owner.
-        constraints: requirements that narrow the versions of packs that come in anyway.
-        overrides: requirements that take the place of all others for their packs.
-        exclude_newer: releases that were published later than this (RFC 3339) are left alone.
-        pre_releases: whether pre-releases will do where nobody asked for one.
-        registry: asked in order, before the configured one.
-    """
-
-    base: list[Base] = []
-    requirements: list[str] = []
-    owners: list[str] = []
-    constraints: list[str] = []
-    overrides: list[str] = []
-    exclude_newer: str | None = None
-    pre_releases: bool = False
-    registry: list[RegistryEntry] = []
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
@@ -100,7 +46,6 @@ class Receipt(Struct, frozen=True, kw_only=True):
         manifest: SHA-256 of its manifest.
         fingerprint: of the base whose variant is installed.
         commit: the commit that the files were seen at.
-        requested: whether it was asked for by name, not as a dependency.
         files: the installed files.
     """
 
@@ -112,7 +57,6 @@ class Receipt(Struct, frozen=True, kw_only=True):
     manifest: Sha256
     fingerprint: FingerprintText
     commit: str | None = None
-    requested: bool = True
     files: list[FileEntry]
 
     def to_bytes(self) -> bytes:
@@ -122,25 +66,56 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class InstalledPack:
-    """A pack in an environment."""
+    """A pack, or a PEFT adapter, in an environment.
 
-    pack: Pack
+    Attributes:
+        folder: where it is.
+        name: its name, with its owner unless it came from a folder.
+        receipt: where it came from.
+        pack: the pack; None for an adapter, which has no manifest.
+    """
+
+    folder: Path
+    name: PackName
     receipt: Receipt
-
-    @property
-    def name(self) -> PackName:
-        """The pack's name, with its owner unless it came from a folder."""
-        return self.pack.name
+    pack: Pack | None
 
     @property
     def version(self) -> str:
-        """The installed version."""
+        """The installed version; of an adapter, the first digits of its commit."""
         return self.receipt.version
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the base whose variant is installed."""
+        """Fingerprint of the base whose variant is installed; for an adapter, the environment's base."""
         return self.receipt.fingerprint
+
+    @property
+    def size(self) -> int:
+        """Bytes of the installed files."""
+        return sum(entry.size for entry in self.receipt.files)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+    def verify(self, *, progress: Callable[[int], None] | None = None) -> list[IntegrityError]:
+        """Read every file through; one error for each that is missing, altered or unlisted.
+
+        Args:
+            progress: called with the number of bytes of each piece that was read.
+
+        Raises:
+            SkillhubError: as :func:`skillhub.packs.verify_pack`.
+        """
+        if self.pack is not None:
+            return verify_pack(self.pack, fingerprint=self.fingerprint, progress=progress)
+        findings = []
+        for entry in self.receipt.files:
+            try:
+                check_file(safe_join(self.folder, entry.path), entry, progress=progress)
+            except IntegrityError as error:
+                findings.append(error)
+        return findings
 
 
 @dataclass(frozen=True)
@@ -215,41 +190,28 @@ def read_project(environment: Environment) -> Project:
         UsageError: the TOML or a field is wrong; the message names the line or the field.
         DiskError: it may not be read, or is a folder.
     """
-    path = environment.project_path
+    data = _project_bytes(environment)
+    return Project() if data is None else parse_project(data, where=str(environment.project_path))
+
+
+def _project_bytes(environment: Environment) -> bytes | None:
     try:
-        with disk_errors(path):
-            data = path.read_bytes()
-        project = msgspec.convert(parse_toml(data), Project)
+        with disk_errors(environment.project_path):
+            return environment.project_path.read_bytes()
     except FileNotFoundError:
-        return Project()
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: {error}.", hint="Correct that line, then try again.") from error
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{path}: {field_error(error)}.", hint="Correct that field, then try again.") from error
-    if len(project.base) > 1:
-        raise UsageError(f"{path} names several bases.", hint="Keep one [[base]]; use one environment a base.")
-    return project
+        return None
 
 
 def write_project(environment: Environment, project: Project) -> None:
-    """Write ``skillhub.toml``, unless it says the same already.
+    """Write ``skillhub.toml``, unless it says the same already; comments stay.
 
     Raises:
+        UsageError: the file that is there is not valid.
         DiskError: the disk is full or the folder may not be written.
     """
-    import tomli_w
-
-    if environment.project_path.is_file() and read_project(environment) == project:
-        return
-    document: dict[str, Any] = {"requirements": list(project.requirements)}
-    if project.owners:
-        document["owners"] = list(project.owners)
-    if project.base:
-        document["base"] = [
-            {name: value for name, value in msgspec.to_builtins(base).items() if value is not None}
-            for base in project.base
-        ]
-    write_atomically(environment.project_path, tomli_w.dumps(document, multiline_strings=False).encode())
+    data = _project_bytes(environment)
+    if data is None or parse_project(data, where=str(environment.project_path)) != project:
+        write_atomically(environment.project_path, updated_text(data or b"", project))
 
 
 def installed_packs(environment: Environment) -> list[InstalledPack]:
@@ -313,14 +275,19 @@ def read_installed(folder: Path) -> InstalledPack:
     """
     receipt = _read_receipt(folder / RECEIPT_FILE)
     expected = name_of_folder(folder)
-    pack = open_pack(folder, owner=receipt.repository.partition("/")[0] if expected.owner else None)
-    if pack.digest != receipt.manifest or pack.name != expected:
+    name = parse_pack_name(receipt.repository) if receipt.kind == PEFT else None
+    pack = None
+    if name is None:
+        pack = open_pack(folder, owner=receipt.repository.partition("/")[0] if expected.owner else None)
+        name = pack.name
+    digest = pack.digest if pack else files_digest(receipt.files)
+    if digest != receipt.manifest or name != expected:
         raise IntegrityError(
             f"The manifest in {folder} is not the one that was installed.",
             hint=f"Install it again: skillhub install {expected}.",
             path=str(folder),
         )
-    return InstalledPack(pack, receipt)
+    return InstalledPack(folder, name, receipt, pack)
 
 
 def _read_receipt(path: Path) -> Receipt:

@@ -19,10 +19,8 @@ import msgspec
 from skillhub import hub, settings
 from skillhub.basechoice import claimed_base, named_base, only_base
 from skillhub.environments import (
-    Base,
     Environment,
     InstalledPack,
-    Project,
     as_environment,
     find_folder,
     installed_folders,
@@ -38,10 +36,11 @@ from skillhub.errors import DiskError, IntegrityError, NotFoundError, SkillhubEr
 from skillhub.files import disk_errors
 from skillhub.lockfile import Lock, LockedBase, LockedPack, inputs_digest, read_lock, write_lock
 from skillhub.names import PackName, is_folder
-from skillhub.packs import short_fingerprint, verify_pack
+from skillhub.packs import short_fingerprint
 from skillhub.placement import Supply, fetch_files, fetch_manifest, origin_of, read_variant, staged_pack
 from skillhub.plans import Planner, combine_requirements, merge_requirements, plan_packs, project_requirements
 from skillhub.progress import Notice, Progress, counting
+from skillhub.projects import Base, Project
 from skillhub.sources import Wanted, parse_wanted, with_owner
 from skillhub.store import default_store
 
@@ -196,7 +195,7 @@ def _is_installed(environment: Environment, entry: LockedPack, base: Base, *, re
         installed = read_installed(folder)
         if (installed.receipt.manifest, installed.fingerprint) != (entry.manifest, base.fingerprint):
             return False
-        return not (read_through and verify_pack(installed.pack, fingerprint=base.fingerprint))
+        return not (read_through and installed.verify())
     except SkillhubError:  # whatever is wrong with it: it is put there anew
         return False
 
@@ -296,9 +295,7 @@ def verify(environment: Path | str | Environment, *, progress: Progress | None =
         try:
             one = read_installed(folder)
             total = sum(entry.size for entry in one.receipt.files)
-            found = verify_pack(
-                one.pack, fingerprint=one.fingerprint, progress=counting(str(one.pack), total, progress)
-            )
+            found = one.verify(progress=counting(str(one), total, progress))
         except DiskError:
             raise
         except SkillhubError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from skillhub.environments import Base, Environment, Project
+from skillhub.environments import Environment
 from skillhub.errors import ResolutionError, UsageError
 from skillhub.lockfile import LOCAL, Lock, LockedPack, relative_folder
 from skillhub.manifest import Manifest, parse_manifest
@@ -17,6 +17,7 @@ from skillhub.names import Requirement, is_folder, parse_version
 from skillhub.packs import base_text
 from skillhub.placement import Origin, Supply, fetch_manifest, origin_of
 from skillhub.progress import Notice
+from skillhub.projects import Base, Project
 from skillhub.releases import Release, check_agreement
 from skillhub.resolver import BaseClaim, Pick, Request, find_conflict, resolve
 from skillhub.sources import Source, Wanted, find_sources, parse_wanted

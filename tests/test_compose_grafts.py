@@ -489,7 +489,8 @@ def test_a_model_on_the_meta_device_is_refused(llama: Path):
 def test_installed_names_are_looked_up_in_the_environment(llama: Path, tmp_path: Path, homes: Path):
     import shutil
 
-    from skillhub.environments import Environment, Project, Receipt, user_environment, write_project
+    from skillhub.environments import Environment, Receipt, user_environment, write_project
+    from skillhub.projects import Project
 
     pack = Pack(llama / "one", build_pack(llama / "tuned", llama / "base", tmp_path / "pack", name="one").manifest)
     fingerprint = pack.manifest.variants[0].base.fingerprint

@@ -10,9 +10,7 @@ import pytest
 from skillhub.environments import (
     PROJECT_FILE,
     RECEIPT_SCHEMA,
-    Base,
     Environment,
-    Project,
     Receipt,
     as_environment,
     damaged_packs,
@@ -30,6 +28,7 @@ from skillhub.errors import DiskError, IntegrityError, NewerSchemaError, NotFoun
 from skillhub.lockfile import read_lock
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE
+from skillhub.projects import Base, Project
 from tests.support.packs import BASE, OTHER_BASE, make_pack
 
 pytestmark = pytest.mark.usefixtures("homes")

@@ -15,7 +15,7 @@ import pytest
 import torch
 import zstandard
 
-from skillhub import authorfile, environments, lockfile, manifest, releases, routers
+from skillhub import authorfile, environments, lockfile, manifest, projects, releases, routers
 from skillhub.canonical import is_buffer
 from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, symbols, zero
 from skillhub.codecs.lowrank import choose_groups
@@ -50,7 +50,7 @@ def tables() -> list[set[str]]:
         manifest.BaseInfo,
         manifest.TensorEntry,
         releases.Event,
-        environments.Project,
+        projects.Project,
         lockfile._LockFile,
         lockfile.LockedPack,
         environments.Receipt,

@@ -29,7 +29,7 @@ FORMATS = [
     (SHARED, "names documents fields canonical bfloat16"),
     (SHARED, "routers"),
     (SHARED, "manifest remembered tensorfiles"),
-    (SHARED, "releases lockfile authorfile packs checkpointfiles"),
+    (SHARED, "releases lockfile authorfile packs checkpointfiles projects"),
     (SHARED, "fingerprint"),
     (SHARED, "basemodel mismatch bases"),
 ]

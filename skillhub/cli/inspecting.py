@@ -8,7 +8,7 @@ import click
 
 from skillhub.cli import console, options
 from skillhub.cli.installing import describe
-from skillhub.environments import damaged_packs, find_installed, installed_packs
+from skillhub.environments import InstalledPack, damaged_packs, find_installed, installed_packs
 from skillhub.errors import FINDINGS_EXIT_CODE
 from skillhub.manifest import Variant
 from skillhub.names import is_folder
@@ -39,7 +39,7 @@ def list_command(environment: Path | None, as_json: bool) -> None:
         return
     rows = []
     for one in packs:
-        size = console.size_text(sum(entry.size for entry in one.receipt.files))
+        size = console.size_text(one.size)
         rows.append([str(one.name), one.version, short_fingerprint(one.fingerprint), size])
     console.table(["Pack", "Version", "Base", "Size"], rows, right=(3,))
 
@@ -59,7 +59,11 @@ def show_command(name: str, environment: Path | None, as_json: bool) -> None:
     if is_folder(name):
         pack = open_pack(Path(name).expanduser())
     else:
-        pack = find_installed(options.existing_environment(environment), name).pack
+        installed = find_installed(options.existing_environment(environment), name)
+        if installed.pack is None:
+            _show_adapter(installed, as_json=as_json)
+            return
+        pack = installed.pack
     if as_json:
         from msgspec import to_builtins
 
@@ -67,6 +71,16 @@ def show_command(name: str, environment: Path | None, as_json: bool) -> None:
         console.emit_json({"folder": str(pack.folder), "digest": pack.digest, "manifest": manifest})
         return
     _print_pack(pack)
+
+
+def _show_adapter(installed: InstalledPack, *, as_json: bool) -> None:
+    if as_json:
+        console.emit_json(describe(installed))
+        return
+    click.echo(click.style(f"{installed}", bold=True) + ": a PEFT adapter")
+    click.echo(f"  Commit:    {installed.receipt.commit}")
+    click.echo(f"  Size:      {console.size_text(installed.size)}")
+    click.echo(f"  Folder:    {installed.folder}")
 
 
 def _print_pack(pack: Pack) -> None:

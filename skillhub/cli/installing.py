@@ -53,7 +53,7 @@ def install_command(
         console.emit_json({"installed": [describe(one) for one in installed]})
         return
     for one in installed:
-        size = console.size_text(sum(entry.size for entry in one.receipt.files))
+        size = console.size_text(one.size)
         click.echo(f"Installed {one.name} {one.version} ({size}) for {short_fingerprint(one.fingerprint)}.")
 
 
@@ -85,8 +85,8 @@ def describe(one: InstalledPack) -> dict[str, object]:
         "version": one.version,
         "digest": one.receipt.manifest,
         "fingerprint": one.fingerprint,
+        "kind": one.receipt.kind,
         "registry": one.receipt.registry,
-        "requested": one.receipt.requested,
-        "folder": str(one.pack.folder),
-        "bytes": sum(entry.size for entry in one.receipt.files),
+        "folder": str(one.folder),
+        "bytes": one.size,
     }

@@ -157,8 +157,14 @@ def find_pack(
     from skillhub.environments import as_environment, find_installed
 
     if environment is not None:
-        return find_installed(as_environment(environment), source).pack
-    return _find_anywhere(source, fingerprint).pack
+        return _pack_of(find_installed(as_environment(environment), source))
+    return _pack_of(_find_anywhere(source, fingerprint))
+
+
+def _pack_of(installed: InstalledPack) -> Pack:
+    if installed.pack is None:
+        raise UsageError(f"{installed} is a PEFT adapter, not a pack.", hint="Name a pack.")
+    return installed.pack
 
 
 def _find_anywhere(name: str, fingerprint: Callable[[], str] | None) -> InstalledPack:
