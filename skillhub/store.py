@@ -3,27 +3,37 @@
     <cache>/store/sha256/ab/<digest>      a blob, verified before it got its name
     <cache>/store/staging/<digest>/       a download that is not verified yet
     <cache>/store/locks/<digest>          held while the blob is fetched or checked
+    <cache>/store/lock                    held together by all who use blobs, alone by who removes some
 
 Staging lies on the store's own file system, so a blob appears by a rename: whole or not at all. Whoever holds a blob's
 lock owns its staging folder, so what lies there when the lock is taken was left by a process that was killed.
+
+A blob that was fetched must still be there when it is linked, so installing holds the store (:meth:`Store.in_use`)
+around both, and removing waits until nobody does. The system lets go of these locks when a process dies.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from skillhub import settings
-from skillhub.errors import IntegrityError
+from skillhub.errors import EnvironmentLockedError, IntegrityError
 from skillhub.files import disk_errors, link_or_copy, locked, sha256_of_file
 
 READ_ONLY = 0o444
 
 # A blob may be large and its download slow: wait as long as the process that fetches it lives.
 _WAIT_SECONDS = 7 * 24 * 3600.0
+
+# Removing blobs takes seconds; who waits longer for it should know.
+_REMOVAL_SECONDS = 600.0
+_POLL_SECONDS = 0.02
 
 Fetch = Callable[[Path], Path]
 """Puts a file into the empty folder it is given, and returns where."""
@@ -47,10 +57,64 @@ class Store:
         """Hold the blob against other processes."""
         return locked(self.folder / "locks" / digest, timeout_seconds=_WAIT_SECONDS)
 
+    def in_use(self) -> AbstractContextManager[None]:
+        """Keep every blob in the store while the block runs; as many processes and threads as like may do so at once.
+
+        Raises:
+            EnvironmentLockedError: another process has been removing blobs for ten minutes.
+            DiskError: the store may not be written.
+        """
+        return _held(self.folder / "lock", exclusive=False, timeout_seconds=_REMOVAL_SECONDS)
+
+    def for_removal(self, *, timeout_seconds: float = _REMOVAL_SECONDS) -> AbstractContextManager[None]:
+        """Hold the store alone, as removing a blob needs. Who has it in use may not ask for this.
+
+        Raises:
+            EnvironmentLockedError: others have had it in use for longer than ``timeout_seconds``.
+            DiskError: the store may not be written.
+        """
+        return _held(self.folder / "lock", exclusive=True, timeout_seconds=timeout_seconds)
+
 
 def default_store() -> Store:
     """Return the user's store, in the cache folder (``SKILLHUB_CACHE``)."""
     return Store(settings.cache_folder() / "store")
+
+
+@contextmanager
+def _held(path: Path, *, exclusive: bool, timeout_seconds: float) -> Iterator[None]:
+    """Hold a lock file together with others, or alone."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one at a time
+        with locked(path, timeout_seconds=timeout_seconds):
+            yield
+        return
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    end = time.monotonic() + timeout_seconds
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        while not _try_lock(fcntl.flock, descriptor, kind | fcntl.LOCK_NB):
+            if time.monotonic() >= end:
+                raise EnvironmentLockedError(
+                    f"Other processes have had the store {path.parent} in use for over {timeout_seconds:.0f} seconds.",
+                    hint="Wait for them to end, then try again.",
+                    path=str(path),
+                )
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(flock: Callable[[int, int], None], descriptor: int, kind: int) -> bool:
+    try:
+        flock(descriptor, kind)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def find_blob(store: Store, digest: str) -> Path | None:
