@@ -34,19 +34,25 @@ class SeenIndex:
     Attributes:
         index: its releases.
         commit: the commit it was read at; None when it was remembered only.
+        moved_to: full name of the repository that answered, where the registry sent us on to another one.
     """
 
     index: ReleaseIndex
     commit: str | None = None
+    moved_to: str | None = None
 
 
-def read_index(registry: hub.Registry, name: PackName, *, offline: bool) -> SeenIndex:
+def read_index(
+    registry: hub.Registry, name: PackName, *, offline: bool, revision: str | None = None, refresh: bool = False
+) -> SeenIndex:
     """Read a pack's index and check it against what was seen before.
 
     Args:
         registry: where to read.
         name: the pack, with its owner.
         offline: use what is remembered only.
+        revision: commit, branch or tag to read at. Only what is on main is remembered: a proposal need not come true.
+        refresh: read it again although the registry says that it has not changed.
 
     Raises:
         NotFoundError: there is no such repository, or it holds no pack.
@@ -57,6 +63,8 @@ def read_index(registry: hub.Registry, name: PackName, *, offline: bool) -> Seen
     """
     known = remembered_index(registry, name)
     where = f"{RELEASES_FILE} of {name}"
+    if revision is not None:
+        return _read_at(registry, name, revision, known=known, offline=offline)
     if offline:
         if known is None:
             raise OfflineError(
@@ -64,14 +72,31 @@ def read_index(registry: hub.Registry, name: PackName, *, offline: bool) -> Seen
                 hint="Run the command once with the network: without --offline and with HF_HUB_OFFLINE unset.",
             )
         return SeenIndex(parse_releases(known, where=where))
-    read = hub.read_releases(registry, str(name), known=known)
+    read = hub.read_releases(registry, str(name), known=None if refresh else known)
     if read is None and known is None:
         raise NotFoundError(
             f"{name} at {registry.address} is no pack: it has no {RELEASES_FILE}.", hint="Check the name."
         )
     data = read.data if read else b""
     index = remember_index(registry, name, data, known=known)
-    return SeenIndex(index, read.commit if read else None)
+    return SeenIndex(index, read.commit if read else None, read.moved_to if read else None)
+
+
+def _read_at(registry: hub.Registry, name: PackName, revision: str, *, known: bytes | None, offline: bool) -> SeenIndex:
+    """Read the index as it is at a revision; releases that were seen before must be the same there."""
+    where = f"{RELEASES_FILE} of {name} at {revision}"
+    if offline:
+        raise OfflineError(
+            f"{where} is not remembered, and the network may not be used.",
+            hint="Run the command once with the network: without --offline and with HF_HUB_OFFLINE unset.",
+        )
+    read = hub.read_releases(registry, str(name), revision=revision)
+    if read is None:
+        raise NotFoundError(f"{name} is no pack at {revision}: it has no {RELEASES_FILE}.", hint="Check the commit.")
+    index = parse_releases(read.data, where=where)
+    if known is not None:
+        _check_digests(parse_releases(known, where=f"{RELEASES_FILE} of {name}"), index, name)
+    return SeenIndex(index, read.commit, read.moved_to)
 
 
 def remember_index(registry: hub.Registry, name: PackName, data: bytes, *, known: bytes | None) -> ReleaseIndex:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,10 +32,12 @@ class RemoteFile:
     Attributes:
         data: its bytes.
         commit: the commit it was read at.
+        moved_to: full name of the repository that answered, where the registry sent us on to another one.
     """
 
     data: bytes
     commit: str
+    moved_to: str | None = None
 
 
 def read_releases(
@@ -91,16 +94,17 @@ def read_file(
     with hub_failures(registry, repository):
         url = hf_hub_url(repository, path, revision=revision, endpoint=registry.endpoint)
         try:
-            etag, commit = _retried(lambda: _head(registry, url))
+            etag, commit, moved_to = _retried(lambda: _head(registry, url))
             if known is not None and etag in (_git_blob_id(known), hashlib.sha256(known).hexdigest()):
-                return RemoteFile(known, commit)
+                return RemoteFile(known, commit, moved_to)
             url = hf_hub_url(repository, path, revision=commit, endpoint=registry.endpoint)
-            return RemoteFile(_retried(lambda: _get(registry, url, limit)), commit)
+            return RemoteFile(_retried(lambda: _get(registry, url, limit)), commit, moved_to)
         except RemoteEntryNotFoundError:
             return None
 
 
-def _head(registry: Registry, url: str) -> tuple[str, str]:
+def _head(registry: Registry, url: str) -> tuple[str, str, str | None]:
+    """Return ETag, commit, and the repository that answered where it is not the one that was asked for."""
     from huggingface_hub import get_hf_file_metadata
 
     metadata = get_hf_file_metadata(
@@ -110,7 +114,15 @@ def _head(registry: Registry, url: str) -> tuple[str, str]:
         raise NetworkError(
             f"{registry.address} does not answer like a Hugging Face Hub.", hint="Check HF_ENDPOINT and the proxy."
         )
-    return metadata.etag or "", metadata.commit_hash
+    asked, answered = _repository_of(url, registry), _repository_of(metadata.location, registry)
+    moved_to = answered if answered and asked and answered.lower() != asked.lower() else None
+    return metadata.etag or "", metadata.commit_hash, moved_to
+
+
+def _repository_of(url: str, registry: Registry) -> str | None:
+    """Return ``owner/name`` of a ``resolve/`` address of the registry; None for any other, such as a content network's."""
+    found = re.match(r"/([^/]+/[^/]+)/resolve/", url.removeprefix(registry.endpoint))
+    return found[1] if found else None
 
 
 def _get(registry: Registry, url: str, limit: int) -> bytes:
