@@ -26,7 +26,7 @@ GROUND = [
     (SHARED, "files"),
 ]
 FORMATS = [
-    (SHARED, "names documents fields canonical bfloat16"),
+    (SHARED, "names documents fields canonical bfloat16 requirementfiles"),
     (SHARED, "routers"),
     (SHARED, "manifest remembered tensorfiles"),
     (SHARED, "releases lockfile authorfile packs checkpointfiles projects"),
