@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from skillhub import settings
 from skillhub.errors import AuthError, NotFoundError
 from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry, client
+from skillhub.hub.uploads import UploadCount, addition, xet_uploads_told
 
 PACK_TAG = "skillpack"
 """The tag by which pack repositories are found among all models of a registry."""
@@ -91,6 +92,7 @@ def commit(
     message: str,
     parent: str | None,
     create_pull_request: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> CommitResult:
     """Add files in one commit: all of them become visible at once, or none.
 
@@ -103,6 +105,7 @@ def commit(
         message: first line of the commit's message.
         parent: the commit that ``main`` must be at; None for a repository without commits.
         create_pull_request: propose the commit instead.
+        progress: called from any thread with numbers of bytes, which add up to those of all files when all is done.
 
     Raises:
         AuthError: there is no token, or it may not do this.
@@ -110,13 +113,12 @@ def commit(
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
     require_token(registry)
-    from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    operations = [
-        CommitOperationAdd(path_in_repo=path, path_or_fileobj=source) for path, source in sorted(files.items())
-    ]
-    with hub_failures(registry, repository), disable_progress_bars():
+    sizes = [len(source) if isinstance(source, bytes) else source.stat().st_size for source in files.values()]
+    count = UploadCount(sum(sizes), progress)
+    operations = [addition(path, source, count) for path, source in sorted(files.items())]
+    with hub_failures(registry, repository), disable_progress_bars(), xet_uploads_told(count):
         done = client(registry).create_commit(
             repository,
             operations=operations,
@@ -124,6 +126,7 @@ def commit(
             parent_commit=parent,
             create_pr=create_pull_request,
         )
+        count.finish()
         return CommitResult(done.oid, done.pr_url)
 
 
