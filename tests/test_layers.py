@@ -30,7 +30,7 @@ FORMATS = [
     (SHARED, "routers"),
     (SHARED, "manifest remembered tensorfiles"),
     (SHARED, "releases lockfile authorfile packs checkpointfiles projects"),
-    (SHARED, "fingerprint"),
+    (SHARED, "fingerprint graphs"),
     (SHARED, "basemodel mismatch bases"),
 ]
 COLUMNS = [
