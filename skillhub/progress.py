@@ -1,8 +1,9 @@
-"""How long work reports that it goes on: one kind of callback for everything."""
+"""How long work reports that it goes on: one kind of callback for everything, and who hears of waits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much is done, how much there is in all), from any thread.
@@ -26,3 +27,22 @@ def counting(what: str, total: int, progress: Progress | None) -> Callable[[int]
         progress(what, done, total)
 
     return report
+
+
+_hearing_waits: list[Notice] = []
+
+
+@contextmanager
+def waits_told(notice: Notice) -> Iterator[None]:
+    """Tell ``notice`` of every wait that a registry asks for while the block runs, from any thread."""
+    _hearing_waits.append(notice)
+    try:
+        yield
+    finally:
+        _hearing_waits.remove(notice)
+
+
+def tell_wait(sentence: str) -> None:
+    """Tell who hears of waits that one begins."""
+    for notice in list(_hearing_waits):
+        notice(sentence)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from skillhub import settings
 from skillhub.errors import IntegrityError, NetworkError
@@ -16,13 +14,12 @@ from skillhub.files import check_relative_path, disk_errors
 from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry
 from skillhub.releases import RELEASES_FILE
+from skillhub.hub.transfers import receive_file
+from skillhub.hub.waits import retried
 
 MAX_RELEASES_BYTES = 64 << 20
 
 _TIMEOUT_SECONDS = 20
-_WAITS_SECONDS = (0.3, 1.0)
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -94,11 +91,11 @@ def read_file(
     with hub_failures(registry, repository):
         url = hf_hub_url(repository, path, revision=revision, endpoint=registry.endpoint)
         try:
-            etag, commit, moved_to = _retried(lambda: _head(registry, url))
+            etag, commit, moved_to = retried(registry, lambda: _head(registry, url))
             if known is not None and etag in (_git_blob_id(known), hashlib.sha256(known).hexdigest()):
                 return RemoteFile(known, commit, moved_to)
             url = hf_hub_url(repository, path, revision=commit, endpoint=registry.endpoint)
-            return RemoteFile(_retried(lambda: _get(registry, url, limit)), commit, moved_to)
+            return RemoteFile(retried(registry, lambda: _get(registry, url, limit)), commit, moved_to)
         except RemoteEntryNotFoundError:
             return None
 
@@ -137,23 +134,6 @@ def _get(registry: Registry, url: str, limit: int) -> bytes:
             if len(data) > limit:
                 raise NetworkError(f"{registry.address} sends more than {limit} bytes.", hint="Tell its operator.")
     return bytes(data)
-
-
-def _retried(call: Callable[[], Result]) -> Result:
-    """Call again, twice, after lost connections and answers of 500 and above."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for wait in _WAITS_SECONDS:
-        try:
-            return call()
-        except HfHubHTTPError as error:
-            if error.response.status_code < 500 and error.response.status_code != 429:
-                raise
-        except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError):
-            pass  # a lost connection: wait and call again, as after an answer of 500
-        time.sleep(wait)
-    return call()
 
 
 def _git_blob_id(data: bytes) -> str:
@@ -222,7 +202,7 @@ def download_file(
 ) -> Path:
     """Download one file into an empty folder, with huggingface_hub's transports and retries.
 
-    What arrived is not verified here: huggingface_hub does not check digests, so the caller must.
+    What arrived is not verified here: the caller must.
 
     Args:
         registry: where to download from.
@@ -231,7 +211,8 @@ def download_file(
         revision: branch, tag or commit.
         into: folder that takes the file, under ``path``, and the client's own notes beside it.
         size: bytes to expect; a transfer that brings more is ended.
-        progress: called with the number of bytes of each piece (less than none when a piece has to be sent again).
+        progress: called with the number of bytes of each piece (less than none when a piece has to be sent again), and
+            with 0 about once a second while waiting; what it raises ends the download.
 
     Returns:
         Where the file is.
@@ -244,19 +225,34 @@ def download_file(
     """
     from huggingface_hub import hf_hub_download
 
-    check_relative_path(path)
+    target = into.joinpath(*check_relative_path(path).parts)
     _refuse_offline(f"{path} of {repository}")
     with disk_errors(into), hub_failures(registry, repository):
-        into.mkdir(parents=True, exist_ok=True)
-        found = hf_hub_download(
-            repository,
-            path,
-            revision=revision,
-            local_dir=into,
-            cache_dir=into / ".cache",
-            endpoint=registry.endpoint,
-            token=registry.token or False,
-            library_name="skillhub",
-            tqdm_class=_meter_class(size, progress),  # type: ignore[call-overload, unused-ignore]
-        )
-    return Path(found)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        url = hf_hub_url(repository, path, revision=revision, endpoint=registry.endpoint)
+        with target.open("wb") as stream:
+            received = receive_file(registry, url, stream, size=size, report=progress or (lambda count: None))
+        if not received:
+            target.unlink()
+            _download_by_xet(
+                registry, repository, path, revision=revision, into=into, meter=_meter_class(size, progress)
+            )
+    return target
+
+
+def _download_by_xet(
+    registry: Registry, repository: str, path: str, *, revision: str, into: Path, meter: Callable[..., _Meter]
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(
+        repository,
+        path,
+        revision=revision,
+        local_dir=into,
+        cache_dir=into / ".cache",
+        endpoint=registry.endpoint,
+        token=registry.token or False,
+        library_name="skillhub",
+        tqdm_class=meter,  # type: ignore[call-overload, unused-ignore]
+    )

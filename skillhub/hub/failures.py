@@ -30,6 +30,7 @@ from skillhub.errors import (
     UsageError,
 )
 from skillhub.hub.registries import Registry
+from skillhub.hub.waits import hear_client
 
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of this registry that may do it."
 _REWRITTEN = "ReleasesRewritten"  # of our registry: the index of releases would not only grow
@@ -48,6 +49,7 @@ def hub_failures(registry: Registry, repository: str | None = None) -> Iterator[
         IntegrityError: the registry keeps what was published from being changed.
         UsageError: the repository's name is not valid.
     """
+    hear_client()
     try:
         yield
     except SkillhubError:
