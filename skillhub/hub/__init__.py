@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from skillhub.hub.bases import base_file_digests, fetch_base
 from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
+from skillhub.hub.folders import is_vendored, vendored_registries
 from skillhub.hub.registries import Registry, default_registry
 from skillhub.hub.repositories import (
     PACK_TAG,
@@ -35,10 +36,12 @@ __all__ = [
     "default_registry",
     "download_file",
     "fetch_base",
+    "is_vendored",
     "read_file",
     "read_releases",
     "repository_head",
     "require_token",
     "search_packs",
+    "vendored_registries",
     "whoami",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import url2pathname
 
 from skillhub import settings
 
@@ -34,6 +36,12 @@ class Registry:
         """The endpoint for messages: without a user or password."""
         parts = urlsplit(self.endpoint)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a vendored registry, whose endpoint is a ``file://`` address; None for one on the network."""
+        parts = urlsplit(self.endpoint)
+        return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
     @property
     def authorization(self) -> dict[str, str]:
