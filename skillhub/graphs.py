@@ -164,25 +164,26 @@ def _requirements_by_pack(lock: Lock, requirements: Sequence[Requirement]) -> tu
 
 def _not_below(roots: Iterable[LockedPack], lock: Lock, below: Neighbours) -> list[LockedPack]:
     """Return packs from which, with the roots, every locked pack is reached."""
-    reached = _reached(map(key_of, roots), below)
+    shown = reached(map(key_of, roots), below)
+    left = [one for one in _sorted(lock.packs) if key_of(one) not in shown]
+    required = {key_of(one) for pack in left for one in below[key_of(pack)]}
     more = []
-    left = [one for one in _sorted(lock.packs) if key_of(one) not in reached]
-    above = {key_of(one) for left_one in left for one in below[key_of(left_one)]}
-    for one in [one for one in left if key_of(one) not in above] + left:
-        if key_of(one) not in reached:
+    for one in [one for one in left if key_of(one) not in required] + left:
+        if key_of(one) not in shown:
             more.append(one)
-            reached |= _reached([key_of(one)], below)
+            shown |= reached([key_of(one)], below)
     return more
 
 
-def _reached(keys: Iterable[str], below: Neighbours) -> set[str]:
-    reached, left = set(), deque(keys)
+def reached(keys: Iterable[str], below: Neighbours) -> set[str]:
+    """Return the keys of the packs that one comes to from some, those included."""
+    found, left = set(), deque(keys)
     while left:
         key = left.popleft()
-        if key not in reached:
-            reached.add(key)
+        if key not in found:
+            found.add(key)
             left.extend(key_of(one) for one in below[key])
-    return reached
+    return found
 
 
 class _Walk:
