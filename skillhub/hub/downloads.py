@@ -11,11 +11,12 @@ from pathlib import Path
 from skillhub import settings
 from skillhub.errors import IntegrityError, NetworkError
 from skillhub.files import check_relative_path, disk_errors
+from skillhub.hub import folders
 from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry
-from skillhub.releases import RELEASES_FILE
 from skillhub.hub.transfers import receive_file
 from skillhub.hub.waits import retried
+from skillhub.releases import RELEASES_FILE
 
 MAX_RELEASES_BYTES = 64 << 20
 
@@ -28,12 +29,12 @@ class RemoteFile:
 
     Attributes:
         data: its bytes.
-        commit: the commit it was read at.
+        commit: the commit it was read at; None where a vendored folder does not say.
         moved_to: full name of the repository that answered, where the registry sent us on to another one.
     """
 
     data: bytes
-    commit: str
+    commit: str | None
     moved_to: str | None = None
 
 
@@ -84,6 +85,9 @@ def read_file(
         NetworkError: also when the file is longer than ``limit``.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
+    if registry.folder is not None:
+        data = folders.read_file(registry, repository, path, revision=revision, limit=limit)
+        return None if data is None else RemoteFile(data, folders.read_repository(registry, repository).commit)
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -200,7 +204,7 @@ def download_file(
     size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Download one file into an empty folder, with huggingface_hub's transports and retries.
+    """Download one file into an empty folder: over plain HTTP, or through Xet where the registry offers that.
 
     What arrived is not verified here: the caller must.
 
@@ -223,7 +227,9 @@ def download_file(
         DiskError: the disk is full or the folder may not be written.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
-    from huggingface_hub import hf_hub_download
+    if registry.folder is not None:
+        return folders.copy_file(registry, repository, path, revision=revision, into=into, size=size, progress=progress)
+    from huggingface_hub import hf_hub_url
 
     target = into.joinpath(*check_relative_path(path).parts)
     _refuse_offline(f"{path} of {repository}")
