@@ -63,6 +63,7 @@ def read_index(
     """
     known = remembered_index(registry, name)
     where = f"{RELEASES_FILE} of {name}"
+    offline = offline and registry.folder is None  # a vendored folder is no network
     if revision is not None:
         return _read_at(registry, name, revision, known=known, offline=offline)
     if offline:
