@@ -22,6 +22,7 @@ from skillhub.codecs.lowrank import choose_groups
 from skillhub.deltas import DeltaWriter
 from skillhub.documents import canonical_json
 from skillhub.files import check_relative_path
+from skillhub.hub import folders
 from skillhub.packs import file_entry, open_pack, write_manifest
 from tests.support.manifests import BASE, manifest_fields
 
@@ -62,7 +63,14 @@ def test_a_table_names_exactly_the_fields(kind: type[msgspec.Struct]) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [manifest.FileEntry, manifest.Evaluation, routers.RouterInfo, releases.ReleaseVariant],
+    [
+        manifest.FileEntry,
+        manifest.Evaluation,
+        routers.RouterInfo,
+        releases.ReleaseVariant,
+        folders.VendoredFolder,
+        folders.VendoredRepository,
+    ],
 )
 def test_small_objects_are_spelled_out(kind: type[msgspec.Struct]) -> None:
     assert f"{{{', '.join(kind.__struct_fields__)}}}" in PAGE

@@ -39,6 +39,8 @@ COLUMNS = [
     (DISTRIBUTION, "sources placement modelcards"),
     (DISTRIBUTION, "basechoice plans"),
     (DISTRIBUTION, "installer publisher"),
+    (DISTRIBUTION, "vendoring"),
+    (DISTRIBUTION, "downloading"),
     (WEIGHTS, "codecs rounding checkpoints conversions"),
     (WEIGHTS, "layout deltas"),
     (WEIGHTS, "packer compose"),
