@@ -3,6 +3,7 @@
 SKILLHUB_CACHE     the store and everything else that can be fetched or computed again
 SKILLHUB_HOME      the per-user environments
 SKILLHUB_STATE     what was seen before (first-seen digests)
+SKILLHUB_CONFIG    the folder of config.toml and policy.toml
 HF_ENDPOINT        the registry, as for huggingface_hub
 HF_HUB_OFFLINE     1: never use the network (TRANSFORMERS_OFFLINE and SKILLHUB_OFFLINE as well)
 """
@@ -40,6 +41,15 @@ def state_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_state_dir("skillhub", appauthor=False))
+
+
+def configuration_folder() -> Path:
+    """Return the folder of the user's own settings (``SKILLHUB_CONFIG``)."""
+    if chosen := os.environ.get("SKILLHUB_CONFIG"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("skillhub", appauthor=False))
 
 
 def endpoint() -> str:
