@@ -12,17 +12,16 @@ index in the meantime, and what was read is then merely older.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-from skillhub import hub, settings
+from skillhub import hub
 from skillhub.errors import IntegrityError, NotFoundError, OfflineError, TrustError
-from skillhub.files import disk_errors, locked, sha256_of_bytes, write_atomically
+from skillhub.files import disk_errors, write_atomically
 from skillhub.names import PackName
 from skillhub.releases import RELEASES_FILE, ReleaseIndex, check_is_extension, parse_releases
+from skillhub.sightings import hold, remember_releases, state_path
 
 _PARALLEL_READS = 8
 
@@ -117,12 +116,14 @@ def remember_index(registry: hub.Registry, name: PackName, data: bytes, *, known
     if known == data:
         return index
     _check_grown(known, data, name)
-    path = _path_of(registry, name)
-    with locked(path.with_suffix(".lock")):
+    with hold(registry, name):
         now = remembered_index(registry, name)
         if now is None or not now.startswith(data):
             _check_grown(now, data, name)
-            write_atomically(path, data)
+            remember_releases(
+                registry, name, index.releases
+            )  # first: an index that is remembered is not looked at again
+            write_atomically(state_path(registry, name, ".jsonl"), data)
     return index
 
 
@@ -164,7 +165,7 @@ def remembered_index(registry: hub.Registry, name: PackName) -> bytes | None:
         IntegrityError: the file that remembers them is damaged.
         DiskError: it may not be read.
     """
-    path = _path_of(registry, name)
+    path = state_path(registry, name, ".jsonl")
     with disk_errors(path):
         try:
             data = path.read_bytes()
@@ -175,10 +176,3 @@ def remembered_index(registry: hub.Registry, name: PackName) -> bytes | None:
             f"{path} is damaged.", hint=f"Remove it: {name} is then read as if for the first time.", path=str(path)
         )
     return data
-
-
-def _path_of(registry: hub.Registry, name: PackName) -> Path:
-    readable = re.sub(r"[^A-Za-z0-9.]+", "_", registry.address.partition("://")[2])
-    folder = f"{readable}-{sha256_of_bytes(registry.endpoint.encode())[:8]}"
-    parts = (str(name.owner).lower(), f"{name.name.lower()}.jsonl")
-    return settings.state_folder().joinpath("registries", folder, *parts)

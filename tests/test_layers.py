@@ -35,7 +35,8 @@ FORMATS = [
 ]
 COLUMNS = [
     (DISTRIBUTION, "hub store"),
-    (DISTRIBUTION, "resolver indexes environments"),
+    (DISTRIBUTION, "sightings resolver policy"),
+    (DISTRIBUTION, "indexes environments screening nearmisses"),
     (DISTRIBUTION, "sources placement modelcards"),
     (DISTRIBUTION, "basechoice plans"),
     (DISTRIBUTION, "installer publisher"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from skillhub.hub.bases import base_file_digests, fetch_base
 from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
 from skillhub.hub.folders import is_vendored, vendored_registries
+from skillhub.hub.identities import release_times, repository_id
 from skillhub.hub.registries import Registry, default_registry
 from skillhub.hub.repositories import (
     PACK_TAG,
@@ -39,7 +40,9 @@ __all__ = [
     "is_vendored",
     "read_file",
     "read_releases",
+    "release_times",
     "repository_head",
+    "repository_id",
     "require_token",
     "search_packs",
     "vendored_registries",
