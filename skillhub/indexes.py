@@ -3,8 +3,8 @@
     <state>/registries/<registry>/<owner>/<name>.jsonl     the bytes of releases.jsonl when it was last read
 
 An index only ever grows, so remembering it remembers the first-seen digest of every release. A release whose digest
-changed is tampering (exit 7), any other rewriting an integrity error (exit 6). Offline, the remembered bytes are the
-index.
+changed is tampering (exit 7), and so is a pack that vanished; any other rewriting, one that makes the index shorter as
+well, is an integrity error (exit 6). Offline, the remembered bytes are the index.
 
 What was read is compared with what was remembered *before* it was asked for: another process may remember a longer
 index in the meantime, and what was read is then merely older.
@@ -55,7 +55,8 @@ def read_index(
 
     Raises:
         NotFoundError: there is no such repository, or it holds no pack.
-        TrustError: a release's manifest is another one than when it was first seen.
+        TrustError: a release's manifest is another one than when it was first seen, or the repository is gone: if that
+            were merely "not found", another registry's pack of this name would be taken in its place.
         IntegrityError: the index is not valid, or what was published before is not its beginning any more.
         OfflineError: it was never read, and the network may not be used.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
@@ -72,7 +73,12 @@ def read_index(
                 hint="Run the command once with the network: without --offline and with HF_HUB_OFFLINE unset.",
             )
         return SeenIndex(parse_releases(known, where=where))
-    read = hub.read_releases(registry, str(name), known=None if refresh else known)
+    try:
+        read = hub.read_releases(registry, str(name), known=None if refresh else known)
+    except NotFoundError as error:
+        if known is None:
+            raise
+        raise _gone(registry, name) from error
     if read is None and known is None:
         raise NotFoundError(
             f"{name} at {registry.address} is no pack: it has no {RELEASES_FILE}.", hint="Check the name."
@@ -80,6 +86,14 @@ def read_index(
     data = read.data if read else b""
     index = remember_index(registry, name, data, known=known)
     return SeenIndex(index, read.commit if read else None, read.moved_to if read else None)
+
+
+def _gone(registry: hub.Registry, name: PackName) -> TrustError:
+    return TrustError(
+        f"{name} was at {registry.address} before, and is not there any more, or not for you.",
+        hint="Check that you are logged in, if it is private. If it is gone for good, and another registry's pack of that "
+        f"name is welcome: skillhub trust forget {name}.",
+    )
 
 
 def _read_at(registry: hub.Registry, name: PackName, revision: str, *, known: bytes | None, offline: bool) -> SeenIndex:
@@ -100,7 +114,7 @@ def _read_at(registry: hub.Registry, name: PackName, revision: str, *, known: by
 
 
 def remember_index(registry: hub.Registry, name: PackName, data: bytes, *, known: bytes | None) -> ReleaseIndex:
-    """Check an index's bytes against those seen before, remember them, and return the index.
+    """Check an index's bytes against those seen before, remember them and when its releases appeared; return the index.
 
     Args:
         registry: where they were read.
@@ -131,7 +145,22 @@ def _check_grown(old: bytes | None, new: bytes, name: PackName) -> None:
     if old is None:
         return
     where = f"{RELEASES_FILE} of {name}"
-    _check_digests(parse_releases(old, where=where), parse_releases(new, where=where), name)
+    seen, found = parse_releases(old, where=where), parse_releases(new, where=where)
+    _check_digests(seen, found, name)
+    if old != new and old.startswith(new):
+        gone = len(seen.releases) - len(found.releases)
+        what = (
+            "1 release is missing"
+            if gone == 1
+            else f"{gone} releases are missing"
+            if gone
+            else "a yank or a note is missing"
+        )
+        raise IntegrityError(
+            f"{where} was rewritten: it ends before what was published already, and {what}.",
+            hint="A mirror that lags behind catches up with time. Otherwise do not install from this repository until its "
+            f"owner has explained the change; to accept it: skillhub trust forget {name}.",
+        )
     check_is_extension(old, new, where=where)
 
 

@@ -41,12 +41,23 @@ def test_what_was_remembered_before_must_still_be_the_beginning() -> None:
     both = index("1.0", "1.1")
     remember_index(REGISTRY, NAME, both, known=None)
     with pytest.raises(IntegrityError, match="rewritten"):
-        remember_index(REGISTRY, NAME, index("1.0"), known=both)
-    with pytest.raises(IntegrityError, match="rewritten"):
         remember_index(REGISTRY, NAME, index("1.1", "1.0"), known=None)
     with pytest.raises(TrustError):
         remember_index(REGISTRY, NAME, index("1.0", "1.1", "1.2", digest="cd"), known=None)
     assert remembered_index(REGISTRY, NAME) == both
+
+
+@pytest.mark.parametrize(
+    ("left", "what"), [(1, "1 release is missing"), (0, "2 releases are missing"), (2, "a yank or a note is missing")]
+)
+def test_an_index_that_was_rolled_back_is_refused(left: int, what: str) -> None:
+    yank = canonical_json({"schema": 0, "event": "yank", "version": "1.1", "reason": "harmful"})
+    full = index("1.0", "1.1") + yank
+    remember_index(REGISTRY, NAME, full, known=None)
+    with pytest.raises(IntegrityError, match=what) as caught:
+        remember_index(REGISTRY, NAME, index(*["1.0", "1.1"][:left]), known=full)
+    assert "skillhub trust forget acme/math-pack" in caught.value.hint
+    assert remembered_index(REGISTRY, NAME) == full
 
 
 def test_of_many_at_once_the_longest_is_remembered() -> None:
