@@ -1,0 +1,111 @@
+"""Finding packs on a live registry, and downloading them without installing, as processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import Shell
+from tests.support.packs import BASE, OTHER_BASE, make_pack
+from tests.support.registry_process import RegistryProcess, running_registry
+from tests.test_cli import on_a_terminal
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """A registry with three packs, and a model that is none."""
+    from huggingface_hub import HfApi
+
+    with running_registry(tmp_path_factory.mktemp("full")) as process:
+        home = tmp_path_factory.mktemp("author")
+        shell = Shell(home, process.endpoint, process.token)
+        make_pack(home / "shared", "shared")
+        make_pack(home / "math", "math-pack", "1.0.0", (BASE, OTHER_BASE), requires=[f"{process.user}/shared"])
+        make_pack(home / "newer", "math-pack", "1.1.0", (BASE,), requires=[f"{process.user}/shared"])
+        make_pack(home / "chat", "chat-pack", repo="acme/other-base")
+        for folder, name in (
+            ("shared", "shared"),
+            ("math", "math-pack"),
+            ("newer", "math-pack"),
+            ("chat", "chat-pack"),
+        ):
+            shell.succeed("publish", folder, f"{process.user}/{name}")
+        api = HfApi(endpoint=process.endpoint, token=process.token)
+        api.create_repo(f"{process.user}/math-model")
+        api.update_repo_settings(f"{process.user}/chat-pack", private=True)
+        yield process
+
+
+@pytest.fixture
+def user(full: RegistryProcess, tmp_path: Path) -> Shell:
+    """Somebody without a token."""
+    return Shell(tmp_path, full.endpoint)
+
+
+def found(shell: Shell, *arguments: str) -> list[str]:
+    return [one["name"].rpartition("/")[2] for one in shell.json("search", *arguments)["packs"]]
+
+
+def test_search_finds_packs_by_words_owner_tag_and_base(user: Shell, full: RegistryProcess) -> None:
+    owner = Shell(user.home, full.endpoint, full.token)
+    assert sorted(found(user)) == ["math-pack", "shared"]  # no model, and nobody else's private pack
+    assert sorted(found(owner)) == ["chat-pack", "math-pack", "shared"]
+    assert found(user, "math") == ["math-pack"]
+    assert found(owner, "--base", "acme/other-base") == ["chat-pack"]
+    assert sorted(found(user, "--tag", "math", "--owner", full.user)) == ["math-pack", "shared"]
+    assert found(user, "--owner", "nobody") == found(user, "--tag", "cooking") == []
+    assert len(found(user, "--limit", "1")) == 1
+    row = owner.json("search", "chat")["packs"][0]
+    assert (row["registry"], row["private"], row["gated"]) == ("hub", True, False)
+    assert row["base_models"] == ["acme/other-base"] and row["last_modified"].startswith("20")
+
+
+def test_search_shows_a_table_and_names_that_look_alike(user: Shell, full: RegistryProcess) -> None:
+    shown = on_a_terminal(user, ["search"])
+    assert f"{full.user}/math-pack" in shown and "acme/base-model" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "look alike: " + f"{full.user}/math-pack" in user.succeed("search", "maht-pack")
+    assert user.json("search", f"{full.user}/math-pakc")["near"] == [f"{full.user}/math-pack"]
+    assert user.json("search", "cooking") == {"schema": 0, "packs": [], "near": []}
+
+
+def test_search_says_what_it_cannot_do(user: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--base OWNER/NAME" in user.fail(2, "search", "--base", "./model")
+    assert "cannot be reached" in Shell(user.home).fail(8, "search", "math")
+
+
+def test_download_makes_folders_that_can_be_installed(user: Shell, full: RegistryProcess) -> None:
+    name = f"{full.user}/math-pack"
+    told = user.json("download", f"{name}<1.1", "-o", "packs")["downloaded"]
+    assert [(one["name"], one["version"]) for one in told] == [(name, "1.0.0"), (f"{full.user}/shared", "1.0.0")]
+    folder = user.home / "packs" / "math-pack"
+    assert told[0]["folder"] == str(folder) and len(list((folder / "variants").iterdir())) == 2
+    assert not list(user.home.rglob("receipt.json"))
+    (user.home / "skillhub.toml").touch()
+    other = Shell(user.home)  # which reaches no registry
+    installed = other.json("install", "./packs/math-pack", "./packs/shared", "--base", BASE)["installed"]
+    assert {one["digest"] for one in installed} == {one["digest"] for one in told}
+
+
+def test_download_takes_one_base_and_leaves_what_is_there(user: Shell, full: RegistryProcess) -> None:
+    wanted = ["download", f"{full.user}/math-pack", "-o", "packs", "--no-deps", "--base", BASE]
+    (told,) = user.json(*wanted)["downloaded"]
+    assert told["version"] == "1.1.0"
+    path = next((user.home / "packs" / "math-pack" / "variants").rglob("delta-00001.safetensors"))
+    before = path.stat().st_ino
+    user.succeed(*wanted)
+    assert path.stat().st_ino == before
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "math-pack exists already" in user.fail(2, *wanted)
+
+
+def test_download_says_what_it_cannot_fetch(user: Shell, full: RegistryProcess) -> None:
+    make_pack(user.home / "own", "own")
+    assert "is a folder already" in user.fail(2, "download", "./own", "-o", "packs")
+    assert "adapter" in user.fail(2, "download", f"peft:{full.user}/lora", "-o", "packs")
+    user.fail(4, "download", f"{full.user}/absent", "-o", "packs")
+    user.fail(3, "download", f"{full.user}/shared>9", "-o", "packs")
+    user.fail(5, "download", f"{full.user}/shared", "-o", "packs", "--base", OTHER_BASE)
+    assert not (user.home / "packs").exists()
