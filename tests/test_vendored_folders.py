@@ -145,9 +145,14 @@ def test_notes_that_cannot_be_read_are_named(registry: hub.Registry, vendored: P
         hub.vendored_registries(vendored)
 
 
-def test_a_vendored_folder_cannot_be_searched(registry: hub.Registry) -> None:
+def test_a_vendored_folder_cannot_be_asked_for_more(registry: hub.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     with pytest.raises(UsageError, match="cannot be searched"):
         find_packs(registry, "math")
+    with pytest.raises(NotFoundError, match="is a vendored folder"):
+        hub.base_file_digests(registry, "acme/base-model")
+    with pytest.raises(NotFoundError, match="is a vendored folder"):
+        hub.search_packs(registry, "math")
 
 
 def test_the_hubs_client_is_not_imported(vendored: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from skillhub import settings
+from skillhub.errors import NotFoundError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -74,7 +75,16 @@ def _ambient_token(endpoint: str) -> str | None:
 
 
 def client(registry: Registry) -> HfApi:
-    """Return huggingface_hub's client for a registry, with its token or explicitly none."""
+    """Return huggingface_hub's client for a registry, with its token or explicitly none.
+
+    Raises:
+        NotFoundError: the registry is a vendored folder, which has nothing but the files of packs.
+    """
+    if registry.folder is not None:
+        raise NotFoundError(
+            f"{registry.folder} is a vendored folder, and has no more than the files of packs.",
+            hint="Name a registry that is on the network: --registry URL.",
+        )
     from huggingface_hub import HfApi
 
     from skillhub import __version__
