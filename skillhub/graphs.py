@@ -269,17 +269,20 @@ def _distances(starts: set[str], below: Neighbours) -> dict[str, int]:
     return distance
 
 
-def frozen_requirement(pack: LockedPack, *, environment: Path, start: Path) -> str:
+def frozen_requirement(pack: LockedPack, *, environment: Path, start: Path, at_commit: bool = False) -> str:
     """Return the requirement that gives exactly this locked pack.
 
     Args:
         pack: the pack.
         environment: folder of the environment that a folder's pack is locked relative to.
         start: what a folder is to be relative to: where the text will be read.
+        at_commit: name the commit and not the version: the release may not be on main, such as one of a pull request.
     """
     if pack.registry == LOCAL:
         folder = relative_folder(environment / pack.repository, start)
         return folder if folder.startswith(".") else f"./{folder}"
     if pack.kind == PEFT:
         return f"peft:{pack.name}@{pack.commit or pack.version}"
+    if at_commit and pack.commit:
+        return f"{pack.name}@{pack.commit}"
     return f"{pack.name}=={pack.version}"

@@ -142,7 +142,7 @@ def _read_environment(environment: Environment) -> tuple[bytes, bytes, Lock]:
 
 def _check_target(folder: Path) -> Path:
     """Return the folder's absolute path, unless writing it would take something else away."""
-    given = folder.expanduser().absolute()
+    given = folder.expanduser().resolve()
     if not hub.is_vendored(given):
         return new_folder(given)
     own = {VENDOR_FILE, PROJECT_FILE, LOCK_FILE, *(one.name for one in _registry_folders(given))}

@@ -215,6 +215,12 @@ def test_a_frozen_requirement_is_exact(locked: LockedPack, text: str, tmp_path: 
     assert frozen_requirement(locked, environment=project, start=start) == text
 
 
+def test_a_release_that_may_not_be_on_main_is_frozen_at_its_commit(tmp_path: Path) -> None:
+    (tmp_path / "skillhub.toml").write_text('requirements = ["acme/math@refs/pr/3", "acme/chat"]', encoding="utf-8")
+    write_lock(tmp_path / "skillhub.lock", lock_of(pack("acme/math", commit=COMMIT), pack("acme/chat", commit=COMMIT)))
+    assert Shell(tmp_path).succeed("freeze").splitlines() == ["acme/chat==1.0.0", f"acme/math@{COMMIT}"]
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Shell:
     """A project with a lock, on a machine that reaches no registry."""

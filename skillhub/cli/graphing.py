@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,10 +12,11 @@ import click
 from skillhub.cli import console, options
 from skillhub.environments import Environment, read_project
 from skillhub.errors import NotFoundError
-from skillhub.graphs import TreeRow, build_tree, find_locked, find_paths, frozen_requirement, tree_lines
+from skillhub.graphs import TreeRow, build_tree, find_locked, find_paths, frozen_requirement, key_of, tree_lines
 from skillhub.lockfile import LOCK_FILE, Lock, LockedPack, read_lock
 from skillhub.names import Requirement
 from skillhub.requirements import project_requirements
+from skillhub.sources import Wanted
 
 
 @click.command("tree")
@@ -33,9 +35,9 @@ def tree_command(name: str | None, invert: bool, depth: int | None, environment:
       skillhub tree
       skillhub tree acme/shared --invert
     """
-    chosen, lock, requirements = _read(environment)
+    chosen, lock, wanted = _read(environment)
     pack = find_locked(lock, name) if name else None
-    rows = build_tree(lock, requirements, pack=pack, invert=invert, depth=depth)
+    rows = build_tree(lock, _requirements(wanted), pack=pack, invert=invert, depth=depth)
     if as_json:
         console.emit_json({"environment": str(chosen.folder), "tree": [_describe_row(row) for row in rows]})
         return
@@ -66,9 +68,9 @@ def why_command(name: str, environment: Path | None, as_json: bool) -> None:
     Example:
       skillhub why acme/shared
     """
-    chosen, lock, requirements = _read(environment)
+    chosen, lock, wanted = _read(environment)
     pack = find_locked(lock, name)
-    paths = find_paths(lock, requirements, pack)
+    paths = find_paths(lock, _requirements(wanted), pack)
     if as_json:
         described = [
             {"requirement": requirement.text, "packs": [_describe(one) for one in packs]}
@@ -100,11 +102,11 @@ def freeze_command(hashes: bool, environment: Path | None, as_json: bool) -> Non
     Example:
       skillhub freeze --hashes > packs.txt
     """
-    chosen = options.existing_environment(environment)
-    lock = _read_lock(chosen)
+    chosen, lock, wanted = _read(environment)
+    at_commit = {one.key for one in wanted if one.revision}
     frozen = [
-        (one, frozen_requirement(one, environment=chosen.folder, start=Path.cwd()))
-        for one in sorted(lock.packs, key=lambda one: one.name.lower())
+        (one, frozen_requirement(one, environment=chosen.folder, start=Path.cwd(), at_commit=key_of(one) in at_commit))
+        for one in sorted(lock.packs, key=key_of)
     ]
     if as_json:
         described = [{"requirement": text, "sha256": one.manifest, **_describe(one)} for one, text in frozen]
@@ -118,12 +120,15 @@ def _describe(pack: LockedPack) -> dict[str, object]:
     return {"name": pack.name, "version": pack.version}
 
 
-def _read(folder: Path | None) -> tuple[Environment, Lock, list[Requirement]]:
+def _read(folder: Path | None) -> tuple[Environment, Lock, list[Wanted]]:
     """Return an environment with its lock and its requirements."""
     chosen = options.existing_environment(folder)
     lock = _read_lock(chosen)
-    wanted = project_requirements(read_project(chosen), lock, chosen.folder)
-    return chosen, lock, [one.requirement for one in wanted]
+    return chosen, lock, project_requirements(read_project(chosen), lock, chosen.folder)
+
+
+def _requirements(wanted: Sequence[Wanted]) -> list[Requirement]:
+    return [one.requirement for one in wanted]
 
 
 def _read_lock(environment: Environment) -> Lock:
