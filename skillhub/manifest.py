@@ -23,6 +23,7 @@ from skillhub.routers import RouterInfo
 
 MANIFEST_SCHEMA = 0
 MANIFEST_FILE = "skillpack.json"
+BASE_RECORD_FILE = "base.json.zst"
 MAX_MANIFEST_BYTES = 64 << 20
 
 _ASK_PUBLISHER = "Download the pack again; if that does not help, tell its publisher."
@@ -143,6 +144,7 @@ class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for number, entry in enumerate(self.files):
             if not entry.path.startswith(f"{self.folder}/"):
                 raise ValueError(f".files[{number}].path: {entry.path!r} is not in the variant's folder {self.folder}")
+            _checked(f"files[{number}].path", check_kind, entry.path)
         if self.router and self.router.path not in [entry.path for entry in self.files]:
             raise ValueError(f".router.path: {self.router.path!r} is not one of the variant's files")
 
@@ -234,6 +236,20 @@ def _checked(field: str, check: Callable[[str], Result], text: str) -> Result:
         return check(text)
     except SkillhubError as error:
         raise ValueError(f".{field}: {error.message}") from error
+
+
+def check_kind(path: str) -> None:
+    """Check that a variant's file is of a kind that is known to be harmless: data that nothing executes.
+
+    Raises:
+        UnsafeContentError: it is neither a safetensors file nor the base's record.
+    """
+    if not path.endswith((".safetensors", f"/{BASE_RECORD_FILE}")):
+        raise UnsafeContentError(
+            f"{path!r} is neither a safetensors file nor {BASE_RECORD_FILE}, and a variant holds nothing else.",
+            hint="Do not use this pack; tell its publisher.",
+            path=path,
+        )
 
 
 def check_requirements(field: str, texts: list[str]) -> None:

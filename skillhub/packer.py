@@ -26,8 +26,8 @@ from skillhub.errors import UsageError
 from skillhub.fields import Label
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
-from skillhub.manifest import CodecInfo, Manifest, TensorEntry, Variant, variant_folder
-from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
+from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
+from skillhub.packs import Pack, file_entry, open_pack, write_manifest
 from skillhub.progress import Progress
 
 PRESETS = {"near": 45, "small": 75, "tiny": 170}

@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillhub.errors import IntegrityError, NotFoundError, WrongBaseError
+from skillhub.errors import IntegrityError, NotFoundError, UnsafeContentError, WrongBaseError
 from skillhub.files import disk_errors, safe_join, sha256_of_file, write_atomically
 from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, Variant, parse_manifest
 from skillhub.names import PackName
 
-BASE_RECORD_FILE = "base.json.zst"
 ROUTER_FILE = "router.safetensors"
 RECEIPT_FILE = "receipt.json"
 """Of an installed pack: where it came from. Not part of the pack itself."""
+
+MAX_HEADER_BYTES = 16 << 20
+"""Longest header of a safetensors file in a pack: room for some 40,000 tensors."""
 
 _CORRECT_IT = (
     "Nothing was written. Correct what this field was made from (a name in the checkpoint, a text), then try again."
@@ -183,6 +185,33 @@ def check_file(path: Path, entry: FileEntry, *, progress: Callable[[int], None] 
             expected=entry.sha256,
             found=found,
         )
+
+
+def check_content(path: Path, *, name: str) -> None:
+    """Check what can be checked of a file of a pack, or of an adapter, without knowing what it should hold.
+
+    This is the one check of content before a file enters an environment: the header of a safetensors file is valid, and
+    no longer than :data:`MAX_HEADER_BYTES`. Files of other kinds are read with limits of their own.
+
+    Args:
+        path: the file.
+        name: what it is called in the pack.
+
+    Raises:
+        UnsafeContentError: the header is longer than any pack's.
+        IntegrityError: the file is no valid safetensors file.
+        DiskError: it may not be read.
+    """
+    if not name.endswith(".safetensors"):
+        return
+    from skillhub.tensorfiles import read_header  # numpy, which commands that only list need not load
+
+    with disk_errors(path):
+        try:
+            read_header(path, limit=MAX_HEADER_BYTES)
+        except (UnsafeContentError, IntegrityError) as error:
+            told = error.message.replace(path.name, name, 1)
+            raise type(error)(told, hint="Do not use this pack; tell its publisher.", file=name) from error
 
 
 def verify_pack(

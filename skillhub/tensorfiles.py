@@ -72,11 +72,15 @@ class TensorFile:
     tensors: Mapping[str, TensorInfo]
 
 
-def read_header(path: Path) -> TensorFile:
+def read_header(path: Path, *, limit: int = HEADER_LIMIT) -> TensorFile:
     """Read and check the header of the safetensors file ``path``.
 
+    Args:
+        path: the file.
+        limit: longest header to read, in bytes.
+
     Raises:
-        UnsafeContentError: the header claims more than ``HEADER_LIMIT`` bytes.
+        UnsafeContentError: the header claims more than ``limit`` bytes.
         IntegrityError: the file is truncated or longer than its header says, or the header is not valid: JSON, types,
             duplicate names, unknown dtypes, offsets that leave gaps, overlap or do not fit dtype and shape.
     """
@@ -84,9 +88,9 @@ def read_header(path: Path) -> TensorFile:
     with path.open("rb") as stream:
         prefix = stream.read(_LENGTH_BYTES)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) == _LENGTH_BYTES and length > HEADER_LIMIT:
+        if len(prefix) == _LENGTH_BYTES and length > limit:
             raise UnsafeContentError(
-                f"{path.name}: the header claims {length} bytes, more than the {HEADER_LIMIT} that are read.",
+                f"{path.name}: the header claims {length} bytes, more than the {limit} that are read.",
                 hint="Do not use this file; it is damaged or made to exhaust memory.",
                 file=str(path),
             )

@@ -165,17 +165,29 @@ def test_a_bad_field_is_named_by_its_path(path: str, value: object, message: str
     assert isinstance(caught.value, UnsafeContentError) == leaves
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["delta.bin", "pickle.pt", "run.py", "lib.so", "README.md", "base.json", "x.safetensors.py", "xbase.json.zst"],
+)
+def test_a_variant_holds_no_other_kinds_of_files_than_the_known(name: str) -> None:
+    path = f"variants/0123456789ab/{name}"
+    with pytest.raises(UnsafeContentError, match="neither a safetensors file nor") as caught:
+        parse(put(manifest_fields(), f"{FILE}|path", path))
+    assert "$.variants[0].files[2].path: " in caught.value.message
+
+
 def test_two_files_must_be_two_on_every_file_system() -> None:
     fields = manifest_fields()
     folder = variant_folder(BASE)
     for first, second in [
-        ("A.bin", "a.BIN"),
-        ("é.bin", "e\u0301.bin"),
-        ("a", "a/b"),
-        ("A/b", "a"),
+        ("A", "a"),
+        ("é", "e\u0301"),
+        ("a", "a.safetensors/b"),
+        ("A.safetensors/b", "a"),
         ("straße", "STRASSE"),
     ]:
-        files = [{"path": f"{folder}/{name}", "size": 0, "sha256": "0" * 64} for name in (first, second)]
+        paths = [f"{folder}/{name}.safetensors" for name in (first, second)]
+        files = [{"path": path, "size": 0, "sha256": "0" * 64} for path in paths]
         changed = put(put(fields, "variants|0|files", files), "variants|0|router", None)
         with pytest.raises(IntegrityError, match=r"\$\.variants: "):
             parse(changed)

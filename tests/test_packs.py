@@ -14,7 +14,9 @@ import pytest
 from skillhub.errors import IntegrityError, NewerSchemaError, NotFoundError, UnsafeContentError, WrongBaseError
 from skillhub.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, variant_folder
 from skillhub.packs import (
+    MAX_HEADER_BYTES,
     Pack,
+    check_content,
     check_file,
     describe_base,
     file_entry,
@@ -24,6 +26,7 @@ from skillhub.packs import (
     write_manifest,
 )
 from tests.support.manifests import BASE, OTHER_BASE, manifest_fields
+from tests.support.packs import payload
 
 DELTA = f"{variant_folder(BASE)}/delta-00001.safetensors"
 RECORD = f"{variant_folder(BASE)}/base.json.zst"
@@ -258,3 +261,32 @@ def test_bases_are_described_for_people(pack: Pack) -> None:
     assert describe_base(first) == "acme/small-base (skb1:0123456789ab)"
     bare = msgspec.structs.replace(second, base=msgspec.structs.replace(second.base, repo=None))
     assert describe_base(bare) == "skb1:fedcba987654"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [
+        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b" " * 100, UnsafeContentError, "claims 16777217 bytes"),
+        (b"\x80\x04\x95 a pickle", UnsafeContentError, "claims"),
+        (payload("x", 100)[:-1], IntegrityError, "truncated"),
+        (b"", IntegrityError, "truncated"),
+        (payload("x", 100) + b"more", IntegrityError, "belong to none"),
+        ((1 << 16).to_bytes(8, "little") + b"[" * (1 << 16), IntegrityError, "not JSON"),
+    ],
+)
+def test_content_that_is_no_safetensors_file_is_refused(
+    data: bytes, kind: type[Exception], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / hashlib.sha256(data).hexdigest()  # as a store calls it
+    path.write_bytes(data)
+    with pytest.raises(kind, match=words) as caught:
+        check_content(path, name=DELTA)
+    assert str(caught.value).startswith(DELTA) and path.name not in str(caught.value)
+
+
+def test_content_that_is_a_safetensors_file_or_of_another_kind_passes(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(payload("x", 100))
+    check_content(path, name=DELTA)
+    path.write_bytes(b"anything")
+    check_content(path, name=RECORD)

@@ -14,8 +14,9 @@ from skillhub.compose.recipes import Recipe
 from skillhub.errors import SkillhubError, UsageError, WrongBaseError
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
 from skillhub.layout import Layout, Slot, fingerprint_slots, record_slot
+from skillhub.manifest import BASE_RECORD_FILE
 from skillhub.mismatch import explain_mismatch
-from skillhub.packs import BASE_RECORD_FILE, Pack, check_file, describe_base
+from skillhub.packs import Pack, check_file, describe_base
 
 VERIFICATIONS = ("auto", "full", "sample")
 """``full`` hashes every weight, ``sample`` checks all names and shapes and some weights; ``auto`` samples large models."""

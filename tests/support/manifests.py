@@ -122,7 +122,7 @@ def variants(draw: st.DrawFn) -> Variant:
     """A variant whose files are in its folder, with or without a routing card."""
     base = draw(_BASES)
     folder = variant_folder(base.fingerprint)
-    paths = [f"{folder}/{name}" for name in ("router.safetensors", "delta-00001.safetensors", "sub/é.bin")]
+    paths = [f"{folder}/{name}" for name in ("router.safetensors", "delta-00001.safetensors", "sub/é.safetensors")]
     files = [FileEntry(path=path, size=draw(COUNTS), sha256=draw(SHA256S)) for path in paths]
     card = RouterInfo(path=paths[0], layer=draw(COUNTS), pooling="mean", rank=8, threshold=draw(NUMBERS))
     codec = CodecInfo(

@@ -15,8 +15,17 @@ from skillhub.codecs import exact
 from skillhub.codecs.decoding import decode, decoded_digest
 from skillhub.deltas import Delta, DeltaWriter
 from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.manifest import MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
-from skillhub.packs import BASE_RECORD_FILE, Pack, file_entry, open_pack, write_manifest
+from skillhub.manifest import (
+    BASE_RECORD_FILE,
+    MANIFEST_SCHEMA,
+    BaseInfo,
+    CodecInfo,
+    Manifest,
+    TensorEntry,
+    Variant,
+    variant_folder,
+)
+from skillhub.packs import Pack, file_entry, open_pack, write_manifest
 
 VOCABULARY = 26
 _DECODER = {
