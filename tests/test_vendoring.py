@@ -10,13 +10,18 @@ from pathlib import Path
 import pytest
 
 from skillhub import hub
+from skillhub.environments import Environment
 from skillhub.files import sha256_of_bytes
 from skillhub.hub.folders import list_files
 from skillhub.lockfile import Lock, LockedBase, LockedPack, files_digest, inputs_digest, parse_lock, write_lock
 from skillhub.manifest import FileEntry, variant_folder
+from skillhub.projects import Project
+from skillhub.sessions import Session
+from skillhub.vendoring import vendor
 from tests.support.commands import Shell
 from tests.support.packs import BASE, OTHER_BASE, make_pack, payload
 from tests.support.registry_process import RegistryProcess, running_registry
+from tests.support.steps import KILLED, UNINTERRUPTED, run_until
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,7 @@ def machine_with(lock_of: Path, home: Path, endpoint: str = "http://127.0.0.1:9"
 def installed(shell: Shell) -> dict[str, bytes]:
     """Return the bytes of every installed file but the receipts."""
     root = shell.home / ".skillhub" / "packs"
-    paths = [path for path in root.rglob("*") if path.is_file() and path.name != "receipt.json"]
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    return {path: data for path, data in files_below(root).items() if not path.endswith("/receipt.json")}
 
 
 def test_another_machine_installs_the_same_bytes_without_a_network(machine: Shell, tmp_path: Path) -> None:
@@ -159,6 +163,35 @@ def test_vendoring_again_brings_the_folder_up_to_date(machine: Shell, author: Sh
     (machine.home / "vendored" / "notes.txt").touch()
     assert "notes.txt" in machine.fail(2, "vendor", "vendored")
     assert "not an empty folder" in machine.fail(2, "vendor", "packs")
+
+
+def test_a_killed_process_leaves_the_old_folder_or_the_new_one(machine: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in machine.variables.items():
+        monkeypatch.setenv(name, value)
+    target = machine.home / "vendored"
+
+    def write() -> None:
+        supply = Session(offline=True).planner(Project()).supply
+        vendor(supply, Environment(machine.home), target)
+
+    write()  # what is imported and read for the first time is no step of the others
+    whole = files_below(target)
+    status, steps = run_until(write, UNINTERRUPTED)
+    assert status == 0 and steps > 20
+    statuses = []
+    for number in range(0, steps, steps // 15):
+        statuses.append(run_until(write, number)[0])
+        # between the two renames there may be neither, and the next run puts that right
+        assert not target.exists() or files_below(target) == whole
+        write()
+        assert files_below(target) == whole and not list(machine.home.glob(".vendored.*"))
+    # two threads that step at once may step over the number
+    assert statuses.count(KILLED) > 10 and set(statuses) <= {KILLED, 0}
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_an_adapter_goes_along(source: RegistryProcess, tmp_path: Path) -> None:
