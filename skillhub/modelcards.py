@@ -16,6 +16,8 @@ from skillhub.releases import release_folder
 
 LIBRARY = "skillhub"
 
+_MAX_SUMMARY = 300
+
 
 def model_card(manifest: Manifest, name: PackName) -> str:
     """Return the Markdown text of a pack's model card.
@@ -47,6 +49,9 @@ def _front_matter(manifest: Manifest) -> str:
         lines += ["base_model:", *_items(repos), "base_model_relation: adapter"]
     if manifest.license:
         lines.append(f"license: {_quoted(manifest.license)}")
+    if manifest.summary:
+        # a key of our own: a registry's list of models has the front matter, so a search needs no request a pack
+        lines.append(f"summary: {_quoted(' '.join(manifest.summary.split())[:_MAX_SUMMARY])}")
     return "\n".join([*lines, "---"])
 
 

@@ -59,7 +59,8 @@ def test_search_finds_packs_by_words_owner_tag_and_base(user: Shell, full: Regis
     assert len(found(user, "--limit", "1")) == 1
     row = owner.json("search", "chat")["packs"][0]
     assert (row["registry"], row["private"], row["gated"]) == ("hub", True, False)
-    assert row["base_models"] == ["acme/other-base"] and row["last_modified"].startswith("20")
+    assert (row["base_models"], row["summary"]) == (["acme/other-base"], "chat-pack for tests")
+    assert row["last_modified"].startswith("20")
 
 
 def test_search_shows_a_table_and_names_that_look_alike(user: Shell, full: RegistryProcess) -> None:

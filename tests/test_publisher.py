@@ -321,6 +321,7 @@ def test_the_model_card_follows_the_conventions_of_the_hub(tmp_path: Path) -> No
         "base_model": ["acme/base-model"],
         "base_model_relation": "adapter",
         "license": "apache-2.0",
+        "summary": "math-pack for tests",
     }
     assert "skillhub install acme/math-pack" in card.text
     assert pack.digest in card.text
