@@ -37,7 +37,7 @@ def parse_cut_off(text: str) -> datetime:
         UsageError: it is neither; a time needs its offset from UTC.
     """
     try:
-        moment = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(text.strip().upper())
         if _DATE.fullmatch(text.strip()):
             moment = moment.replace(tzinfo=UTC)
         if moment.tzinfo is None:
