@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
-from skillhub.errors import IntegrityError, TrustError
+from skillhub.errors import IntegrityError, NewerSchemaError, TrustError
 from skillhub.fields import Label
 from skillhub.files import disk_errors, locked, sha256_of_bytes, write_atomically
 from skillhub.hub import Registry
@@ -52,6 +52,7 @@ class Sightings(Struct, frozen=True, kw_only=True):
     """What was seen of one pack at one registry.
 
     Attributes:
+        registry: the registry's address, for people.
         releases: in the order of their publication.
         repository: the repository's own id.
         signer: the key that its signed releases are signed with, ``ed25519:`` and base64.
@@ -59,6 +60,7 @@ class Sightings(Struct, frozen=True, kw_only=True):
     """
 
     schema: int = SIGHTINGS_SCHEMA
+    registry: Label = ""
     releases: list[SeenRelease] = []
     repository: Label | None = None
     signer: Label | None = None
@@ -79,7 +81,11 @@ def registry_folder(registry: Registry) -> Path:
 
 def state_path(registry: Registry, name: PackName, suffix: str) -> Path:
     """Return the file that remembers something of a pack."""
-    return registry_folder(registry) / str(name.owner).lower() / f"{name.name.lower()}{suffix}"
+    return _path_in(registry_folder(registry), name, suffix)
+
+
+def _path_in(folder: Path, name: PackName, suffix: str) -> Path:
+    return folder / str(name.owner).lower() / f"{name.name.lower()}{suffix}"
 
 
 def hold(registry: Registry, name: PackName) -> AbstractContextManager[None]:
@@ -95,7 +101,10 @@ def read_sightings(registry: Registry, name: PackName) -> Sightings:
         NewerSchemaError: it is of a schema that this version does not read.
         DiskError: it may not be read.
     """
-    path = state_path(registry, name, ".json")
+    return _read(state_path(registry, name, ".json"), name)
+
+
+def _read(path: Path, name: PackName) -> Sightings:
     try:
         with disk_errors(path):
             data = path.read_bytes()
@@ -119,8 +128,13 @@ def _update(registry: Registry, name: PackName, change: Callable[[Sightings], Si
 
 
 def _write(registry: Registry, name: PackName, old: Sightings, new: Sightings) -> None:
+    new = msgspec.structs.replace(new, registry=registry.address)
     if new != old:
-        write_atomically(state_path(registry, name, ".json"), canonical_json(msgspec.to_builtins(new)))
+        write_atomically(state_path(registry, name, ".json"), _to_bytes(new))
+
+
+def _to_bytes(sightings: Sightings) -> bytes:
+    return canonical_json(msgspec.to_builtins(sightings))
 
 
 def first_seen(registry: Registry, name: PackName) -> Mapping[str, datetime]:
@@ -278,20 +292,48 @@ def _check_same_signer(name: PackName, release: Release, signer: str, known: Seq
             )
 
 
-def forget(registry: Registry, name: PackName) -> bool:
-    """Forget what was seen of a pack at a registry: what is met next is believed, whatever locks say.
+def all_sightings(name: PackName) -> list[Sightings]:
+    """Return what was seen of a pack at each registry that it was met at.
+
+    Raises:
+        SkillhubError: as :func:`read_sightings`.
+    """
+    found = []
+    for folder in _folders_with(name):
+        seen = _read(_path_in(folder, name, ".json"), name)
+        found.append(msgspec.structs.replace(seen, registry=seen.registry or folder.name))
+    return found
+
+
+def forget(name: PackName) -> list[str]:
+    """Forget what was seen of a pack at every registry: what is met next is believed, whatever locks say.
+
+    What is damaged is forgotten as well.
 
     Returns:
-        Whether anything was remembered of it.
+        The addresses of the registries that it had been met at.
 
     Raises:
         DiskError: the state folder may not be written.
     """
-    fresh = Sightings(overrides_locks=True)
-    with hold(registry, name):
-        index, sightings = state_path(registry, name, ".jsonl"), state_path(registry, name, ".json")
-        with disk_errors(index):
-            known = index.exists() or sightings.exists()
-            index.unlink(missing_ok=True)
-        write_atomically(sightings, canonical_json(msgspec.to_builtins(fresh)))
-    return known
+    places = []
+    for folder in _folders_with(name):
+        index, sightings = _path_in(folder, name, ".jsonl"), _path_in(folder, name, ".json")
+        with locked(_path_in(folder, name, ".lock")):
+            try:
+                place = _read(sightings, name).registry
+            except (IntegrityError, NewerSchemaError):
+                place = ""
+            write_atomically(sightings, _to_bytes(Sightings(registry=place, overrides_locks=True)))
+            with disk_errors(index):
+                index.unlink(missing_ok=True)
+        places.append(place or folder.name)
+    return places
+
+
+def _folders_with(name: PackName) -> list[Path]:
+    """Return the folders of the registries that a pack was met at."""
+    parent = settings.state_folder() / "registries"
+    with disk_errors(parent):
+        folders = sorted(parent.iterdir()) if parent.is_dir() else []
+        return [one for one in folders if any(_path_in(one, name, suffix).exists() for suffix in (".json", ".jsonl"))]

@@ -29,6 +29,7 @@ COMMANDS = {
     "why": ("graphing", "Show what asks for a pack."),
     "freeze": ("graphing", "Print the locked packs as requirements."),
     "verify": ("inspecting", "Check installed packs byte for byte."),
+    "trust": ("trusting", "Show what is remembered of a pack, or accept that it has changed."),
     "search": ("discovering", "Find packs on a registry."),
     "download": ("discovering", "Fetch packs as folders, without installing them."),
     "vendor": ("discovering", "Write a folder to install the locked packs from without a network."),
