@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from skillhub.hub.searching import FoundPack
     from skillhub.sessions import Session
 
+_TEXT_WIDTH = 48  # of what stands below a pack's name, so the table fits 80 columns
 _NEAR_AMONG = 500  # the most downloaded packs, which a misspelt name is compared with
 
 
@@ -116,10 +118,18 @@ def _print_found(found: Sequence[tuple[hub.Registry, FoundPack]], *, several: bo
     for registry, pack in found:
         marks = [mark for mark, is_set in (("gated", pack.gated), ("private", pack.private)) if is_set]
         marks += [registry.name] if several else []
-        name = f"{pack.name} ({', '.join(marks)})" if marks else pack.name
+        below = [pack.summary, f"for {', '.join(pack.base_models)}" if pack.base_models else ""]
+        lines = [
+            f"{pack.name} ({', '.join(marks)})" if marks else pack.name,
+            *(
+                line
+                for text in below
+                for line in textwrap.wrap(text, _TEXT_WIDTH, initial_indent="  ", subsequent_indent="  ")
+            ),
+        ]
         updated = f"{pack.last_modified:%Y-%m-%d}" if pack.last_modified else ""
-        rows.append([name, ", ".join(pack.base_models), str(pack.downloads), updated, pack.summary])
-    console.table(["Pack", "Base", "Downloads", "Updated", "Summary"], rows, right=(2,))
+        rows.append(["\n".join(lines), str(pack.downloads), updated])
+    console.table(["Pack", "Downloads", "Updated"], rows, right=(1,))
 
 
 @click.command("download")
