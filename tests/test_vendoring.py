@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from skillhub import hub
 from skillhub.environments import Environment
+from skillhub.errors import DiskError
 from skillhub.files import sha256_of_bytes
 from skillhub.hub.folders import list_files
 from skillhub.lockfile import Lock, LockedBase, LockedPack, files_digest, inputs_digest, parse_lock, write_lock
@@ -21,7 +22,7 @@ from skillhub.vendoring import vendor
 from tests.support.commands import Shell
 from tests.support.packs import BASE, OTHER_BASE, make_pack, payload
 from tests.support.registry_process import RegistryProcess, running_registry
-from tests.support.steps import KILLED, UNINTERRUPTED, run_until
+from tests.support.steps import FULL_DISK, KILLED, UNINTERRUPTED, run_until
 
 
 @pytest.fixture(scope="module")
@@ -165,28 +166,43 @@ def test_vendoring_again_brings_the_folder_up_to_date(machine: Shell, author: Sh
     assert "not an empty folder" in machine.fail(2, "vendor", "packs")
 
 
-def test_a_killed_process_leaves_the_old_folder_or_the_new_one(machine: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def rewrite(machine: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Vendor the machine's lock once, and return what does it again in this process."""
     for name, value in machine.variables.items():
         monkeypatch.setenv(name, value)
-    target = machine.home / "vendored"
 
     def write() -> None:
         supply = Session(offline=True).planner(Project()).supply
-        vendor(supply, Environment(machine.home), target)
+        vendor(supply, Environment(machine.home), machine.home / "vendored")
 
     write()  # what is imported and read for the first time is no step of the others
+    return write
+
+
+def test_a_killed_process_leaves_the_old_folder_or_the_new_one(machine: Shell, rewrite: Callable[[], None]) -> None:
+    target = machine.home / "vendored"
     whole = files_below(target)
-    status, steps = run_until(write, UNINTERRUPTED)
+    status, steps = run_until(rewrite, UNINTERRUPTED)
     assert status == 0 and steps > 20
     statuses = []
     for number in range(0, steps, steps // 15):
-        statuses.append(run_until(write, number)[0])
+        statuses.append(run_until(rewrite, number)[0])
         # between the two renames there may be neither, and the next run puts that right
         assert not target.exists() or files_below(target) == whole
-        write()
+        rewrite()
         assert files_below(target) == whole and not list(machine.home.glob(".vendored.*"))
     # two threads that step at once may step over the number
     assert statuses.count(KILLED) > 10 and set(statuses) <= {KILLED, 0}
+
+
+def test_a_full_disk_leaves_the_old_folder(machine: Shell, rewrite: Callable[[], None]) -> None:
+    target = machine.home / "vendored"
+    whole = files_below(target)
+    steps = run_until(rewrite, UNINTERRUPTED, FULL_DISK)[1]
+    for number in range(0, steps, steps // 5):
+        assert run_until(rewrite, number, FULL_DISK)[0] == DiskError.exit_code
+        assert files_below(target) == whole
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
