@@ -75,7 +75,7 @@ class Sightings(Struct, frozen=True, kw_only=True):
 def registry_folder(registry: Registry) -> Path:
     """Return where all that was seen at a registry is remembered."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "_", registry.address.partition("://")[2])
-    folder = f"{readable}-{sha256_of_bytes(registry.endpoint.encode())[:8]}"
+    folder = f"{readable}-{sha256_of_bytes(registry.address.encode())[:8]}"  # without a password, which may change
     return settings.state_folder() / "registries" / folder
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED, DISTRIBUTION, WEIGHTS, TOP = "shared", "distribution", "weights", "top"
 
 GROUND = [
-    (SHARED, "errors settings progress"),
+    (SHARED, "errors settings progress redaction"),
     (SHARED, "files"),
 ]
 FORMATS = [

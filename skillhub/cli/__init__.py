@@ -16,6 +16,7 @@ from skillhub import __version__
 from skillhub.cli import console
 from skillhub.errors import INTERRUPT_EXIT_CODE, TERMINATED_EXIT_CODE, DiskError, SkillhubError, missing_extra
 from skillhub.files import disk_errors
+from skillhub.redaction import hide
 
 COMMANDS = {
     "pack": ("packing", "Build a pack from a fine-tuned checkpoint and its base."),
@@ -99,7 +100,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries are ours to report, in one sentence at the end
     arguments = sys.argv[1:] if arguments is None else arguments
+    _hide_tokens(arguments)
+    console.guard_logs()
     sys.exit(_run(arguments))
+
+
+def _hide_tokens(arguments: list[str]) -> None:
+    """Keep the values of ``--token`` out of all that is printed, complaints about the arguments included."""
+    for place, argument in enumerate(arguments):
+        if argument == "--token" and place + 1 < len(arguments):
+            hide(arguments[place + 1])
+        elif argument.startswith("--token="):
+            hide(argument.removeprefix("--token="))
 
 
 def _run(arguments: list[str]) -> int:

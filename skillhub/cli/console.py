@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
 
 from skillhub.errors import SkillhubError, UsageError
 from skillhub.progress import Progress
+from skillhub.redaction import presentable
 
 OUTPUT_SCHEMA = 0
 """Schema number of every ``--json`` result."""
@@ -67,7 +69,7 @@ def say(text: str) -> None:
     """Print a line for people on stderr; not with ``--quiet``."""
     context = click.get_current_context(silent=True)
     if not (context and context.meta.get("skillhub.quiet")):
-        click.echo(text, err=True)
+        click.echo(presentable(text), err=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
@@ -142,14 +144,14 @@ def progress(unit: str = "bytes") -> Iterator[Progress | None]:
 def report(error: SkillhubError, *, as_json: bool, with_cause: bool) -> None:
     """Print an error: as JSON on stdout, or as cause and remedy on stderr."""
     if as_json:
-        click.echo(json.dumps(error.to_json(), ensure_ascii=False, default=str))
+        click.echo(presentable(json.dumps(error.to_json(), ensure_ascii=False, default=str)))
         return
     color = None if "NO_COLOR" not in os.environ else False
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True, color=color)
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {presentable(error.message)}", err=True, color=color)
     if error.hint:
-        click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {error.hint}", err=True, color=color)
+        click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {presentable(error.hint)}", err=True, color=color)
     if with_cause and error.__cause__ is not None:
-        click.echo(f"cause: {type(error.__cause__).__name__}: {error.__cause__}", err=True)
+        click.echo(presentable(f"cause: {type(error.__cause__).__name__}: {error.__cause__}"), err=True)
 
 
 def report_usage(error: click.ClickException, *, as_json: bool) -> None:
@@ -174,4 +176,19 @@ def report_internal(error: Exception, *, as_json: bool, with_cause: bool) -> Non
     if with_cause:
         import traceback
 
-        traceback.print_exception(error)
+        click.echo(presentable("".join(traceback.format_exception(error))), err=True)
+
+
+def guard_logs() -> None:
+    """Keep secrets out of what other libraries log from now on; a user may have asked for their debug messages."""
+    make = logging.getLogRecordFactory()
+
+    def make_presentable(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        with suppress(Exception):  # arguments that do not fit the message: logging reports that itself
+            record.msg, record.args = presentable(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = presentable(logging.Formatter().formatException(record.exc_info))
+        return record
+
+    logging.setLogRecordFactory(make_presentable)

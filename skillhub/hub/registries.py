@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from skillhub import settings
-from skillhub.errors import NotFoundError
+from skillhub.errors import NotFoundError, UsageError
+from skillhub.redaction import hide
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -18,7 +20,10 @@ HUB = "hub"
 """Name of the configured registry (``HF_ENDPOINT``); lockfiles hold it, so mirrors of one registry share them."""
 
 
-@dataclass(frozen=True)
+_NOT_IN_A_HEADER = re.compile(r"[^!-~]")
+
+
+@dataclass(frozen=True, repr=False)
 class Registry:
     """One registry.
 
@@ -30,7 +35,19 @@ class Registry:
 
     name: str
     endpoint: str
-    token: str | None = field(default=None, repr=False)
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        hide(self.token)
+        hide(urlsplit(self.endpoint).password)
+        if self.token is not None and _NOT_IN_A_HEADER.search(self.token):
+            raise UsageError(
+                f"The token for {self.address} has a line break or another character that no token has.",
+                hint="Copy it again, without anything before or after it.",
+            )
+
+    def __repr__(self) -> str:
+        return f"Registry({self.name!r}, {self.address!r})"
 
     @property
     def address(self) -> str:
