@@ -310,7 +310,19 @@ def loaded_by(code: str, folder: Path) -> set[str]:
 HEAVY = {"torch", "transformers", "huggingface_hub"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["install", "--help"], ["pack", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["list"],
+        ["tree"],
+        ["why", "x"],
+        ["freeze"],
+        ["install", "--help"],
+        ["pack", "--help"],
+    ],
+)
 def test_a_cheap_command_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     loaded = loaded_by(f"from skillhub.cli import main; main({arguments!r})", tmp_path)
     assert "skillhub" in loaded
