@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import islice
 
 from skillhub import settings
 from skillhub.errors import NetworkError
@@ -11,6 +12,7 @@ from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry, client
 
 _RELEASES = "releases"
+_MOST = 10_000  # a registry that lists without end tells us that many
 
 
 def repository_id(registry: Registry, repository: str) -> str:
@@ -53,7 +55,7 @@ def release_times(registry: Registry, repository: str) -> dict[str, datetime]:
 
     with hub_failures(registry, repository):
         try:
-            entries = list(client(registry).list_repo_tree(repository, _RELEASES, expand=True))
+            entries = list(islice(client(registry).list_repo_tree(repository, _RELEASES, expand=True), _MOST))
         except RemoteEntryNotFoundError:
             return {}
     return {
