@@ -15,7 +15,7 @@ import pytest
 import torch
 import zstandard
 
-from skillhub import authorfile, environments, lockfile, manifest, projects, releases, routers
+from skillhub import authorfile, environments, lockfile, manifest, policy, projects, releases, routers, sightings
 from skillhub.canonical import is_buffer
 from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, symbols, zero
 from skillhub.codecs.lowrank import choose_groups
@@ -55,6 +55,8 @@ def tables() -> list[set[str]]:
         lockfile._LockFile,
         lockfile.LockedPack,
         environments.Receipt,
+        policy.Policy,
+        sightings.Sightings,
     ],
 )
 def test_a_table_names_exactly_the_fields(kind: type[msgspec.Struct]) -> None:
@@ -68,6 +70,7 @@ def test_a_table_names_exactly_the_fields(kind: type[msgspec.Struct]) -> None:
         manifest.Evaluation,
         routers.RouterInfo,
         releases.ReleaseVariant,
+        sightings.SeenRelease,
         folders.VendoredFolder,
         folders.VendoredRepository,
     ],

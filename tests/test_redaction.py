@@ -6,9 +6,12 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +181,29 @@ def test_no_command_shows_a_secret(
     written = [path for path in user.home.rglob("*") if path.is_file() and MARK.encode() in path.read_bytes()]
     assert written == []
     assert MARK not in "".join(map(str, user.home.rglob("*")))
+
+
+def test_a_registry_learns_versions_and_no_more(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            heard.append(self.headers["User-Agent"])
+            self.send_error(404)
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        Shell(tmp_path, f"http://127.0.0.1:{server.server_port}").fail(4, "install", "acme/x", "--base", BASE)
+        server.shutdown()
+        thread.join()
+    words = {word.partition("/")[0] for agent in heard for word in agent.split("; ")}
+    assert heard and words <= {"skillhub", "unknown", "hf_hub", "python"}
 
 
 def test_the_log_has_a_place_for_everyone_and_says_nothing_by_itself() -> None:

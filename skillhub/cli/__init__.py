@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of the outcome (the table is in README)."""
     signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries are ours to report, in one sentence at the end
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # no more than versions in the User-Agent
     arguments = sys.argv[1:] if arguments is None else arguments
     _hide_tokens(arguments)
     console.guard_logs()
