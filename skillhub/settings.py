@@ -4,6 +4,7 @@ SKILLHUB_CACHE     the store and everything else that can be fetched or computed
 SKILLHUB_HOME      the per-user environments
 SKILLHUB_STATE     what was seen before (first-seen digests)
 SKILLHUB_CONFIG    the folder of config.toml and policy.toml
+SKILLHUB_SIGNING_KEY  the file of the key that releases are signed with
 HF_ENDPOINT        the registry, as for huggingface_hub
 HF_HUB_OFFLINE     1: never use the network (TRANSFORMERS_OFFLINE and SKILLHUB_OFFLINE as well)
 """
@@ -50,6 +51,12 @@ def configuration_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_config_dir("skillhub", appauthor=False))
+
+
+def signing_key_file() -> Path | None:
+    """Return the file of the key for signing releases where one is named (``SKILLHUB_SIGNING_KEY``)."""
+    chosen = os.environ.get("SKILLHUB_SIGNING_KEY")
+    return Path(chosen).expanduser() if chosen else None
 
 
 def endpoint() -> str:

@@ -29,7 +29,7 @@ FORMATS = [
     (SHARED, "names documents fields canonical bfloat16 requirementfiles"),
     (SHARED, "routers"),
     (SHARED, "manifest remembered tensorfiles"),
-    (SHARED, "releases lockfile authorfile packs checkpointfiles projects"),
+    (SHARED, "releases lockfile authorfile packs checkpointfiles projects signing"),
     (SHARED, "fingerprint graphs"),
     (SHARED, "basemodel mismatch bases"),
 ]
