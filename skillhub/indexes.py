@@ -12,6 +12,7 @@ index in the meantime, and what was read is then merely older.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from skillhub.releases import RELEASES_FILE, ReleaseIndex, check_is_extension, p
 from skillhub.sightings import hold, remember_releases, state_path
 
 _PARALLEL_READS = 8
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ def remember_index(registry: hub.Registry, name: PackName, data: bytes, *, known
                 registry, name, index.releases
             )  # first: an index that is remembered is not looked at again
             write_atomically(state_path(registry, name, ".jsonl"), data)
+            _log.debug("remembering %d releases of %s at %s", len(index.releases), name, registry.address)
     return index
 
 

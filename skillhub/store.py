@@ -14,6 +14,7 @@ around both, and removing waits until nobody does. The system lets go of these l
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -27,6 +28,8 @@ from skillhub.errors import EnvironmentLockedError, IntegrityError
 from skillhub.files import disk_errors, link_or_copy, locked, sha256_of_file
 
 READ_ONLY = 0o444
+
+_log = logging.getLogger(__name__)
 
 # A blob may be large and its download slow: wait as long as the process that fetches it lives.
 _WAIT_SECONDS = 7 * 24 * 3600.0
@@ -149,7 +152,9 @@ def ensure_blob(store: Store, digest: str, size: int | None, fetch: Fetch, *, wh
             shutil.rmtree(staging)
         found = find_blob(store, digest)
         if found is not None:
+            _log.debug("%s is in the store", what)
             return found
+        _log.debug("fetching %s", what)
         try:
             staging.mkdir(parents=True)
             fetched = fetch(staging)

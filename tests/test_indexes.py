@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -58,6 +59,13 @@ def test_an_index_that_was_rolled_back_is_refused(left: int, what: str) -> None:
         remember_index(REGISTRY, NAME, index(*["1.0", "1.1"][:left]), known=full)
     assert "skillhub trust forget acme/math-pack" in caught.value.hint
     assert remembered_index(REGISTRY, NAME) == full
+
+
+def test_what_is_remembered_is_logged_for_those_who_listen(caplog: pytest.LogCaptureFixture) -> None:
+    registry = hub.Registry("hub", "https://ann:secret@registry.example")
+    with caplog.at_level(logging.DEBUG, "skillhub"):
+        remember_index(registry, NAME, index("1.0", "1.1"), known=None)
+    assert caplog.messages == ["remembering 2 releases of acme/math-pack at https://registry.example"]
 
 
 def test_of_many_at_once_the_longest_is_remembered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from skillhub.hub.waits import retried
 from skillhub.releases import RELEASES_FILE
 
 MAX_RELEASES_BYTES = 64 << 20
+
+_log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 20
 
@@ -97,7 +100,9 @@ def read_file(
         try:
             etag, commit, moved_to = retried(registry, lambda: _head(registry, url))
             if known is not None and etag in (_git_blob_id(known), hashlib.sha256(known).hexdigest()):
+                _log.debug("%s of %s at %s is what it was", path, repository, registry.address)
                 return RemoteFile(known, commit, moved_to)
+            _log.debug("reading %s of %s at %s, commit %s", path, repository, registry.address, commit)
             url = hf_hub_url(repository, path, revision=commit, endpoint=registry.endpoint)
             return RemoteFile(retried(registry, lambda: _get(registry, url, limit)), commit, moved_to)
         except RemoteEntryNotFoundError:
