@@ -40,8 +40,13 @@ def hide(secret: str | None) -> None:
             _known.add(piece)
 
 
+def printable(text: str) -> str:
+    """Return a text from elsewhere without what commands a terminal, or reverses what stands on it."""
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def presentable(text: str) -> str:
-    """Return a text from elsewhere as it may be shown: without secrets, and without what commands a terminal."""
+    """Return a text from elsewhere as it may be shown: :func:`printable`, and without secrets."""
     for name, value in os.environ.items():
         if _VARIABLES.fullmatch(name):
             hide(value)
@@ -49,4 +54,4 @@ def presentable(text: str) -> str:
         text = text.replace(secret, BLOT)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
-    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+    return printable(text)

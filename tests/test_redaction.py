@@ -88,6 +88,12 @@ def test_causes_tracebacks_and_json_are_shown_without_secrets(capsys: pytest.Cap
     assert [json.loads(line)["schema"] for line in printed.out.splitlines()] == [0, 0]
 
 
+def test_a_table_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(["Pack", "For"], [["acme/x\x1b]0;title\x07", "Bearer \u202eof\x9b2J [red]news"]])
+    printed = capsys.readouterr().out
+    assert "acme/x\ufffd]0;title\ufffd" in printed and "Bearer \ufffdof\ufffd2J [red]news" in printed
+
+
 def test_logs_of_other_libraries_are_shown_without_secrets(tmp_path: Path) -> None:
     script = f"""
 import logging

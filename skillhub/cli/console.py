@@ -14,7 +14,7 @@ import click
 
 from skillhub.errors import SkillhubError, UsageError
 from skillhub.progress import Progress
-from skillhub.redaction import presentable
+from skillhub.redaction import presentable, printable
 
 OUTPUT_SCHEMA = 0
 """Schema number of every ``--json`` result."""
@@ -96,7 +96,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
 def _plain(cell: str) -> str:
     from rich.markup import escape
 
-    return escape(cell)
+    return escape(printable(cell))
 
 
 def size_text(count: int) -> str:
