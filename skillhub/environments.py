@@ -40,6 +40,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``pack`` or ``peft``.
+        name: the pack's, with its owner unless it came from a folder.
         registry: the registry's name, or ``local``.
         repository: ``owner/name``, or the folder.
         version: of the pack.
@@ -51,6 +52,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
     schema: int
     kind: str = PACK
+    name: str
     registry: str
     repository: str
     version: str
@@ -275,13 +277,10 @@ def read_installed(folder: Path) -> InstalledPack:
     """
     receipt = _read_receipt(folder / RECEIPT_FILE)
     expected = name_of_folder(folder)
-    name = parse_pack_name(receipt.repository) if receipt.kind == PEFT else None
-    pack = None
-    if name is None:
-        pack = open_pack(folder, owner=receipt.repository.partition("/")[0] if expected.owner else None)
-        name = pack.name
+    name = parse_pack_name(receipt.name)
+    pack = None if receipt.kind == PEFT else open_pack(folder, owner=name.owner)
     digest = pack.digest if pack else files_digest(receipt.files)
-    if digest != receipt.manifest or name != expected:
+    if digest != receipt.manifest or name != expected or (pack and pack.name != expected):
         raise IntegrityError(
             f"The manifest in {folder} is not the one that was installed.",
             hint=f"Install it again: skillhub install {expected}.",

@@ -1,48 +1,39 @@
-"""Install, uninstall and verify packs in an environment.
-
-Installing goes one way: requirements → releases → candidates → manifest → the fitting variant's files → store → a
-folder beside the pack's place → its place. What goes over the network comes first and ends in the store; then, with
-everything at hand, ``skillhub.toml`` and ``skillhub.lock`` are written, and last the prepared folders are renamed into
-place. Killed at any point, an environment lists only whole packs, and running the same command again completes it.
-"""
+"""Installing packs into environments, and taking them out again."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from packaging.version import Version
 
-from skillhub import hub, settings
-from skillhub.basechoice import claimed_base, named_base, only_base
+from skillhub import hub
+from skillhub.basechoice import choose_base
+from skillhub.changes import Change, Outcome, removal, remove_folder
 from skillhub.environments import (
     Environment,
     InstalledPack,
     as_environment,
     find_folder,
-    installed_folders,
-    name_of_folder,
     read_installed,
     read_project,
-    unfinished_paths,
     user_environment,
     user_environments,
     write_project,
 )
-from skillhub.errors import DiskError, IntegrityError, NotFoundError, SkillhubError, WrongBaseError
-from skillhub.files import disk_errors
-from skillhub.lockfile import Lock, LockedBase, LockedPack, inputs_digest, read_lock, write_lock
-from skillhub.names import PackName, is_folder
-from skillhub.packs import short_fingerprint
-from skillhub.placement import Supply, fetch_files, fetch_manifest, origin_of, read_variant, staged_pack
-from skillhub.plans import Planner, combine_requirements, merge_requirements, plan_packs, project_requirements
-from skillhub.progress import Notice, Progress, counting
-from skillhub.projects import Base, Project
-from skillhub.sources import Wanted, parse_wanted, with_owner
-from skillhub.store import default_store
+from skillhub.errors import NotFoundError, UsageError
+from skillhub.graphs import dependencies, dependents, find_locked, key_of, reached
+from skillhub.lockfile import Lock, LockedPack, read_lock, write_lock
+from skillhub.names import PackName, parse_version
+from skillhub.plans import Choice, lock_inputs, stale_reason
+from skillhub.progress import Notice, Progress
+from skillhub.projects import Project
+from skillhub.requirements import asks_for, combine_requirements, project_requirements
+from skillhub.sessions import Session
+from skillhub.sources import Wanted, parse_wanted
+from skillhub.transactions import Edit, Terms, change, clear_unfinished
 
 
 def install(
@@ -56,16 +47,17 @@ def install(
     progress: Progress | None = None,
     notice: Notice | None = None,
 ) -> list[InstalledPack]:
-    """Install packs, and what else the environment asks for.
+    """Install packs with what they require, and what else the environment asks for.
 
     Args:
-        requirements: names (``acme/math-pack``), names with versions (``acme/math-pack>=1.2``) or folders of built packs
-            (``./math-pack``, or a path); none means what ``skillhub.toml`` and the lock ask for already.
+        requirements: names (``acme/math-pack``), names with versions (``acme/math-pack>=1.2``) or at a commit
+            (``acme/math-pack@COMMIT``), PEFT adapters (``peft:acme/lora``), or folders of built packs (``./math-pack``, or a
+            path); none means what ``skillhub.toml`` and the lock ask for already.
         base: folder, ``repo[@revision]`` or fingerprint of the base model; None means the environment's, else the only
             one that fits.
         environment: None means this user's environment for the base.
-        registry: a registry, or its address; None means the configured one.
-        token: for that registry; None means the saved one, for the configured registry only.
+        registry: a registry, its configured name, its address, or a vendored folder; None means the configured ones.
+        token: for that registry; None means the one that belongs to it.
         offline: use only what is remembered and in the store.
         progress: told about downloads: what, bytes done, bytes in all; from any thread.
         notice: told sentences for the user.
@@ -76,263 +68,157 @@ def install(
     Raises:
         SkillhubError: each of the errors in :mod:`skillhub.errors` that its name fits; nothing is then half-installed.
     """
-    if not isinstance(registry, hub.Registry):
-        registry = hub.default_registry(registry, token)
-    supply = Supply(registry, default_store(), offline or settings.offline(), progress)
-    planner = Planner(supply, notice or (lambda sentence: None))
-    wanted = [parse_wanted(text if isinstance(text, str) else str(text.absolute())) for text in requirements]
-    named = None if base is None else str(base)
-    if environment is None:
-        wanted = _with_owners(planner, wanted, [read_project(one) for one in user_environments()])
-        wanted = combine_requirements(wanted)
-        chosen = _choose_base(planner, wanted, named)
-        place = user_environment(chosen.fingerprint)
-    else:
-        chosen, place = None, as_environment(environment)
-    with place.hold():
-        return _install_into(planner, place, wanted, chosen, named)
+    session = Session(registry, token, offline, progress=progress, **({"notice": notice} if notice else {}))
+    edit = Edit(add=read_wanted(requirements), base_text=None if base is None else str(base))
+    outcome = install_into(session, None if environment is None else as_environment(environment), edit, Terms())
+    return [read_installed(outcome.environment.pack_folder(name)) for name in outcome.asked]
 
 
-def _install_into(
-    planner: Planner, place: Environment, wanted: Sequence[Wanted], chosen: Base | None, named: str | None
-) -> list[InstalledPack]:
-    """Resolve, fetch, lock and place; the environment is held."""
-    _clear_unfinished(place)
-    project = read_project(place)
-    old = read_lock(place.lock_path) or Lock("")
-    asked = combine_requirements(_with_owners(planner, wanted, [project]))
-    own = _with_owners(planner, project_requirements(project, old, place), [project], old)
-    everything = merge_requirements(own, asked, planner.notice)
-    base = chosen or _environment_base(planner, everything, named, project)
-    asked = asked or everything
-    entries = plan_packs(planner, place, everything, {one.key for one in asked if wanted}, old, base)
-    texts = [one.text(place.folder) for one in everything]
-    lock = Lock(
-        inputs_digest(texts),
-        (LockedBase(fingerprint=base.fingerprint, repo=base.repo, revision=base.revision),),
-        tuple(entries),
-    )
-    read_through = {one.key for one in asked if wanted}
-    stale = [
-        one for one in entries if not _is_installed(place, one, base, read_through=one.name.lower() in read_through)
-    ]
-    for entry in stale:
-        _fetch(planner.supply, place, entry, base)
-    with ExitStack() as staged:
-        for entry in stale:
-            staged.enter_context(staged_pack(planner.supply, place, entry, base.fingerprint))
-        write_project(place, msgspec.structs.replace(project, base=project.base or [base], requirements=texts))
-        write_lock(place.lock_path, lock)
-    _remove_unwanted(place, entries, planner.notice)
-    return [read_installed(place.pack_folder(one.name)) for one in asked]
+def read_wanted(requirements: Sequence[str | Path]) -> tuple[Wanted, ...]:
+    """Read requirements as a call or a command line gives them; relative folders are relative to the working folder.
 
-
-def _fetch(supply: Supply, place: Environment, entry: LockedPack, base: Base) -> None:
-    """Bring a locked pack's manifest and the files of its variant into the store."""
-    origin = origin_of(entry, place)
-    manifest = fetch_manifest(supply, origin, entry.manifest)
-    _, variant = read_variant(manifest, origin, base.fingerprint)
-    fetch_files(supply, origin, variant.files)
-
-
-def _with_owners(
-    planner: Planner, wanted: Sequence[Wanted], projects: Sequence[Project], locked: Lock | None = None
-) -> list[Wanted]:
-    """Fill in the owners of short names, from what projects want already or have locked, and from their owners."""
-    texts = [text for project in projects for text in project.requirements]
-    names = [parse_wanted(text).name for text in texts if not is_folder(text)]
-    names += [entry.pack_name for entry in locked.packs] if locked else []
-    known = {str(name).lower(): name for name in names}
-    owners = list(dict.fromkeys(owner for project in projects for owner in project.owners))
-    supply = planner.supply
-    return [
-        with_owner(one, owners=owners, known=list(known.values()), registry=supply.registry, offline=supply.offline)
-        for one in wanted
-    ]
-
-
-def _choose_base(planner: Planner, wanted: Sequence[Wanted], text: str | None) -> Base:
-    """Return the base that was named, or the only one that fits what is wanted."""
-    claim, known = named_base(text, planner.supply.registry, offline=planner.supply.offline) if text else (None, None)
-    if known:
-        return known
-    if not wanted:
-        raise NotFoundError(
-            "There is nothing to install: no pack was named, and nothing is asked for here.",
-            hint="Name a pack: skillhub install OWNER/NAME.",
-        )
-    sources = planner.find_sources(wanted)
-    if text is None or claim is None:
-        return only_base(sources, notice=planner.notice)
-    return claimed_base(text, claim, sources, read_manifest=planner.read_manifest, notice=planner.notice)
-
-
-def _environment_base(planner: Planner, wanted: Sequence[Wanted], text: str | None, project: Project) -> Base:
-    """Return the environment's base, which must be the one that was named, if one was."""
-    own = project.base[0] if project.base else None
-    if own is None:
-        return _choose_base(planner, wanted, text)
-    own_text = f"{own.repo}@{own.revision}" if own.revision else own.repo
-    if text is None or text in (own_text, own.fingerprint):
-        return own
-    named = _choose_base(planner, wanted, text)
-    if named.fingerprint != own.fingerprint:
-        raise WrongBaseError(
-            f"The environment is for the base {short_fingerprint(own.fingerprint)}, and {text} is another one "
-            f"({short_fingerprint(named.fingerprint)}).",
-            hint="Use another environment for another base: --environment FOLDER.",
-            fingerprint=named.fingerprint,
-        )
-    return own
-
-
-def _is_installed(environment: Environment, entry: LockedPack, base: Base, *, read_through: bool) -> bool:
-    """Say whether a locked pack is in its place; what was asked for by name is read through, so asking repairs it."""
-    folder = environment.pack_folder(entry.pack_name)
-    if not folder.is_dir():
-        return False
-    try:
-        installed = read_installed(folder)
-        if (installed.receipt.manifest, installed.fingerprint) != (entry.manifest, base.fingerprint):
-            return False
-        return not (read_through and installed.verify())
-    except SkillhubError:  # whatever is wrong with it: it is put there anew
-        return False
-
-
-def _remove_unwanted(environment: Environment, entries: Sequence[LockedPack], notice: Notice) -> None:
-    """Remove installed packs that the lock does not hold."""
-    kept = {environment.pack_folder(entry.pack_name) for entry in entries}
-    for folder in installed_folders(environment):
-        if folder not in kept:
-            _remove(folder)
-            notice(f"Removed {folder.parent.name}/{folder.name}: nothing asks for it any more.")
-
-
-@dataclass(frozen=True)
-class RemovedPack:
-    """A pack that was uninstalled.
-
-    Attributes:
-        name: the pack.
-        version: its version; None when neither the pack nor the lock tells.
-        installed: what was installed; None for a damaged pack.
+    Raises:
+        SkillhubError: as :func:`skillhub.sources.parse_wanted`.
     """
-
-    name: PackName
-    version: str | None
-    installed: InstalledPack | None
+    return tuple(parse_wanted(text if isinstance(text, str) else str(text.absolute())) for text in requirements)
 
 
-def uninstall(names: Sequence[str], *, environment: Path | str | Environment) -> list[RemovedPack]:
-    """Remove packs from an environment, damaged ones as well; the store keeps the bytes.
+def install_into(session: Session, place: Environment | None, edit: Edit, terms: Terms) -> Outcome:
+    """Add requirements to an environment and install what it then asks for.
+
+    Args:
+        session: where things come from.
+        place: the environment; None means this user's for the base that is named, or the only one that fits.
+        edit: what to add.
+        terms: how far the environment may be changed.
+
+    Raises:
+        SkillhubError: as :func:`skillhub.transactions.change`.
+    """
+    if place is None:
+        projects = [read_project(one) for one in user_environments()]
+        wanted = combine_requirements(session.complete(edit.add, projects, None))
+        base = choose_base(session.planner(Project()), wanted, edit.base_text)
+        place = user_environment(base.fingerprint)
+        own = read_project(place).base
+        edit = replace(edit, add=tuple(wanted), base=own[0] if own else base)
+    terms = replace(terms, choice=replace(terms.choice, asked=edit.add))
+    return change(session, as_environment(place), edit, terms)
+
+
+def sync(session: Session, place: Environment, terms: Terms) -> Outcome:
+    """Make an environment hold what its lock says, after bringing the lock up to date with ``skillhub.toml``.
+
+    Raises:
+        LockStaleError: the lock is not up to date, and ``terms`` do not let it change.
+        SkillhubError: as :func:`skillhub.transactions.change`.
+    """
+    return change(session, as_environment(place), Edit(), terms)
+
+
+def lock(session: Session, place: Environment, terms: Terms) -> Outcome:
+    """Bring an environment's lock up to date by asking what has been published; nothing is installed.
+
+    Versions that are locked stay while they will do.
+
+    Raises:
+        LockStaleError: the lock would change, and ``terms`` do not let it.
+        SkillhubError: as :func:`skillhub.transactions.change`.
+    """
+    choice = replace(terms.choice, resolve=True)
+    return change(session, as_environment(place), Edit(), replace(terms, lock_only=True, choice=choice))
+
+
+def upgrade(
+    session: Session,
+    place: Environment,
+    names: Sequence[str],
+    terms: Terms,
+    *,
+    precise: str | None = None,
+) -> Outcome:
+    """Move packs to newer releases; the others stay where they are locked, unless a newer release needs them to move.
+
+    Args:
+        session: where things come from.
+        place: the environment.
+        names: full or short names of locked packs; none means all.
+        terms: how far the environment may be changed.
+        precise: the version to move the one named pack to, which may be an older one.
+
+    Raises:
+        NotFoundError: a name is not locked here.
+        UsageError: ``precise`` with any number of names but one, or a version that cannot be read.
+        ResolutionError: the precise version will not do.
+        SkillhubError: as :func:`skillhub.transactions.change`.
+    """
+    place = as_environment(place)
+    locked = read_lock(place.lock_path) or Lock("")
+    found = [find_locked(locked, name.removeprefix("peft:")) for name in names]
+    versions: dict[PackName, Version] = {}
+    if precise is not None:
+        if len(found) != 1:
+            raise UsageError("--precise needs exactly one pack.", hint="Write: skillhub upgrade PACK --precise VERSION.")
+        versions[found[0].pack_name] = parse_version(precise)
+    unlocked = frozenset(entry.pack_name for entry in found) if names else None
+    choice = Choice(unlocked=unlocked, precise=versions)
+    return change(session, place, Edit(), replace(terms, choice=choice))
+
+
+def uninstall(names: Sequence[str], *, environment: Path | str | Environment) -> list[Change]:
+    """Remove packs from an environment with what only they required, damaged ones as well; the store keeps the bytes.
 
     Args:
         names: full or short names.
         environment: where.
 
     Returns:
-        What was removed, each pack once.
+        What was removed, each pack once: those that were named first.
 
     Raises:
         NotFoundError: one is not installed; nothing is then removed.
-        UsageError: several packs have a short name.
+        UsageError: several packs have a short name, or another pack requires one.
         DiskError: the environment may not be written.
     """
     chosen = as_environment(environment)
     if not chosen.folder.is_dir():
         raise NotFoundError(f"There is no environment in {chosen.folder}.", hint="Name the right folder.")
     with chosen.hold():
-        _clear_unfinished(chosen)
-        folders = list(dict.fromkeys(find_folder(chosen, name) for name in names))
-        project = read_project(chosen)
-        lock = read_lock(chosen.lock_path) or Lock("")
-        removed = [_describe_removed(folder, lock) for folder in folders]
-        gone = [one.name for one in removed]
-        wanted = project_requirements(project, lock, chosen)
-        requirements = [one.text(chosen.folder) for one in wanted if not any(_asks_for(one, name) for name in gone)]
-        left = tuple(entry for entry in lock.packs if entry.pack_name not in gone)
-        write_project(chosen, msgspec.structs.replace(project, requirements=requirements))
-        write_lock(chosen.lock_path, Lock(inputs_digest(requirements), lock.bases, left))
-        for folder in folders:
-            _remove(folder)
+        clear_unfinished(chosen)
+        folders = list(dict.fromkeys(find_folder(chosen, name.removeprefix("peft:")) for name in names))
+        removed = [removal(folder) for folder in folders]
+        project, lock = read_project(chosen), read_lock(chosen.lock_path) or Lock("")
+        wanted = project_requirements(project, lock, chosen.folder)
+        was_fresh = stale_reason(project, wanted, lock, chosen) is None
+        left = [one for one in wanted if not any(asks_for(one, gone.name) for gone in removed)]
+        kept = _still_needed(lock, left)
+        _refuse_required(kept, removed, lock)
+        texts = [one.text(chosen.folder) for one in left]
+        project = msgspec.structs.replace(project, requirements=texts)
+        inputs = lock_inputs(project, texts) if was_fresh else lock.inputs
+        orphans = [entry for entry in lock.packs if entry not in kept]
+        write_project(chosen, project)
+        write_lock(chosen.lock_path, Lock(inputs, lock.bases, tuple(kept)))
+        for entry in orphans:
+            folder = chosen.pack_folder(entry.pack_name)
+            if folder.is_dir() and folder not in folders:
+                removed.append(removal(folder))
+        for one in removed:
+            remove_folder(one.folder)
         return removed
 
 
-def _describe_removed(folder: Path, lock: Lock) -> RemovedPack:
-    try:
-        installed = read_installed(folder)
-        return RemovedPack(installed.name, installed.version, installed)
-    except SkillhubError:  # no reason to keep it
-        name = name_of_folder(folder)
-        entry = next((entry for entry in lock.packs if entry.pack_name == name), None)
-        return RemovedPack(entry.pack_name if entry else name, entry.version if entry else None, None)
+def _still_needed(lock: Lock, roots: Sequence[Wanted]) -> list[LockedPack]:
+    """Return the locked packs that are asked for, and what those require, in the lock's order."""
+    needed = reached((one.key for one in roots if lock.find(one.name)), dependencies(lock))
+    return [entry for entry in lock.packs if key_of(entry) in needed]
 
 
-def _asks_for(wanted: Wanted, name: PackName) -> bool:
-    """Say whether a requirement is for the installed pack ``name``, which has no owner when it came from a folder."""
-    return wanted.name == name or (wanted.folder is None and name.owner is not None and wanted.name.matches(name))
-
-
-def verify(environment: Path | str | Environment, *, progress: Progress | None = None) -> list[IntegrityError]:
-    """Read every installed file again and compare it with its manifest and the lock.
-
-    Args:
-        environment: where.
-        progress: told what is read: the pack, bytes done, bytes in all.
-
-    Returns:
-        One error for each missing, altered or unlisted file, for each pack whose manifest or receipt cannot be read,
-        and for each pack that is locked and not installed as it is locked; empty when all is well.
-
-    Raises:
-        DiskError: a file may not be read.
-    """
-    chosen = as_environment(environment)
-    findings: list[IntegrityError] = []
-    installed: dict[str, str] = {}
-    for folder in installed_folders(chosen):
-        try:
-            one = read_installed(folder)
-            total = sum(entry.size for entry in one.receipt.files)
-            found = one.verify(progress=counting(str(one), total, progress))
-        except DiskError:
-            raise
-        except SkillhubError as error:
-            findings.append(IntegrityError(error.message, hint=error.hint, path=str(folder)))
-            continue
-        installed[str(one.name).lower()] = one.receipt.manifest
-        findings += found
-    lock = read_lock(chosen.lock_path)
-    for entry in lock.packs if lock else ():
-        if installed.get(entry.name.lower()) != entry.manifest:
-            findings.append(
-                IntegrityError(
-                    f"{entry.name} {entry.version} is locked and not installed like that.",
-                    hint="Run `skillhub install`.",
-                )
+def _refuse_required(kept: Sequence[LockedPack], removed: Sequence[Change], lock: Lock) -> None:
+    for entry in kept:
+        if any(entry.pack_name == gone.name for gone in removed):
+            needing = [one.name for one in dependents(lock)[key_of(entry)] if one in kept]
+            raise UsageError(
+                f"{entry.name} is required by {', '.join(needing)}.",
+                hint=f"Uninstall that first: skillhub uninstall {needing[0]}.",
             )
-    return findings
-
-
-def _remove(folder: Path) -> None:
-    """Remove an installed pack: first out of sight by one rename, then from the disk."""
-    with disk_errors(folder):
-        hidden = folder.with_name(f".{folder.name[:40]}.removed")
-        _delete(hidden)
-        folder.rename(hidden)
-        _delete(hidden)
-
-
-def _clear_unfinished(environment: Environment) -> None:
-    """Remove what killed processes left; the environment is held."""
-    for path in list(unfinished_paths(environment)):
-        with disk_errors(path):
-            _delete(path)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

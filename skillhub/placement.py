@@ -18,10 +18,11 @@ from skillhub import hub
 from skillhub.environments import RECEIPT_SCHEMA, Environment, Receipt
 from skillhub.errors import IntegrityError, NotFoundError, OfflineError
 from skillhub.files import safe_join, staged_folder
-from skillhub.lockfile import LOCAL, LockedPack
+from skillhub.lockfile import LOCAL, PACK, PEFT, LockedPack
 from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, Variant, parse_manifest
 from skillhub.packs import RECEIPT_FILE, Pack
 from skillhub.progress import Progress
+from skillhub.registries import Registries
 from skillhub.releases import release_folder
 from skillhub.store import Store, copy_into, ensure_blob, link_blob
 
@@ -35,13 +36,13 @@ class Supply:
     """Where files come from.
 
     Attributes:
-        registry: the registry.
+        registries: the registries, by the names that locks have for them.
         store: where they are kept.
         offline: take them from the store only.
         progress: told about downloads.
     """
 
-    registry: hub.Registry
+    registries: Registries
     store: Store
     offline: bool = False
     progress: Progress | None = None
@@ -55,27 +56,33 @@ class Origin:
         name: the pack, for messages.
         version: the release.
         repository: ``owner/name``; ignored where the folder is known.
+        registry: name of the registry that has the repository.
         commit: tried before main.
-        registry: name of the registry that has the repository; None means the supply's.
         folder: of a pack on this machine.
+        kind: ``pack`` or ``peft``.
     """
 
     name: str
     version: str
     repository: str
+    registry: str = LOCAL
     commit: str | None = None
-    registry: str | None = None
     folder: Path | None = None
+    kind: str = PACK
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
+
+    def path_of(self, file: str) -> str:
+        """Return where a file is in the repository: a release has a folder of its own, an adapter has not."""
+        return file if self.kind == PEFT else f"{release_folder(self.version)}/{file}"
 
 
 def origin_of(locked: LockedPack, environment: Environment) -> Origin:
     """Return where a locked pack's files are."""
     if locked.registry == LOCAL:
         return Origin(locked.name, locked.version, "", folder=environment.folder / locked.repository)
-    return Origin(locked.name, locked.version, locked.repository, locked.commit, locked.registry)
+    return Origin(locked.name, locked.version, locked.repository, locked.registry, locked.commit, kind=locked.kind)
 
 
 def fetch_manifest(supply: Supply, origin: Origin, digest: str) -> bytes:
@@ -90,8 +97,8 @@ def fetch_manifest(supply: Supply, origin: Origin, digest: str) -> bytes:
     def fetch(into: Path) -> Path:
         if origin.folder:
             return _copy(origin, MANIFEST_FILE, into)
-        path = f"{release_folder(origin.version)}/{MANIFEST_FILE}"
-        data = _from_registry(supply, origin, path, lambda revision: _read(supply, origin, path, revision))
+        path = origin.path_of(MANIFEST_FILE)
+        data = _from_registry(supply, origin, path, lambda registry, at: _read(registry, origin, path, at))
         target = into / MANIFEST_FILE
         target.write_bytes(data)
         return target
@@ -99,8 +106,8 @@ def fetch_manifest(supply: Supply, origin: Origin, digest: str) -> bytes:
     return ensure_blob(supply.store, digest, None, fetch, what=f"The manifest of {origin}").read_bytes()
 
 
-def _read(supply: Supply, origin: Origin, path: str, revision: str) -> bytes:
-    read = hub.read_file(supply.registry, origin.repository, path, revision=revision, limit=MAX_MANIFEST_BYTES)
+def _read(registry: hub.Registry, origin: Origin, path: str, revision: str) -> bytes:
+    read = hub.read_file(registry, origin.repository, path, revision=revision, limit=MAX_MANIFEST_BYTES)
     if read is None:
         raise NotFoundError(
             f"{path} is missing from {origin.repository}.", hint="Tell its publisher: the release is not whole."
@@ -108,25 +115,23 @@ def _read(supply: Supply, origin: Origin, path: str, revision: str) -> bytes:
     return read.data
 
 
-def _from_registry(supply: Supply, origin: Origin, path: str, read: Callable[[str], Result]) -> Result:
+def _from_registry(
+    supply: Supply, origin: Origin, path: str, read: Callable[[hub.Registry, str], Result]
+) -> Result:
     """Read at the commit that was seen, and on main when that commit is gone: history may be squashed."""
-    if supply.offline:
+    # never another registry than the one that is locked: anyone could have taken the pack's name there
+    registry = supply.registries.named(origin.registry)
+    if supply.offline and registry.folder is None:
         raise OfflineError(
             f"{path} of {origin} is not in the store, and the network may not be used.",
             hint="Run the command once with the network: without --offline and with HF_HUB_OFFLINE unset.",
         )
-    if origin.registry not in (None, supply.registry.name):
-        # never look for one registry's pack in another: anyone could have taken its name there
-        raise NotFoundError(
-            f"{origin} is locked from the registry {origin.registry}, not from {supply.registry.name}.",
-            hint="Name that registry: --registry URL.",
-        )
     if origin.commit:
         try:
-            return read(origin.commit)
+            return read(registry, origin.commit)
         except NotFoundError:
             pass  # the digest decides, wherever the bytes come from
-    return read("main")
+    return read(registry, "main")
 
 
 def _copy(origin: Origin, path: str, into: Path) -> Path:
@@ -154,16 +159,16 @@ def fetch_files(supply: Supply, origin: Origin, files: list[FileEntry]) -> None:
         def fetch(into: Path) -> Path:
             if origin.folder:
                 return _copy(origin, entry.path, into)
-            path = f"{release_folder(origin.version)}/{entry.path}"
+            path = origin.path_of(entry.path)
             return _from_registry(
                 supply,
                 origin,
                 path,
-                lambda revision: hub.download_file(
-                    supply.registry,
+                lambda registry, at: hub.download_file(
+                    registry,
                     origin.repository,
                     path,
-                    revision=revision,
+                    revision=at,
                     into=into,
                     size=entry.size,
                     progress=meter.add,
@@ -235,6 +240,30 @@ def read_variant(manifest_data: bytes, origin: Origin, fingerprint: str) -> tupl
     return manifest, Pack(Path(), manifest, owner).variant_for(fingerprint)
 
 
+def locked_files(supply: Supply, locked: LockedPack, environment: Environment, fingerprint: str) -> list[FileEntry]:
+    """Return the files of a locked pack that belong to one base: those of its variant, all of an adapter's.
+
+    The manifest is fetched where it is not in the store.
+
+    Raises:
+        SkillhubError: as :func:`fetch_manifest` and :func:`read_variant`.
+    """
+    if locked.kind == PEFT:
+        return locked.files
+    origin = origin_of(locked, environment)
+    return read_variant(fetch_manifest(supply, origin, locked.manifest), origin, fingerprint)[1].files
+
+
+def fetch_pack(supply: Supply, environment: Environment, locked: LockedPack, fingerprint: str) -> None:
+    """Bring what one base needs of a locked pack into the store.
+
+    Raises:
+        SkillhubError: as :func:`locked_files` and :func:`fetch_files`.
+    """
+    files = locked_files(supply, locked, environment, fingerprint)
+    fetch_files(supply, origin_of(locked, environment), files)
+
+
 @contextmanager
 def staged_pack(supply: Supply, environment: Environment, locked: LockedPack, fingerprint: str) -> Iterator[None]:
     """Prepare a pack's folder from the store; it takes its place in the environment when the block ends well.
@@ -245,22 +274,23 @@ def staged_pack(supply: Supply, environment: Environment, locked: LockedPack, fi
         DiskError: the disk is full or the environment may not be written.
         SkillhubError: as :func:`read_variant`.
     """
-    origin = origin_of(locked, environment)
-    manifest_data = supply.store.path_of(locked.manifest).read_bytes()
-    _, variant = read_variant(manifest_data, origin, fingerprint)
+    files = locked_files(supply, locked, environment, fingerprint)
     receipt = Receipt(
         schema=RECEIPT_SCHEMA,
+        kind=locked.kind,
+        name=locked.name,
         registry=locked.registry,
         repository=locked.repository,
         version=locked.version,
         manifest=locked.manifest,
         fingerprint=fingerprint,
         commit=locked.commit,
-        files=variant.files,
+        files=files,
     )
     with staged_folder(environment.pack_folder(locked.pack_name)) as staged:
-        for entry in variant.files:
+        for entry in files:
             link_blob(supply.store, entry.sha256, safe_join(staged, entry.path))
-        link_blob(supply.store, locked.manifest, staged / MANIFEST_FILE)
+        if locked.kind == PACK:
+            link_blob(supply.store, locked.manifest, staged / MANIFEST_FILE)
         (staged / RECEIPT_FILE).write_bytes(receipt.to_bytes())
         yield

@@ -1,26 +1,74 @@
-"""From requirements to lock entries: what an environment's requirements come to, before anything is installed."""
+"""From what an environment asks for to its lock, before anything is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from packaging.specifiers import SpecifierSet
+import msgspec
 from packaging.version import Version
 
+from skillhub import hub
+from skillhub.catalogs import Catalog, Source, folder_source
 from skillhub.environments import Environment
-from skillhub.errors import ResolutionError, UsageError
-from skillhub.lockfile import LOCAL, Lock, LockedPack, relative_folder
+from skillhub.errors import NetworkError, OfflineError, ResolutionError
+from skillhub.lockfile import LOCAL, PACK, PEFT, Lock, LockedBase, LockedPack, files_digest, inputs_digest, relative_folder
 from skillhub.manifest import Manifest, parse_manifest
-from skillhub.names import Requirement, is_folder, parse_version
+from skillhub.names import PackName, Requirement, parse_version
 from skillhub.packs import base_text
 from skillhub.placement import Origin, Supply, fetch_manifest, origin_of
+from skillhub.policy import read_policy
 from skillhub.progress import Notice
 from skillhub.projects import Base, Project
 from skillhub.releases import Release, check_agreement
-from skillhub.resolver import BaseClaim, Pick, Request, find_conflict, resolve
-from skillhub.sources import Source, Wanted, find_sources, parse_wanted
+from skillhub.requirements import parse_rules
+from skillhub.resolver import BaseClaim, Pick
+from skillhub.resolver.problem import Problem, Screen
+from skillhub.screening import make_screen, parse_cut_off
+from skillhub.sightings import check_repository_id, check_signature
+from skillhub.sources import Wanted
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a lock may differ from the one before.
+
+    Attributes:
+        asked: what the user named in this call; a folder or a revision among them is read again.
+        unlocked: packs whose locked versions are not preferred; None means all.
+        precise: versions that are preferred to the locked ones.
+        resolve: ask what has been published although the lock will do.
+        with_dependencies: whether packs that others require come in.
+    """
+
+    asked: tuple[Wanted, ...] = ()
+    unlocked: frozenset[PackName] | None = frozenset()
+    precise: Mapping[PackName, Version] = field(default_factory=dict)
+    resolve: bool = False
+    with_dependencies: bool = True
+
+    @property
+    def reads_anew(self) -> bool:
+        """Whether a lock that will do may still not be the one to take."""
+        if self.resolve or not self.with_dependencies:
+            return True
+        return bool(self.precise) or self.unlocked != frozenset() or any(one.folder or one.revision for one in self.asked)
+
+    def is_unlocked(self, name: PackName) -> bool:
+        """Say whether a pack's locked version is not preferred."""
+        return self.unlocked is None or name in self.unlocked
+
+
+def lock_inputs(project: Project, texts: Sequence[str]) -> str:
+    """Return the digest of what a lock of this project is made from, with requirements as ``skillhub.toml`` says them."""
+    return inputs_digest(
+        texts,
+        constraints=project.constraints,
+        overrides=project.overrides,
+        exclude_newer=project.exclude_newer,
+        pre_releases=project.pre_releases,
+    )
 
 
 @dataclass(frozen=True)
@@ -28,189 +76,255 @@ class Planner:
     """What planning works with.
 
     Attributes:
-        supply: where indexes, manifests and files come from.
+        supply: where manifests and files come from.
+        catalog: where releases come from.
         notice: told sentences for the user.
     """
 
     supply: Supply
+    catalog: Catalog
     notice: Notice
-    _found: dict[Wanted, Source] = field(default_factory=dict)
 
-    def find_sources(self, wanted: Sequence[Wanted]) -> list[Source]:
-        """Read the releases of wanted packs, each once in the planner's life."""
-        new = [one for one in wanted if one not in self._found]
-        found = find_sources(new, self.supply.registry, offline=self.supply.offline)
-        self._found.update(zip(new, found, strict=True))
-        return [self._found[one] for one in wanted]
+    def read_manifest(self, name: PackName, release: Release) -> Manifest:
+        """Return a release's manifest after checking it against the line of the index.
 
-    def read_manifest(self, source: Source, release: Release) -> Manifest:
-        """Return a release's manifest after checking it against the line of the index."""
-        name = str(source.wanted.name)
-        origin = Origin(name, str(release.version), name, source.commit, folder=source.wanted.folder)
+        Raises:
+            IntegrityError: they do not agree.
+            SkillhubError: as :func:`skillhub.placement.fetch_manifest`.
+        """
+        source = self.catalog.source(name)
+        origin = Origin(
+            str(name),
+            str(release.version),
+            source.repository or str(name),
+            source.registry.name if source.registry else LOCAL,
+            source.commit,
+            source.folder,
+        )
         data = fetch_manifest(self.supply, origin, release.manifest_digest)
         return check_agreement(release, data, where=str(origin))
 
 
-def project_requirements(project: Project, lock: Lock, environment: Environment) -> list[Wanted]:
-    """Return the requirements of ``skillhub.toml``.
-
-    A folder that is locked keeps its name although it may be gone: its pack can still come from the store.
-    """
-    local = {entry.repository: entry for entry in lock.packs if entry.registry == LOCAL}
-    return [_project_requirement(text, local, environment.folder) for text in project.requirements]
-
-
-def _project_requirement(text: str, local: Mapping[str, LockedPack], start: Path) -> Wanted:
-    if is_folder(text):
-        folder = (start / Path(text).expanduser()).resolve()
-        entry = local.get(relative_folder(folder, start))
-        if entry is not None:
-            return Wanted(Requirement(entry.pack_name, SpecifierSet(), text), folder)
-    return parse_wanted(text, start=start)
-
-
-def combine_requirements(together: Sequence[Wanted]) -> list[Wanted]:
-    """Return one requirement for each pack: the versions of requirements that were given together must all hold.
-
-    Raises:
-        UsageError: a pack is wanted from a folder and from somewhere else.
-    """
-    combined: dict[str, Wanted] = {}
-    for one in together:
-        for other in combined.values():
-            if _is_same_pack(one, other) and one.folder != other.folder:
-                raise UsageError(
-                    f"{other.requirement.text} and {one.requirement.text} are both asked for, and both are called "
-                    f"{one.name.name}.",
-                    hint="Keep one of them: a pack comes from one place.",
-                )
-        before = combined.get(one.key)
-        combined[one.key] = _both(before, one) if before else one
-    return list(combined.values())
-
-
-def _is_same_pack(one: Wanted, other: Wanted) -> bool:
-    """Say whether two requirements mean one pack; the pack in a folder may have any owner."""
-    return one.key == other.key or (bool(one.folder or other.folder) and one.name.matches(other.name))
-
-
-def _both(one: Wanted, other: Wanted) -> Wanted:
-    first, second = one.requirement, other.requirement
-    if one.folder or first.specifier == second.specifier:
-        return one
-    text = f"{first.text} and {second.text}"
-    return replace(one, requirement=Requirement(first.pack, first.specifier & second.specifier, text))
-
-
-def merge_requirements(old: Sequence[Wanted], new: Sequence[Wanted], notice: Notice) -> list[Wanted]:
-    """Return all requirements, sorted: a new one takes the place of an old one, unless it names no versions.
-
-    Args:
-        old: what the environment asks for.
-        new: what the user asks for now.
-        notice: told which old requirement goes.
-
-    Raises:
-        UsageError: as :func:`combine_requirements`, for either.
-    """
-    merged = {one.key: one for one in combine_requirements(old)}
-    for one in combine_requirements(new):
-        replaced = [other for other in merged.values() if _is_same_pack(one, other)]
-        if any(_is_kept(other, one) for other in replaced):
-            continue
-        for other in replaced:
-            notice(f"{_said(one)} takes the place of {_said(other)}.")
-            del merged[other.key]
-        merged[one.key] = one
-    return sorted(merged.values(), key=lambda one: one.key)
-
-
-def _is_kept(old: Wanted, new: Wanted) -> bool:
-    if new.folder or old.folder:
-        return new.folder == old.folder
-    return new.requirement.specifier in (SpecifierSet(), old.requirement.specifier)
-
-
-def _said(wanted: Wanted) -> str:
-    return wanted.requirement.text if wanted.folder else str(wanted.requirement)
-
-
-def plan_packs(
-    planner: Planner, environment: Environment, everything: Sequence[Wanted], asked: set[str], old: Lock, base: Base
-) -> list[LockedPack]:
-    """Return a lock entry for each requirement: the locked one while it will do, else a newly resolved one.
+def make_lock(
+    planner: Planner,
+    environment: Environment,
+    project: Project,
+    wanted: Sequence[Wanted],
+    old: Lock,
+    base: Base,
+    choice: Choice,
+) -> Lock:
+    """Return the lock of what an environment asks for; what is locked already stays as long as it will do.
 
     Args:
         planner: what to work with.
         environment: whose lock it is.
-        everything: all requirements.
-        asked: keys of those that the user named in this call; a folder among them is read again.
+        project: its rules.
+        wanted: its requirements.
         old: the lock so far.
         base: what the packs must fit.
+        choice: how the new lock may differ.
 
     Raises:
-        ResolutionError: no release of a pack will do, or packs conflict.
+        NotFoundError: there is no pack of a required name.
+        ResolutionError: no releases will do together.
         WrongBaseError: a pack is not for the base.
+        TrustError: an identity changed, or the policy forbids what is wanted.
         SkillhubError: as reading indexes and manifests.
     """
-    locked = {entry.name.lower(): entry for entry in old.packs}
-    kept = {
-        one.key: locked[one.key]
-        for one in everything
-        if one.key in locked and _will_do(one, locked[one.key], environment, is_asked=one.key in asked)
-    }
-    sources = planner.find_sources([one for one in everything if one.key not in kept])
-    requests = [
-        Request(source.wanted.requirement, source.index, _version_of(locked.get(source.wanted.key)))
-        for source in sources
-    ]
-    resolution = resolve(
-        requests, base=BaseClaim(fingerprint=base.fingerprint, name=base_text(base.fingerprint, base.repo))
-    )
-    for note in resolution.notes:
-        planner.notice(note)
-    _refuse_conflicts(planner.supply, resolution.picks, kept.values(), environment)
-    new = [_entry(planner, environment, *pair) for pair in zip(sources, resolution.picks, strict=True)]
-    return sorted([*kept.values(), *new], key=lambda entry: entry.name.lower())
+    return _Locking(planner, environment, project, tuple(wanted), old, base, choice).make()
 
 
-def _will_do(wanted: Wanted, entry: LockedPack, environment: Environment, *, is_asked: bool) -> bool:
-    if wanted.folder:
-        return not is_asked and entry.repository == relative_folder(wanted.folder, environment.folder)
-    return entry.registry != LOCAL and wanted.requirement.specifier.contains(entry.version, prereleases=True)
+@dataclass(frozen=True)
+class _Locking:
+    planner: Planner
+    environment: Environment
+    project: Project
+    wanted: tuple[Wanted, ...]
+    old: Lock
+    base: Base
+    choice: Choice
 
+    def make(self) -> Lock:
+        packs = [one for one in self.wanted if one.kind == PACK]
+        catalog = self.planner.catalog
+        catalog.place(packs, self.old)
+        self._keep_folders(packs)
+        catalog.read([one.name for one in packs])
+        for one in packs:
+            catalog.source(one.name)  # raises for what no registry has
+        entries = [self._entry(pick) for pick in self._resolve(packs)] if packs else []
+        entries += [self._adapter(one) for one in self.wanted if one.kind == PEFT]
+        _refuse_twice(entries)
+        base = LockedBase(fingerprint=self.base.fingerprint, repo=self.base.repo, revision=self.base.revision)
+        inputs = lock_inputs(self.project, [one.text(self.environment.folder) for one in self.wanted])
+        return Lock(inputs, (base,), tuple(sorted(entries, key=lambda entry: entry.name.lower())))
 
-def _version_of(entry: LockedPack | None) -> Version | None:
-    return parse_version(entry.version) if entry else None
+    @cached_property
+    def _asked(self) -> set[str]:
+        return {one.key for one in self.choice.asked}
 
+    def _keep_folders(self, packs: Iterable[Wanted]) -> None:
+        """Take folders as they were locked, unless the user names them again: they may have changed, or be gone."""
+        for one in packs:
+            entry = self.old.find(one.name)
+            if one.folder is None or entry is None or one.key in self._asked or self.choice.is_unlocked(one.name):
+                continue
+            if entry.repository == relative_folder(one.folder, self.environment.folder):
+                data = fetch_manifest(self.planner.supply, origin_of(entry, self.environment), entry.manifest)
+                self.planner.catalog.put(one.name, folder_source(parse_manifest(data), one.folder))
 
-def _entry(planner: Planner, environment: Environment, source: Source, pick: Pick) -> LockedPack:
-    manifest = planner.read_manifest(source, pick.release)
-    folder = source.wanted.folder
-    return LockedPack(
-        name=str(source.wanted.name),
-        version=manifest.version,
-        manifest=pick.release.manifest_digest,
-        registry=LOCAL if folder else planner.supply.registry.name,
-        repository=relative_folder(folder, environment.folder) if folder else str(source.wanted.name),
-        commit=source.commit,
-        signer=manifest.signer.public_key if manifest.signer else None,
-        files=[entry for variant in manifest.variants for entry in variant.files],
-    )
+    def _resolve(self, packs: Sequence[Wanted]) -> tuple[Pick, ...]:
+        from skillhub.resolver.solving import resolve
 
+        base = BaseClaim(fingerprint=self.base.fingerprint, name=base_text(self.base.fingerprint, self.base.repo))
+        problem = Problem(
+            requirements=tuple(one.requirement for one in packs),
+            base=base,
+            locked=self._preferred(packs),
+            constraints=parse_rules(self.project.constraints, what="constraint"),
+            overrides=parse_rules(self.project.overrides, what="override"),
+            allow_pre=self.project.pre_releases,
+            with_dependencies=self.choice.with_dependencies,
+            screen=self._screen(),
+        )
+        resolution = resolve(problem, self.planner.catalog.read)
+        for note in resolution.notes:
+            self.planner.notice(note)
+        self._check_precise(resolution.picks, packs)
+        return resolution.picks
 
-def _refuse_conflicts(
-    supply: Supply, picks: Sequence[Pick], kept: Iterable[LockedPack], environment: Environment
-) -> None:
-    """Refuse a new pack that does not go with one that stays."""
-    for entry in kept if picks else ():
-        manifest = parse_manifest(fetch_manifest(supply, origin_of(entry, environment), entry.manifest))
+    def _preferred(self, packs: Sequence[Wanted]) -> dict[PackName, Version]:
+        moved = {one.name for one in packs if one.key in self._asked and (one.folder or one.revision)}
+        kept = {
+            entry.pack_name: parse_version(entry.version)
+            for entry in self.old.packs
+            if entry.kind == PACK and entry.pack_name not in moved and not self.choice.is_unlocked(entry.pack_name)
+        }
+        return kept | dict(self.choice.precise)
+
+    def _check_precise(self, picks: Sequence[Pick], packs: Sequence[Wanted]) -> None:
         for pick in picks:
-            text = find_conflict(pick.release.event.conflicts, entry.pack_name, parse_version(entry.version))
-            text = text or find_conflict(manifest.conflicts, pick.name, pick.release.version)
-            if text:
+            version = self.choice.precise.get(pick.name)
+            if version is not None and version != pick.release.version:
+                written = [one.requirement.text for one in packs if one.name.matches(pick.name)]
+                why = f"{written[0]} is asked for" if written else "other packs do not allow it"
                 raise ResolutionError(
-                    f"{pick.name} {pick.release.version} and {entry.name} {entry.version}, which is installed, "
-                    f"conflict ({text}).",
-                    hint=f"Uninstall one of them first: skillhub uninstall {entry.name}.",
+                    f"{pick.name} cannot be {version}: {why}, and the best choice is {pick.release.version}.",
+                    hint=f"Ask for it: skillhub install '{pick.name}=={version}'.",
                 )
+
+    def _screen(self) -> Screen | None:
+        cut_off = parse_cut_off(self.project.exclude_newer) if self.project.exclude_newer else None
+
+        def registry_of(name: PackName) -> hub.Registry | None:
+            return self.planner.catalog.source(name).registry
+
+        return make_screen(read_policy(), cut_off, registry_of, offline=self.planner.supply.offline)
+
+    def _entry(self, pick: Pick) -> LockedPack:
+        """Return the lock entry of a release: the old one where nothing about it changed."""
+        source, old = self.planner.catalog.source(pick.name), self.old.find(pick.name)
+        dependencies = sorted(map(str, pick.dependencies), key=str.lower)
+        place = self._place(pick.name, source)
+        if old and (old.manifest, old.registry, old.repository) == (pick.release.manifest_digest, *place):
+            return msgspec.structs.replace(old, dependencies=dependencies)
+        manifest = self.planner.read_manifest(pick.name, pick.release)
+        signer = identity = None
+        if source.registry is not None:
+            locked = old if old and old.registry == source.registry.name else None
+            identity = self._repository_id(pick.name, source, locked)
+            signer = check_signature(
+                source.registry, pick.name, pick.release, manifest, locked=locked.signer if locked else None
+            )
+        return LockedPack(
+            name=str(pick.name),
+            version=manifest.version,
+            manifest=pick.release.manifest_digest,
+            registry=place[0],
+            repository=place[1],
+            id=identity,
+            commit=source.commit,
+            signer=signer,
+            dependencies=dependencies,
+            files=[entry for variant in manifest.variants for entry in variant.files],
+        )
+
+    def _place(self, name: PackName, source: Source) -> tuple[str, str]:
+        """Return the registry's name and the repository, as a lock says them."""
+        if source.registry is None:
+            assert source.folder is not None
+            return LOCAL, relative_folder(source.folder, self.environment.folder)
+        return source.registry.name, source.repository or str(name)
+
+    def _repository_id(self, name: PackName, source: Source, locked: LockedPack | None) -> str | None:
+        """Return the repository's id after comparing it with those that were seen; one API request."""
+        assert source.registry is not None
+        known = locked.id if locked else None
+        if self.planner.supply.offline or source.registry.folder is not None:
+            return known
+        try:
+            found = hub.repository_id(source.registry, source.repository or str(name))
+        except OfflineError:
+            return known
+        except NetworkError as error:  # the digests decide; this only tells a repository that was made anew
+            self.planner.notice(f"The identity of {name} was not checked: {error.message}")
+            return known
+        check_repository_id(source.registry, name, found, locked=known)
+        return found
+
+    def _adapter(self, wanted: Wanted) -> LockedPack:
+        """Return the lock entry of a PEFT adapter, pinned by its commit."""
+        old = self.old.find(wanted.name)
+        is_new = old is None or old.kind != PEFT or wanted.key in self._asked or self.choice.is_unlocked(wanted.name)
+        pinned = old is not None and wanted.revision is not None and str(old.commit).startswith(wanted.revision)
+        if old is not None and (not is_new or pinned):
+            return old
+        registry, found = self.planner.catalog.find_adapter(wanted)
+        return LockedPack(
+            name=str(wanted.name),
+            version=found.commit[:12],
+            manifest=files_digest(found.files),
+            kind=PEFT,
+            registry=registry.name,
+            repository=str(wanted.name),
+            commit=found.commit,
+            base=found.base,
+            files=found.files,
+        )
+
+
+def _refuse_twice(entries: Sequence[LockedPack]) -> None:
+    names = [entry.name.lower() for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise ResolutionError(
+                f"{name} is asked for as a pack and as an adapter.", hint="Keep one of the two requirements."
+            )
+
+
+def stale_reason(project: Project, wanted: Sequence[Wanted], lock: Lock | None, environment: Environment) -> str | None:
+    """Return why a lock is not that of what an environment asks for, as the end of a sentence; None when it is.
+
+    Args:
+        project: the environment's rules.
+        wanted: its requirements.
+        lock: its lock; None where there is none.
+        environment: the environment.
+    """
+    if lock is None:
+        return "there is none"
+    overridden = {rule.pack for rule in parse_rules(project.overrides, what="override")}
+    for one in wanted:
+        entry = lock.find(one.name)
+        if entry is None or entry.kind != one.kind or (entry.registry == LOCAL) != (one.folder is not None):
+            return f"it has no {one}"
+        if one.name not in overridden and not _will_do(one.requirement, entry):
+            return f"it has {entry.name} {entry.version}, and {one} is asked for"
+    if lock.inputs != lock_inputs(project, [one.text(environment.folder) for one in wanted]):
+        return "requirements or rules have changed since it was made"
+    return None
+
+
+def _will_do(requirement: Requirement, entry: LockedPack) -> bool:
+    return entry.kind == PEFT or requirement.specifier.contains(entry.version, prereleases=True)

@@ -1,24 +1,21 @@
-"""Where a required pack comes from: a repository of a registry, or a folder of this machine.
-
-Both are seen by the resolver as an index of releases; a folder's index has the one release that lies in it.
-"""
+"""What a user may ask for, as it is written: a name with versions, a name at a revision, a folder, or a PEFT adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from skillhub import hub
-from skillhub.errors import NotFoundError, SkillhubError
-from skillhub.indexes import read_index, read_indexes
-from skillhub.lockfile import relative_folder
-from skillhub.manifest import Manifest
-from skillhub.names import PackName, Requirement, is_folder, parse_requirement, parse_version
+from skillhub.errors import UsageError
+from skillhub.lockfile import PACK, PEFT, relative_folder
+from skillhub.names import PackName, Requirement, is_folder, parse_pack_name, parse_requirement
 from skillhub.packs import open_pack
-from skillhub.releases import Release, ReleaseIndex, release_event
+
+_PEFT_PREFIX = "peft:"
+_AT_REVISION = re.compile(r"\s*(?P<name>[^\s<>=!~,;@\[\]]+)@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{0,199})\s*")
+_VERSION = re.compile(r"v?[0-9]+(\.[0-9]+)+\S*")
 
 
 @dataclass(frozen=True)
@@ -28,10 +25,14 @@ class Wanted:
     Attributes:
         requirement: the pack and the versions that will do; the name of a folder's pack has no owner.
         folder: the folder, or None for a pack from a registry.
+        revision: the commit, branch or tag to read the repository at; None means main.
+        kind: ``pack``, or ``peft`` for an adapter.
     """
 
     requirement: Requirement
     folder: Path | None = None
+    revision: str | None = None
+    kind: str = PACK
 
     @property
     def name(self) -> PackName:
@@ -45,121 +46,66 @@ class Wanted:
 
     def text(self, start: Path) -> str:
         """Return how ``skillhub.toml`` in the folder ``start`` says this."""
-        if self.folder is None:
-            return str(self.requirement)
-        relative = relative_folder(self.folder, start)
-        return relative if relative.startswith(".") else f"./{relative}"
+        if self.folder is not None:
+            relative = relative_folder(self.folder, start)
+            return relative if relative.startswith(".") else f"./{relative}"
+        return str(self)
 
+    def __str__(self) -> str:
+        if self.folder is not None:
+            return self.requirement.text
+        prefix = _PEFT_PREFIX if self.kind == PEFT else ""
+        return f"{prefix}{self.requirement}" + (f"@{self.revision}" if self.revision else "")
 
-@dataclass(frozen=True)
-class Source:
-    """A wanted pack and its releases.
-
-    Attributes:
-        wanted: the requirement.
-        index: the pack's releases.
-        commit: the commit that the index was read at, where known.
-    """
-
-    wanted: Wanted
-    index: ReleaseIndex
-    commit: str | None = None
+    def with_owner(self, owner: str) -> Wanted:
+        """Return the same with the pack's owner."""
+        requirement = replace(self.requirement, pack=PackName(owner, self.name.name))
+        return replace(self, requirement=requirement)
 
 
 def parse_wanted(text: str, *, start: Path | None = None) -> Wanted:
-    """Read a requirement: a name with or without versions, or a folder (``./dir``, ``../dir``, ``/dir``, ``~/dir``).
+    """Read what a user asks for.
 
     Args:
-        text: the requirement.
+        text: a name with or without versions (``acme/math-pack>=1.2``), a name at a revision (``acme/math-pack@COMMIT``), an
+            adapter (``peft:acme/lora``, with or without ``@COMMIT``), or a folder (``./dir``, ``../dir``, ``/dir``, ``~/dir``).
         start: what a relative folder is relative to; None means the working folder.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is none of these.
         NotFoundError: the folder is no pack.
     """
-    if not is_folder(text):
-        return Wanted(parse_requirement(text))
-    folder = ((start or Path.cwd()) / Path(text).expanduser()).resolve()
-    pack = open_pack(folder)
-    return Wanted(Requirement(PackName(None, pack.manifest.name), SpecifierSet(), text), folder)
+    if is_folder(text):
+        folder = ((start or Path.cwd()) / Path(text).expanduser()).resolve()
+        pack = open_pack(folder)
+        return Wanted(Requirement(PackName(None, pack.manifest.name), SpecifierSet(), text), folder)
+    if text.startswith(_PEFT_PREFIX):
+        return _parse_adapter(text)
+    pinned = _AT_REVISION.fullmatch(text)
+    if pinned:
+        _refuse_version(pinned["name"], pinned["revision"])
+        requirement = Requirement(parse_pack_name(pinned["name"]), SpecifierSet(), text.strip())
+        return Wanted(requirement, revision=pinned["revision"])
+    return Wanted(parse_requirement(text))
 
 
-def find_sources(wanted: Sequence[Wanted], registry: hub.Registry, *, offline: bool) -> list[Source]:
-    """Read the releases of wanted packs, those of registries in parallel.
-
-    Raises:
-        SkillhubError: as :func:`skillhub.indexes.read_index`, and as opening a folder's pack.
-    """
-    indexes = read_indexes(registry, [one.name for one in wanted if one.folder is None], offline=offline)
-    return [
-        _folder_source(one) if one.folder else Source(one, indexes[one.name].index, indexes[one.name].commit)
-        for one in wanted
-    ]
+def _refuse_version(name: str, revision: str) -> None:
+    """Refuse what people mean as a version; in repositories of packs the tags are for people only."""
+    if _VERSION.fullmatch(revision):
+        version = revision.removeprefix("v")
+        raise UsageError(
+            f"{name}@{revision} names a commit, and {revision} is a version.",
+            hint=f"Write '{name}=={version}', or the commit's 40 digits after '@'.",
+        )
 
 
-def _folder_source(wanted: Wanted) -> Source:
-    assert wanted.folder is not None
-    manifest = open_pack(wanted.folder).manifest
-    event = release_event(manifest, declared_base_files(manifest))
-    return Source(wanted, ReleaseIndex((Release(parse_version(manifest.version), event),)))
-
-
-def declared_base_files(manifest: Manifest) -> dict[str, list[str]]:
-    """Return fingerprint → digests of the known packagings of that base, as a release's event lists them."""
-    from skillhub.fingerprint import base_files_digest
-
-    return {
-        variant.base.fingerprint: sorted({base_files_digest(files.values()) for files in variant.base.files})
-        for variant in manifest.variants
-        if variant.base.files
-    }
-
-
-def with_owner(
-    wanted: Wanted, *, owners: Sequence[str], known: Sequence[PackName], registry: hub.Registry, offline: bool
-) -> Wanted:
-    """Return the requirement with its pack's owner, which must not be guessed.
-
-    Args:
-        wanted: the requirement.
-        owners: configured ones; the first that has such a pack is taken.
-        known: packs that the environment wants already; a short name means the one of that name.
-        registry: where to look.
-        offline: look at what is remembered only.
-
-    Raises:
-        NotFoundError: no owner has such a pack, or none is configured; the hint has the full commands.
-    """
-    if wanted.folder or wanted.name.owner:
-        return wanted
-    here = [name for name in known if name.owner and name.name.lower() == wanted.name.name.lower()]
-    if len(here) == 1:
-        return _owned(wanted, str(here[0].owner))
-    for owner in owners:
-        try:
-            read_index(registry, PackName(owner, wanted.name.name), offline=offline)
-        except NotFoundError:
-            continue
-        return _owned(wanted, owner)
-    raise _unknown_owner(wanted, owners, registry, offline=offline)
-
-
-def _owned(wanted: Wanted, owner: str) -> Wanted:
-    requirement = wanted.requirement
-    return replace(wanted, requirement=replace(requirement, pack=PackName(owner, requirement.pack.name)))
-
-
-def _unknown_owner(wanted: Wanted, owners: Sequence[str], registry: hub.Registry, *, offline: bool) -> NotFoundError:
-    name, versions = wanted.name.name, str(wanted.requirement.specifier)
-    looked = f"none of {', '.join(owners)} has such a pack" if owners else "no owners are configured"
-    try:
-        candidates = [] if offline else hub.search_packs(registry, name)
-    except SkillhubError:  # the search only helps with the hint
-        candidates = []
-    quote = "'" if versions else ""
-    commands = [f"skillhub install {quote}{candidate}{versions}{quote}" for candidate in candidates[:5]]
-    if commands:
-        hint = f"Give the full name: {' or '.join(commands)}."
-    else:
-        hint = f"Give the full name: skillhub install OWNER/{name}."
-    return NotFoundError(f"{name} has no owner, and {looked}.", hint=hint, candidates=candidates)
+def _parse_adapter(text: str) -> Wanted:
+    name, _, revision = text.removeprefix(_PEFT_PREFIX).strip().partition("@")
+    pack = parse_pack_name(name)
+    if pack.owner is None or (revision and not _AT_REVISION.fullmatch(f"x@{revision}")):
+        raise UsageError(
+            f"{text!r} does not name an adapter.",
+            hint="Write peft:OWNER/NAME, or peft:OWNER/NAME@COMMIT.",
+            requirement=text,
+        )
+    return Wanted(Requirement(pack, SpecifierSet(), text.strip()), revision=revision or None, kind=PEFT)

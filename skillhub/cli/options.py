@@ -1,15 +1,19 @@
-"""Options that several commands share, and what they mean: which environment, which registry."""
+"""Options that several commands share, and what they mean: which environment, which registry, how to resolve."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from skillhub.environments import Environment, find_project, user_environments
 from skillhub.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from skillhub.progress import Progress
+    from skillhub.sessions import Session
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,8 +36,39 @@ def registry_options(command: Command) -> Command:
         help="Token for the registry. Without it HF_ENDPOINT gets HF_TOKEN or the saved one.",
     )(command)
     return click.option(
-        "--registry", metavar="URL", help="Address of the registry; else HF_ENDPOINT, else huggingface.co."
+        "--registry",
+        metavar="NAME|URL|DIR",
+        help="A configured registry, an address, or a vendored folder; else the configured ones, HF_ENDPOINT last.",
     )(command)
+
+
+def source_options(command: Command) -> Command:
+    """Add ``--offline`` and ``--refresh``, and the options of :func:`registry_options`."""
+    command = click.option("--refresh", is_flag=True, help="Read again what the registry says has not changed.")(command)
+    command = click.option("--offline", is_flag=True, help="Use only what is already here; ask no server.")(command)
+    return registry_options(command)
+
+
+def lock_options(command: Command) -> Command:
+    """Add ``--locked``, ``--frozen`` and ``--dry-run``."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+        click.option("--frozen", is_flag=True, help="Take the lock as it is, whatever skillhub.toml says."),
+        click.option("--locked", is_flag=True, help="Fail with exit code 10 if the lock would have to change."),
+    ):
+        command = option(command)
+    return command
+
+
+def make_session(
+    progress: Progress | None, *, registry: str | None, token: str | None, offline: bool, refresh: bool, as_json: bool
+) -> Session:
+    """Return what the command works with; with ``--json`` notices are not printed."""
+    from skillhub.cli import console
+    from skillhub.sessions import Session
+
+    listening = {} if as_json else {"notice": console.say}
+    return Session(registry, token, offline, refresh, progress, **listening)
 
 
 def chosen_environment(folder: Path | None) -> Environment | None:

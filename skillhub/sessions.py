@@ -1,0 +1,92 @@
+"""What one command works with: its registries, store and catalog, each made when it is first needed.
+
+Making them looks tokens up and loads the Hub's client, which a command that has nothing to fetch must not pay for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from skillhub import hub, settings
+from skillhub.catalogs import Catalog, with_owner
+from skillhub.lockfile import Lock
+from skillhub.names import is_folder
+from skillhub.placement import Supply
+from skillhub.plans import Planner
+from skillhub.progress import Notice, Progress
+from skillhub.projects import Project
+from skillhub.registries import Registries, find_registries, single_registry
+from skillhub.sources import Wanted, parse_wanted
+from skillhub.store import default_store
+
+
+def _silence(sentence: str) -> None:
+    """Take notices that nobody listens to."""
+
+
+@dataclass
+class Session:
+    """What one command was told about where things come from.
+
+    Attributes:
+        registry: a registry, its configured name, its address, or a vendored folder; None means the configured ones.
+        token: for that registry; None means the one that belongs to it.
+        offline: use only what is remembered and in the store.
+        refresh: read again what the registry says has not changed.
+        progress: told about downloads.
+        notice: told sentences for the user.
+    """
+
+    registry: hub.Registry | str | None = None
+    token: str | None = None
+    offline: bool = False
+    refresh: bool = False
+    progress: Progress | None = None
+    notice: Notice = _silence
+    _planner: Planner | None = field(default=None, init=False)
+
+    def planner(self, project: Project) -> Planner:
+        """Return what planning for a project works with; the same for the whole session.
+
+        Raises:
+            NotFoundError: there is no such registry.
+            UsageError: an address is none, or the user's configuration is not valid.
+        """
+        if self._planner is None:
+            offline = self.offline or settings.offline()
+            registries = self._registries(project)
+            supply = Supply(registries, default_store(), offline, self.progress)
+            catalog = Catalog(registries, offline, self.notice, self.refresh)
+            self._planner = Planner(supply, catalog, self.notice)
+        return self._planner
+
+    def _registries(self, project: Project) -> Registries:
+        if isinstance(self.registry, hub.Registry):
+            return single_registry(self.registry)
+        return find_registries(project.registry, chosen=self.registry, token=self.token)
+
+    def complete(self, wanted: Sequence[Wanted], projects: Sequence[Project], lock: Lock | None) -> list[Wanted]:
+        """Fill in the owners of short names: from what is wanted or locked already, then from configured owners.
+
+        Raises:
+            NotFoundError: a name has no owner, and none of the configured ones has such a pack.
+        """
+        if all(one.folder or one.name.owner for one in wanted):
+            return list(wanted)
+        texts = [text for project in projects for text in project.requirements if not is_folder(text)]
+        names = [parse_wanted(text).name for text in texts] + [entry.pack_name for entry in (lock.packs if lock else ())]
+        known = list({str(name).lower(): name for name in names}.values())
+        catalog = self.planner(projects[0] if projects else Project()).catalog
+        owners = _owners(projects)
+        return [with_owner(one, catalog, owners=owners, known=known) for one in wanted]
+
+
+def _owners(projects: Sequence[Project]) -> list[str]:
+    """Return the configured owners, each once: the projects' before the user's own."""
+    from skillhub.configuration import read_configuration
+
+    own = read_configuration().owners
+    return list(dict.fromkeys([*(owner for project in projects for owner in project.owners), *own]))
+
+
