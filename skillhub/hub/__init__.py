@@ -8,6 +8,7 @@ errors (see ``failures``).
 
 from __future__ import annotations
 
+from skillhub.hub.adapters import RemoteAdapter, find_adapter
 from skillhub.hub.bases import base_file_digests, fetch_base
 from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
 from skillhub.hub.folders import is_vendored, vendored_registries
@@ -29,6 +30,7 @@ __all__ = [
     "PACK_TAG",
     "CommitResult",
     "Registry",
+    "RemoteAdapter",
     "RemoteFile",
     "base_file_digests",
     "commit",
@@ -37,6 +39,7 @@ __all__ = [
     "default_registry",
     "download_file",
     "fetch_base",
+    "find_adapter",
     "is_vendored",
     "read_file",
     "read_releases",
