@@ -13,7 +13,7 @@ from skillhub.hub.bases import base_file_digests, fetch_base
 from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
 from skillhub.hub.folders import is_vendored, vendored_registries
 from skillhub.hub.identities import release_times, repository_id
-from skillhub.hub.registries import Registry, default_registry
+from skillhub.hub.registries import HUB, Registry, default_registry
 from skillhub.hub.repositories import (
     PACK_TAG,
     CommitResult,
@@ -27,6 +27,7 @@ from skillhub.hub.repositories import (
 )
 
 __all__ = [
+    "HUB",
     "PACK_TAG",
     "CommitResult",
     "Registry",
