@@ -24,8 +24,8 @@ from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import base_text, short_fingerprint
 from skillhub.plans import Planner
 from skillhub.projects import Base, Project
-from skillhub.releases import Release
 from skillhub.registries import Registries
+from skillhub.releases import Release
 from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem
 from skillhub.resolver.solving import resolve

@@ -95,6 +95,7 @@ def install_into(session: Session, place: Environment | None, edit: Edit, terms:
     Raises:
         SkillhubError: as :func:`skillhub.transactions.change`.
     """
+    session.met_before()
     if place is None:
         projects = [read_project(one) for one in user_environments()]
         wanted = combine_requirements(session.complete(edit.add, projects, None))
@@ -158,7 +159,9 @@ def upgrade(
     versions: dict[PackName, Version] = {}
     if precise is not None:
         if len(found) != 1:
-            raise UsageError("--precise needs exactly one pack.", hint="Write: skillhub upgrade PACK --precise VERSION.")
+            raise UsageError(
+                "--precise needs exactly one pack.", hint="Write: skillhub upgrade PACK --precise VERSION."
+            )
         versions[found[0].pack_name] = parse_version(precise)
     unlocked = frozenset(entry.pack_name for entry in found) if names else None
     choice = Choice(unlocked=unlocked, precise=versions)

@@ -115,9 +115,7 @@ def _read(registry: hub.Registry, origin: Origin, path: str, revision: str) -> b
     return read.data
 
 
-def _from_registry(
-    supply: Supply, origin: Origin, path: str, read: Callable[[hub.Registry, str], Result]
-) -> Result:
+def _from_registry(supply: Supply, origin: Origin, path: str, read: Callable[[hub.Registry, str], Result]) -> Result:
     """Read at the commit that was seen, and on main when that commit is gone: history may be squashed."""
     # never another registry than the one that is locked: anyone could have taken the pack's name there
     registry = supply.registries.named(origin.registry)

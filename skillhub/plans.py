@@ -13,7 +13,17 @@ from skillhub import hub
 from skillhub.catalogs import Catalog, Source, folder_source
 from skillhub.environments import Environment
 from skillhub.errors import NetworkError, OfflineError, ResolutionError
-from skillhub.lockfile import LOCAL, PACK, PEFT, Lock, LockedBase, LockedPack, files_digest, inputs_digest, relative_folder
+from skillhub.lockfile import (
+    LOCAL,
+    PACK,
+    PEFT,
+    Lock,
+    LockedBase,
+    LockedPack,
+    files_digest,
+    inputs_digest,
+    relative_folder,
+)
 from skillhub.manifest import Manifest, parse_manifest
 from skillhub.names import PackName, Requirement, parse_version
 from skillhub.packs import base_text
@@ -53,7 +63,9 @@ class Choice:
         """Whether a lock that will do may still not be the one to take."""
         if self.resolve or not self.with_dependencies:
             return True
-        return bool(self.precise) or self.unlocked != frozenset() or any(one.folder or one.revision for one in self.asked)
+        return (
+            bool(self.precise) or self.unlocked != frozenset() or any(one.folder or one.revision for one in self.asked)
+        )
 
     def is_unlocked(self, name: PackName) -> bool:
         """Say whether a pack's locked version is not preferred."""

@@ -56,8 +56,8 @@ class Registries:
         if self.stand_in is not None:
             return self.stand_in
         raise NotFoundError(
-            f"No registry is called {name}.",
-            hint=f"Name its address once: skillhub config registry add {name} URL. There are: {', '.join(found)}.",
+            f"Something is locked from the registry {name}, and none is called so here, only {', '.join(found)}.",
+            hint=f"Say where it is: skillhub config registry add {name} URL.",
         )
 
 
@@ -66,8 +66,8 @@ def _matches(name: PackName, patterns: Sequence[str]) -> bool:
 
 
 def single_registry(registry: hub.Registry) -> Registries:
-    """Return one registry that everything comes from, whatever locks call it."""
-    return Registries((registry,), stand_in=registry)
+    """Return one registry that everything comes from."""
+    return Registries((registry,))
 
 
 def find_registries(

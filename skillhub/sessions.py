@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 from skillhub import hub, settings
 from skillhub.catalogs import Catalog, with_owner
+from skillhub.configuration import read_configuration
 from skillhub.lockfile import Lock
-from skillhub.names import is_folder
+from skillhub.names import PackName, is_folder
+from skillhub.nearmisses import seen_names
 from skillhub.placement import Supply
 from skillhub.plans import Planner
 from skillhub.progress import Notice, Progress
@@ -45,6 +47,7 @@ class Session:
     progress: Progress | None = None
     notice: Notice = _silence
     _planner: Planner | None = field(default=None, init=False)
+    _met: frozenset[PackName] | None = field(default=None, init=False)
 
     def planner(self, project: Project) -> Planner:
         """Return what planning for a project works with; the same for the whole session.
@@ -66,6 +69,16 @@ class Session:
             return single_registry(self.registry)
         return find_registries(project.registry, chosen=self.registry, token=self.token)
 
+    def met_before(self) -> frozenset[PackName]:
+        """Return the packs that this user had read about when this was first asked: what is read later is new.
+
+        Raises:
+            DiskError: the state folder may not be looked at.
+        """
+        if self._met is None:
+            self._met = frozenset(seen_names())
+        return self._met
+
     def complete(self, wanted: Sequence[Wanted], projects: Sequence[Project], lock: Lock | None) -> list[Wanted]:
         """Fill in the owners of short names: from what is wanted or locked already, then from configured owners.
 
@@ -75,18 +88,19 @@ class Session:
         if all(one.folder or one.name.owner for one in wanted):
             return list(wanted)
         texts = [text for project in projects for text in project.requirements if not is_folder(text)]
-        names = [parse_wanted(text).name for text in texts] + [entry.pack_name for entry in (lock.packs if lock else ())]
+        names = [parse_wanted(text).name for text in texts] + [
+            entry.pack_name for entry in (lock.packs if lock else ())
+        ]
         known = list({str(name).lower(): name for name in names}.values())
         catalog = self.planner(projects[0] if projects else Project()).catalog
-        owners = _owners(projects)
+        owners = self.owners(projects)
         return [with_owner(one, catalog, owners=owners, known=known) for one in wanted]
 
+    def owners(self, projects: Sequence[Project]) -> list[str]:
+        """Return the configured owners, each once: the projects' before the user's own.
 
-def _owners(projects: Sequence[Project]) -> list[str]:
-    """Return the configured owners, each once: the projects' before the user's own."""
-    from skillhub.configuration import read_configuration
-
-    own = read_configuration().owners
-    return list(dict.fromkeys([*(owner for project in projects for owner in project.owners), *own]))
-
-
+        Raises:
+            UsageError: the user's configuration is not valid.
+        """
+        own = read_configuration().owners
+        return list(dict.fromkeys([*(owner for project in projects for owner in project.owners), *own]))

@@ -19,10 +19,12 @@ from skillhub.changes import Outcome, delete, find_changes, remove_folder
 from skillhub.environments import Environment, read_project, unfinished_paths, write_project
 from skillhub.errors import IntegrityError, LockStaleError, UsageError
 from skillhub.files import disk_errors
-from skillhub.lockfile import Lock, read_lock, write_lock
+from skillhub.lockfile import LOCAL, Lock, read_lock, write_lock
 from skillhub.names import PackName
+from skillhub.nearmisses import warn_of_near_misses
 from skillhub.placement import fetch_pack, staged_pack
 from skillhub.plans import Choice, make_lock, stale_reason
+from skillhub.policy import check_lock, read_policy
 from skillhub.projects import Base, Project
 from skillhub.requirements import combine_requirements, merge_requirements, project_requirements
 from skillhub.sessions import Session
@@ -104,6 +106,7 @@ def change(session: Session, place: Environment, edit: Edit, terms: Terms) -> Ou
         base = edit.base or environment_base(session.planner, project, wanted, edit.base_text)
         project = msgspec.structs.replace(project, base=[base])
         lock = _lock(session, place, project, wanted, old, terms)
+        check_lock(read_policy(), lock)
         _check_hashes(lock, terms.hashes)
         changes = find_changes(
             place,
@@ -169,7 +172,10 @@ def _lock(
         )
     if old is not None and not stale and not terms.choice.reads_anew:
         return old
+    known = session.met_before() | {entry.pack_name for entry in (old.packs if old else ())}
     lock = make_lock(session.planner(project), place, project, wanted, old or Lock(""), project.base[0], terms.choice)
+    arriving = [entry.pack_name for entry in lock.packs if entry.registry != LOCAL]
+    warn_of_near_misses(arriving, known, session.owners([project]), session.notice)
     if terms.locked and lock != old:
         raise LockStaleError(
             f"The lock of {place.folder} would change.", hint="Leave out --locked, or bring it up to date first."
@@ -180,7 +186,7 @@ def _lock(
 def _check_hashes(lock: Lock, hashes: Mapping[PackName, frozenset[str]] | None) -> None:
     """Refuse what the user gave no digest of, or another one: all or nothing, as pip does."""
     for entry in lock.packs if hashes is not None else ():
-        allowed = hashes.get(entry.pack_name) if hashes else None
+        allowed = {one for name, given in (hashes or {}).items() if name.matches(entry.pack_name) for one in given}
         if not allowed:
             raise UsageError(
                 f"{entry.name} {entry.version} is needed, and no hash of it is given.",

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @click.command("install")
 @click.argument("requirements", nargs=-1, metavar="[REQUIREMENT]...")
-@click.option("-r", "--requirement", "files", multiple=True, type=click.Path(path_type=Path), help="Read a file of them.")
+@click.option(
+    "-r", "--requirement", "files", multiple=True, type=click.Path(path_type=Path), help="Read a file of them."
+)
 @click.option("--base", metavar="PATH|REPO|FINGERPRINT", help="The base model that the packs are for.")
 @click.option("--owner", "owners", multiple=True, metavar="OWNER", help="Look for short names there; may be repeated.")
 @click.option("--constraint", "-c", "constraints", multiple=True, metavar="TEXT|FILE", help="Narrow a pack's versions.")

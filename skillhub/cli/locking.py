@@ -112,7 +112,9 @@ def lock_command(check: bool, dry_run: bool, environment: Path | None, as_json: 
     for one in moved:
         click.echo(_lock_line(one.before, one.after, str(one.name)))
     count = len(outcome.lock.packs)
-    click.echo(f"{'Locked' if outcome.lock_changed and not dry_run else 'The lock has'} {count} pack{'s' * (count != 1)}.")
+    click.echo(
+        f"{'Locked' if outcome.lock_changed and not dry_run else 'The lock has'} {count} pack{'s' * (count != 1)}."
+    )
 
 
 def _lock_line(before: str | None, after: str | None, name: str) -> str:
@@ -164,7 +166,5 @@ def _project(folder: Path | None) -> Environment:
     if chosen and (chosen.project_path.is_file() or chosen.lock_path.is_file()):
         return as_environment(chosen)
     if chosen:
-        raise UsageError(
-            f"{chosen.folder} has no {PROJECT_FILE}.", hint=f"Make one: skillhub init {chosen.folder}."
-        )
+        raise UsageError(f"{chosen.folder} has no {PROJECT_FILE}.", hint=f"Make one: skillhub init {chosen.folder}.")
     return options.existing_environment(None)

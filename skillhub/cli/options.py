@@ -44,7 +44,9 @@ def registry_options(command: Command) -> Command:
 
 def source_options(command: Command) -> Command:
     """Add ``--offline`` and ``--refresh``, and the options of :func:`registry_options`."""
-    command = click.option("--refresh", is_flag=True, help="Read again what the registry says has not changed.")(command)
+    command = click.option("--refresh", is_flag=True, help="Read again what the registry says has not changed.")(
+        command
+    )
     command = click.option("--offline", is_flag=True, help="Use only what is already here; ask no server.")(command)
     return registry_options(command)
 
