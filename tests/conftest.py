@@ -26,9 +26,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProce
 @pytest.fixture
 def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty folders for the store, the environments and the state, and no token or registry from outside."""
-    for variable in ("SKILLHUB_CACHE", "SKILLHUB_HOME", "SKILLHUB_STATE", "HF_HOME"):
+    for variable in ("SKILLHUB_CACHE", "SKILLHUB_HOME", "SKILLHUB_STATE", "SKILLHUB_CONFIG", "HF_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "homes" / variable.lower()))
-    for variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SKILLHUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+    outside = "HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE HUGGING_FACE_HUB_TOKEN SKILLHUB_OFFLINE SKILLHUB_POLICY SKILLHUB_SIGNING_KEY"
+    for variable in outside.split():
         monkeypatch.delenv(variable, raising=False)
     # huggingface_hub reads its folders once, when it is imported
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "homes" / "hub"))

@@ -300,7 +300,10 @@ def loaded_by(code: str, folder: Path) -> set[str]:
     """Return the top-level modules that are loaded after ``code`` ran in a process of its own."""
     report = "import sys; print('\\n'.join({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     script = f"import atexit; atexit.register(lambda: exec({report!r}))\n{code}"
-    homes = {name: str(folder) for name in ("HOME", "SKILLHUB_CACHE", "SKILLHUB_HOME", "SKILLHUB_STATE", "HF_HOME")}
+    homes = {
+        name: str(folder)
+        for name in ("HOME", "SKILLHUB_CACHE", "SKILLHUB_HOME", "SKILLHUB_STATE", "SKILLHUB_CONFIG", "HF_HOME")
+    }
     environment = {**os.environ, **homes, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'registry'}"}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=folder, check=False

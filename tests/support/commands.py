@@ -29,6 +29,7 @@ class Shell:
             "SKILLHUB_CACHE": str(self.home / "cache"),
             "SKILLHUB_HOME": str(self.home / "home"),
             "SKILLHUB_STATE": str(self.home / "state"),
+            "SKILLHUB_CONFIG": str(self.home / "config"),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "80",
         }
