@@ -25,6 +25,7 @@ from skillhub.hub.repositories import (
     search_packs,
     whoami,
 )
+from skillhub.hub.tokens import remove_token, store_token, stored_token
 
 __all__ = [
     "HUB",
@@ -45,10 +46,13 @@ __all__ = [
     "read_file",
     "read_releases",
     "release_times",
+    "remove_token",
     "repository_head",
     "repository_id",
     "require_token",
     "search_packs",
+    "store_token",
+    "stored_token",
     "vendored_registries",
     "whoami",
 ]
