@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skillhub import hub
+from skillhub.catalogs import declared_base_files
 from skillhub.errors import (
     AuthError,
     DiskError,
@@ -31,7 +32,6 @@ from skillhub.names import PackName, parse_pack_name, parse_version
 from skillhub.packs import Pack, open_pack, verify_pack
 from skillhub.progress import Notice, Progress, counting
 from skillhub.releases import RELEASES_FILE, Event, Release, append_event, parse_releases, release_event, release_folder
-from skillhub.sources import declared_base_files
 
 README = "README.md"
 
