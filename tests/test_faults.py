@@ -10,10 +10,11 @@ import pytest
 from huggingface_hub import HfApi
 
 from skillhub import hub
+from skillhub.checking import verify
 from skillhub.environments import as_environment, installed_packs
 from skillhub.errors import IntegrityError, NetworkError, SkillhubError
 from skillhub.files import sha256_of_file
-from skillhub.installer import install, verify
+from skillhub.installer import install
 from skillhub.packs import Pack
 from skillhub.publisher import publish
 from skillhub.releases import parse_releases

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED, DISTRIBUTION, WEIGHTS, TOP = "shared", "distribution", "weights", "top"
 
 GROUND = [
-    (SHARED, "errors settings progress redaction"),
+    (SHARED, "errors settings progress redaction clones"),
     (SHARED, "files"),
 ]
 FORMATS = [
@@ -39,7 +39,7 @@ COLUMNS = [
     (DISTRIBUTION, "indexes environments screening nearmisses sources"),
     (DISTRIBUTION, "placement modelcards catalogs requirements changes"),
     (DISTRIBUTION, "plans"),
-    (DISTRIBUTION, "basechoice publisher vendoring"),
+    (DISTRIBUTION, "basechoice publisher vendoring checking"),
     (DISTRIBUTION, "sessions"),
     (DISTRIBUTION, "transactions"),
     (DISTRIBUTION, "installer"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skillhub.cli import console, options
-from skillhub.cli.installing import describe
+from skillhub.cli.outcomes import describe
 from skillhub.environments import InstalledPack, damaged_packs, find_installed, installed_packs
 from skillhub.errors import FINDINGS_EXIT_CODE
 from skillhub.manifest import Variant
@@ -133,7 +133,7 @@ def verify_command(context: click.Context, environment: Path | None, as_json: bo
     Example:
       skillhub verify
     """
-    from skillhub.installer import verify
+    from skillhub.checking import verify
 
     chosen = options.existing_environment(environment)
     with console.progress() as progress:
