@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from skillhub.clones import clone
 from skillhub.errors import DiskError, EnvironmentLockedError, UnsafeContentError, UsageError
 
 CHUNK = 1 << 20
@@ -257,33 +258,17 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make ``target`` hold the bytes of ``source`` as cheaply as the file system can: reflink, hard link, copy.
+    """Make ``target`` hold the bytes of ``source`` as cheaply as the file system can: clone, hard link, copy.
 
-    What was at ``target`` is replaced, at once.
+    What was at ``target`` is replaced, at once. After a hard link both names are one file: a write to either shows in both.
 
     Raises:
         DiskError: the disk is full or the folder may not be written.
     """
     with disk_errors(target), _staged_path(target) as staged:
-        if not _reflink(source, staged) and not _hard_link(source, staged):
+        if not clone(source, staged) and not _hard_link(source, staged):
             shutil.copyfile(source, staged)
         staged.replace(target)
-
-
-def _reflink(source: Path, target: Path) -> bool:
-    """Try a copy-on-write clone (Linux ``FICLONE``) into the new file ``target``; say whether it was made."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has neither
-        return False
-    ficlone = 0x40049409
-    with source.open("rb") as reader, target.open("xb") as writer:
-        try:
-            fcntl.ioctl(writer.fileno(), ficlone, reader.fileno())
-        except OSError:  # another file system, or one that cannot clone
-            target.unlink()
-            return False
-    return True
 
 
 def _hard_link(source: Path, target: Path) -> bool:
