@@ -103,7 +103,8 @@ def fetch_manifest(supply: Supply, origin: Origin, digest: str) -> bytes:
         target.write_bytes(data)
         return target
 
-    return ensure_blob(supply.store, digest, None, fetch, what=f"The manifest of {origin}").read_bytes()
+    with supply.store.in_use():
+        return ensure_blob(supply.store, digest, None, fetch, what=f"The manifest of {origin}").read_bytes()
 
 
 def _read(registry: hub.Registry, origin: Origin, path: str, revision: str) -> bytes:

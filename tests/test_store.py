@@ -38,7 +38,7 @@ def everything_below(store: Store) -> list[str]:
     return sorted(
         path.relative_to(store.folder).as_posix()
         for path in store.folder.rglob("*")
-        if path.is_file() and path.relative_to(store.folder).parts[0] != "locks"
+        if path.is_file() and path.relative_to(store.folder).parts[0] not in ("lock", "locks")
     )
 
 
