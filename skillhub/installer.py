@@ -27,10 +27,10 @@ from skillhub.errors import NotFoundError, UsageError
 from skillhub.graphs import dependencies, dependents, find_locked, key_of, reached
 from skillhub.lockfile import Lock, LockedPack, read_lock, write_lock
 from skillhub.names import PackName, parse_version
-from skillhub.plans import Choice, lock_inputs, stale_reason
+from skillhub.plans import Choice
 from skillhub.progress import Notice, Progress
 from skillhub.projects import Project
-from skillhub.requirements import asks_for, combine_requirements, project_requirements
+from skillhub.requirements import asks_for, combine_requirements, lock_inputs, project_requirements, stale_reason
 from skillhub.sessions import Session
 from skillhub.sources import Wanted, parse_wanted
 from skillhub.transactions import Edit, Terms, change, clear_unfinished

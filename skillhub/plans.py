@@ -21,22 +21,21 @@ from skillhub.lockfile import (
     LockedBase,
     LockedPack,
     files_digest,
-    inputs_digest,
     relative_folder,
 )
 from skillhub.manifest import Manifest, parse_manifest
-from skillhub.names import PackName, Requirement, parse_version
+from skillhub.names import PackName, parse_version
 from skillhub.packs import base_text
 from skillhub.placement import Origin, Supply, fetch_manifest, origin_of
 from skillhub.policy import read_policy
 from skillhub.progress import Notice
 from skillhub.projects import Base, Project
 from skillhub.releases import Release, check_agreement
-from skillhub.requirements import parse_rules
+from skillhub.requirements import lock_inputs, parse_rules
 from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem, Screen
 from skillhub.screening import make_screen, parse_cut_off
-from skillhub.sightings import check_repository_id, check_signature
+from skillhub.sightings import check_repository_id, check_signature, read_sightings
 from skillhub.sources import Wanted
 
 
@@ -70,17 +69,6 @@ class Choice:
     def is_unlocked(self, name: PackName) -> bool:
         """Say whether a pack's locked version is not preferred."""
         return self.unlocked is None or name in self.unlocked
-
-
-def lock_inputs(project: Project, texts: Sequence[str]) -> str:
-    """Return the digest of what a lock of this project is made from, with requirements as ``skillhub.toml`` says them."""
-    return inputs_digest(
-        texts,
-        constraints=project.constraints,
-        overrides=project.overrides,
-        exclude_newer=project.exclude_newer,
-        pre_releases=project.pre_releases,
-    )
 
 
 @dataclass(frozen=True)
@@ -270,11 +258,19 @@ class _Locking:
         return source.registry.name, source.repository or str(name)
 
     def _repository_id(self, name: PackName, source: Source, locked: LockedPack | None) -> str | None:
-        """Return the repository's id after comparing it with those that were seen; one API request."""
+        """Return the repository's id after comparing it with those that were seen.
+
+        That takes an API request, of which registries allow few; so it is asked when something new is there. Where the index
+        is the one that was seen before, whoever serves it can only serve the bytes that it names.
+        """
         assert source.registry is not None
         known = locked.id if locked else None
         if self.planner.supply.offline or source.registry.folder is not None:
             return known
+        remembered = read_sightings(source.registry, name).repository
+        if source.is_known and remembered is not None:
+            check_repository_id(source.registry, name, remembered, locked=known)
+            return remembered
         try:
             found = hub.repository_id(source.registry, source.repository or str(name))
         except OfflineError:
@@ -313,30 +309,3 @@ def _refuse_twice(entries: Sequence[LockedPack]) -> None:
             raise ResolutionError(
                 f"{name} is asked for as a pack and as an adapter.", hint="Keep one of the two requirements."
             )
-
-
-def stale_reason(project: Project, wanted: Sequence[Wanted], lock: Lock | None, environment: Environment) -> str | None:
-    """Return why a lock is not that of what an environment asks for, as the end of a sentence; None when it is.
-
-    Args:
-        project: the environment's rules.
-        wanted: its requirements.
-        lock: its lock; None where there is none.
-        environment: the environment.
-    """
-    if lock is None:
-        return "there is none"
-    overridden = {rule.pack for rule in parse_rules(project.overrides, what="override")}
-    for one in wanted:
-        entry = lock.find(one.name)
-        if entry is None or entry.kind != one.kind or (entry.registry == LOCAL) != (one.folder is not None):
-            return f"it has no {one}"
-        if one.name not in overridden and not _will_do(one.requirement, entry):
-            return f"it has {entry.name} {entry.version}, and {one} is asked for"
-    if lock.inputs != lock_inputs(project, [one.text(environment.folder) for one in wanted]):
-        return "requirements or rules have changed since it was made"
-    return None
-
-
-def _will_do(requirement: Requirement, entry: LockedPack) -> bool:
-    return entry.kind == PEFT or requirement.specifier.contains(entry.version, prereleases=True)

@@ -1,4 +1,4 @@
-"""Requirements together: what an environment asks for, and how a command's requirements join them."""
+"""Requirements together: what an environment asks for, how a command's join them, and whether a lock is theirs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
+from skillhub.environments import Environment
 from skillhub.errors import UsageError
-from skillhub.lockfile import LOCAL, Lock, LockedPack, relative_folder
+from skillhub.lockfile import LOCAL, PEFT, Lock, LockedPack, inputs_digest, relative_folder
 from skillhub.names import PackName, Requirement, is_folder, parse_requirement
 from skillhub.progress import Notice
 from skillhub.projects import Project
@@ -127,3 +128,41 @@ def _any_version(wanted: Wanted) -> bool:
 def asks_for(wanted: Wanted, name: PackName) -> bool:
     """Say whether a requirement is for the installed pack ``name``, which has no owner when it came from a folder."""
     return wanted.name == name or (wanted.folder is None and name.owner is not None and wanted.name.matches(name))
+
+
+def lock_inputs(project: Project, texts: Sequence[str]) -> str:
+    """Return the digest of what a lock of this project is made from, with requirements as ``skillhub.toml`` says them."""
+    return inputs_digest(
+        texts,
+        constraints=project.constraints,
+        overrides=project.overrides,
+        exclude_newer=project.exclude_newer,
+        pre_releases=project.pre_releases,
+    )
+
+
+def stale_reason(project: Project, wanted: Sequence[Wanted], lock: Lock | None, environment: Environment) -> str | None:
+    """Return why a lock is not that of what an environment asks for, as the end of a sentence; None when it is.
+
+    Args:
+        project: the environment's rules.
+        wanted: its requirements.
+        lock: its lock; None where there is none.
+        environment: the environment.
+    """
+    if lock is None:
+        return "there is none"
+    overridden = {rule.pack for rule in parse_rules(project.overrides, what="override")}
+    for one in wanted:
+        entry = lock.find(one.name)
+        if entry is None or entry.kind != one.kind or (entry.registry == LOCAL) != (one.folder is not None):
+            return f"it has no {one}"
+        if one.name not in overridden and not _will_do(one.requirement, entry):
+            return f"it has {entry.name} {entry.version}, and {one} is asked for"
+    if lock.inputs != lock_inputs(project, [one.text(environment.folder) for one in wanted]):
+        return "requirements or rules have changed since it was made"
+    return None
+
+
+def _will_do(requirement: Requirement, entry: LockedPack) -> bool:
+    return entry.kind == PEFT or requirement.specifier.contains(entry.version, prereleases=True)

@@ -23,10 +23,10 @@ from skillhub.lockfile import LOCAL, Lock, read_lock, write_lock
 from skillhub.names import PackName
 from skillhub.nearmisses import warn_of_near_misses
 from skillhub.placement import fetch_pack, staged_pack
-from skillhub.plans import Choice, make_lock, stale_reason
+from skillhub.plans import Choice, make_lock
 from skillhub.policy import check_lock, read_policy
 from skillhub.projects import Base, Project
-from skillhub.requirements import combine_requirements, merge_requirements, project_requirements
+from skillhub.requirements import combine_requirements, merge_requirements, project_requirements, stale_reason
 from skillhub.sessions import Session
 from skillhub.sources import Wanted
 

@@ -29,11 +29,10 @@ from skillhub.manifest import MANIFEST_FILE, FileEntry
 from skillhub.names import PackName, parse_version
 from skillhub.packs import check_file
 from skillhub.placement import Supply, fetch_files, fetch_manifest, locked_files, origin_of
-from skillhub.plans import stale_reason
 from skillhub.progress import Notice
 from skillhub.projects import PROJECT_FILE
 from skillhub.releases import RELEASES_FILE, ReleaseIndex, parse_releases
-from skillhub.requirements import project_requirements
+from skillhub.requirements import project_requirements, stale_reason
 from skillhub.store import Store
 
 
