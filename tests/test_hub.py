@@ -135,7 +135,7 @@ def test_without_a_token_nothing_is_written(nobody: hub.Registry, repository: st
         with pytest.raises(AuthError, match="no token") as caught:
             write()
         assert caught.value.exit_code == 9
-        assert "hf auth login" in caught.value.hint
+        assert "skillhub login" in caught.value.hint
 
 
 def test_a_wrong_token_and_a_foreign_repository_are_refused(registry: RegistryProcess, repository: str) -> None:

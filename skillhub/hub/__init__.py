@@ -8,6 +8,7 @@ errors (see ``failures``).
 
 from __future__ import annotations
 
+from skillhub.hub.accounts import Account, fetch_account, log_in
 from skillhub.hub.adapters import RemoteAdapter, find_adapter
 from skillhub.hub.bases import base_file_digests, fetch_base
 from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
@@ -25,11 +26,12 @@ from skillhub.hub.repositories import (
     search_packs,
     whoami,
 )
-from skillhub.hub.tokens import remove_token, store_token, stored_token
+from skillhub.hub.tokens import remove_active_token, remove_token, store_token, stored_token, token_variable
 
 __all__ = [
     "HUB",
     "PACK_TAG",
+    "Account",
     "CommitResult",
     "Registry",
     "RemoteAdapter",
@@ -40,12 +42,15 @@ __all__ = [
     "create_tag",
     "default_registry",
     "download_file",
+    "fetch_account",
     "fetch_base",
     "find_adapter",
     "is_vendored",
+    "log_in",
     "read_file",
     "read_releases",
     "release_times",
+    "remove_active_token",
     "remove_token",
     "repository_head",
     "repository_id",
@@ -53,6 +58,7 @@ __all__ = [
     "search_packs",
     "store_token",
     "stored_token",
+    "token_variable",
     "vendored_registries",
     "whoami",
 ]

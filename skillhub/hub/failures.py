@@ -32,7 +32,6 @@ from skillhub.errors import (
 from skillhub.hub.registries import Registry
 from skillhub.hub.waits import hear_client
 
-_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of this registry that may do it."
 _REWRITTEN = "ReleasesRewritten"  # of our registry: the index of releases would not only grow
 _TRY_AGAIN = "Check the network and HF_ENDPOINT, then run the same command again."
 
@@ -75,7 +74,7 @@ def _translate(error: BaseException, registry: Registry, repository: str | None)
     if isinstance(error, errors.HfHubHTTPError):
         return _translate_answer(error, registry, repository)
     if isinstance(error, errors.OIDCError | errors.LocalTokenNotFoundError):
-        return AuthError(f"There is no usable token for {registry.address}.", hint=_LOG_IN)
+        return AuthError(f"There is no usable token for {registry.address}.", hint=_log_in(registry))
     if isinstance(error, errors.HFValidationError):
         return UsageError(f"{repository!r} is not a repository's name.", hint="Write OWNER/NAME.")
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL | httpx2.StreamError):
@@ -94,7 +93,7 @@ def _translate_transfer(error: BaseException, registry: Registry, repository: st
         if translated is not None:
             return translated
     if isinstance(error, PermissionError):  # of hf_xet, without an errno
-        return AuthError(f"{registry.address} refused the transfer.", hint=_LOG_IN)
+        return AuthError(f"{registry.address} refused the transfer.", hint=_log_in(registry))
     if isinstance(error, RuntimeError | ValueError | OSError):
         of = f" of {repository}" if repository else ""
         return NetworkError(
@@ -117,7 +116,7 @@ def _translate_answer(error: Any, registry: Registry, repository: str | None) ->
             link=f"{registry.address}/{repository}",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        private = "check the token's rights" if registry.token else "log in with `hf auth login`"
+        private = "check the token's rights" if registry.token else f"log in: {registry.login_command}"
         return NotFoundError(
             f"There is no repository {what} at {registry.address}.",
             hint=f"Check the name; if the repository is private, {private}.",
@@ -130,7 +129,7 @@ def _translate_answer(error: Any, registry: Registry, repository: str | None) ->
             hint="A published version never changes: publish another version.",
         )
     if status in (401, 403):
-        return AuthError(f"{registry.address} refused this with {status}{said}.", hint=_LOG_IN, status=status)
+        return AuthError(f"{registry.address} refused this with {status}{said}.", hint=_log_in(registry), status=status)
     if status == 429:
         hint = "Wait a few minutes: it answers no more requests for now."
     else:
@@ -146,6 +145,10 @@ def _transport_sentence(error: BaseException, registry: Registry) -> str:
     if isinstance(error, httpx2.ConnectError):
         return f"{registry.address} cannot be reached."
     return f"The connection to {registry.address} broke."
+
+
+def _log_in(registry: Registry) -> str:
+    return f"Log in with a token of this registry that may do it: {registry.login_command}."
 
 
 def offline_error(what: str) -> OfflineError:

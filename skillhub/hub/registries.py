@@ -11,6 +11,7 @@ from urllib.request import url2pathname
 
 from skillhub import settings
 from skillhub.errors import NotFoundError, UsageError
+from skillhub.hub.tokens import stored_token, token_variable
 from skillhub.redaction import hide
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Registry:
         return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
     @property
+    def login_command(self) -> str:
+        """What a user types to save a token for this registry."""
+        return "skillhub login" if self.name == HUB else f"skillhub login --registry {self.address}"
+
+    @property
     def authorization(self) -> dict[str, str]:
         """The HTTP header that carries the token; empty for anonymous calls."""
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -72,14 +78,20 @@ def default_registry(endpoint: str | None = None, token: str | None = None) -> R
 
     Args:
         endpoint: address; None means ``HF_ENDPOINT``, else the Hugging Face Hub.
-        token: None means the token that huggingface_hub keeps (``HF_TOKEN`` or its token store), but only for the
-            configured endpoint; another endpoint is then called anonymously.
+        token: None means the one that belongs to the endpoint: what ``skillhub login --registry`` saved for it; for the
+            configured endpoint also ``HF_TOKEN``, which goes first, and the token that huggingface_hub keeps.
+
+    Raises:
+        AuthError: the file of saved tokens is damaged.
+        DiskError: it may not be read.
     """
     configured = settings.endpoint()
     chosen = (endpoint or configured).rstrip("/")
     if chosen != configured:
-        return Registry(urlsplit(chosen).netloc.rpartition("@")[2] or chosen, chosen, token)
-    return Registry(HUB, chosen, token or _ambient_token(chosen))
+        name = urlsplit(chosen).netloc.rpartition("@")[2] or chosen
+        return Registry(name, chosen, token or stored_token(chosen))
+    own = None if token_variable() else stored_token(chosen)
+    return Registry(HUB, chosen, token or own or _ambient_token(chosen))
 
 
 def _ambient_token(endpoint: str) -> str | None:

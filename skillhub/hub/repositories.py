@@ -41,7 +41,7 @@ def require_token(registry: Registry) -> None:
     if not registry.token:
         raise AuthError(
             f"There is no token for {registry.address}.",
-            hint="Log in with `hf auth login`, or set HF_TOKEN (and HF_ENDPOINT, if the registry is your own).",
+            hint=f"Log in: {registry.login_command}. HF_TOKEN is for the registry that HF_ENDPOINT names.",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from skillhub.redaction import hide
 
 _PREFIX = "skillhub "
 _TOKEN = "hf_token"
+_VARIABLES = ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -61,6 +63,11 @@ def stored_token(endpoint: str) -> str | None:
     return token or None
 
 
+def token_variable() -> str | None:
+    """Return the environment variable that decides the token for ``HF_ENDPOINT``, before any saved one; None without."""
+    return next((name for name in _VARIABLES if os.environ.get(name)), None)
+
+
 def store_token(endpoint: str, token: str) -> Path:
     """Save the token of a registry other than ``HF_ENDPOINT``, in place of an earlier one; returns the file.
 
@@ -88,6 +95,32 @@ def remove_token(endpoint: str) -> bool:
         return False
     with _changed_tokens() as saved:
         return saved.remove_section(token_name(endpoint))
+
+
+def remove_active_token() -> bool:
+    """Remove the token that huggingface_hub sends to ``HF_ENDPOINT``, and its name; says whether there was one.
+
+    Other named tokens stay, those of other registries among them. (huggingface_hub's own ``logout`` removes them all, or
+    one by its name, and needs git.)
+
+    Raises:
+        AuthError: the file of saved tokens is damaged.
+        DiskError: a file may not be removed or written.
+    """
+    from huggingface_hub import constants
+
+    path = Path(constants.HF_TOKEN_PATH)
+    with disk_errors(path):
+        if not path.is_file():
+            return False
+        active = path.read_text(encoding="utf-8", errors="replace").strip()
+        if _tokens_path().exists():
+            with _changed_tokens() as saved:
+                for name in saved.sections():
+                    if not name.startswith(_PREFIX) and saved.get(name, _TOKEN, fallback="").strip() == active:
+                        saved.remove_section(name)
+        path.unlink(missing_ok=True)
+    return True
 
 
 def _tokens_path() -> Path:
