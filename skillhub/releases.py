@@ -206,9 +206,14 @@ def append_event(data: bytes, event: Event) -> bytes:
     """
     if notes := parse_releases(data).notes:
         raise NewerSchemaError(notes[0], hint="Upgrade skillhub: pip install --upgrade skillhub-packs.")
-    appended = data + canonical_json(_without_defaults(event))
+    appended = data + event_line(event)
     parse_releases(appended)
     return appended
+
+
+def event_line(event: Event) -> bytes:
+    """Return an event as it stands in the index, with its newline."""
+    return canonical_json(_without_defaults(event))
 
 
 def _without_defaults(event: Event) -> dict[str, Any]:
