@@ -135,6 +135,23 @@ def make_lock(
     return _Locking(planner, environment, project, tuple(wanted), old, base, choice).make()
 
 
+def choose_releases(
+    planner: Planner,
+    environment: Environment,
+    project: Project,
+    wanted: Sequence[Wanted],
+    old: Lock,
+    base: Base,
+    choice: Choice,
+) -> tuple[Pick, ...]:
+    """Return the releases that :func:`make_lock` would lock; of adapters nothing is said, and only indexes are read.
+
+    Raises:
+        SkillhubError: as :func:`make_lock`.
+    """
+    return _Locking(planner, environment, project, tuple(wanted), old, base, choice).choose()
+
+
 @dataclass(frozen=True)
 class _Locking:
     planner: Planner
@@ -145,7 +162,7 @@ class _Locking:
     base: Base
     choice: Choice
 
-    def make(self) -> Lock:
+    def choose(self) -> tuple[Pick, ...]:
         packs = [one for one in self.wanted if one.kind == PACK]
         catalog = self.planner.catalog
         catalog.place(packs, self.old)
@@ -153,7 +170,10 @@ class _Locking:
         catalog.read([one.name for one in packs])
         for one in packs:
             catalog.source(one.name)  # raises for what no registry has
-        entries = [self._entry(pick) for pick in self._resolve(packs)] if packs else []
+        return self._resolve(packs) if packs else ()
+
+    def make(self) -> Lock:
+        entries = [self._entry(pick) for pick in self.choose()]
         entries += [self._adapter(one) for one in self.wanted if one.kind == PEFT]
         _refuse_twice(entries)
         base = LockedBase(fingerprint=self.base.fingerprint, repo=self.base.repo, revision=self.base.revision)

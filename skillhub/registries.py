@@ -108,6 +108,18 @@ def find_registries(
     return Registries((mirror,), packs, pinned, stand_in=mirror)
 
 
+def known_registries(project: Sequence[RegistryEntry]) -> list[hub.Registry]:
+    """Return the configured registries that have an address, without tokens: to look up what is remembered of them.
+
+    Raises:
+        UsageError: the user's configuration is not valid.
+    """
+    entries = _joined_entries(project, read_configuration().registry)
+    return [hub.Registry(hub.HUB, settings.endpoint())] + [
+        hub.Registry(entry.name, entry.url.rstrip("/")) for entry in entries if entry.url and entry.name != hub.HUB
+    ]
+
+
 def _joined_entries(project: Sequence[RegistryEntry], own: Sequence[RegistryEntry]) -> list[RegistryEntry]:
     """Return a project's registries and the user's; of one name, the user's address and the project's patterns count."""
     mine = {entry.name: entry for entry in own}

@@ -39,7 +39,7 @@ COLUMNS = [
     (DISTRIBUTION, "indexes environments screening nearmisses sources"),
     (DISTRIBUTION, "placement modelcards catalogs requirements changes"),
     (DISTRIBUTION, "plans"),
-    (DISTRIBUTION, "basechoice publisher vendoring checking"),
+    (DISTRIBUTION, "basechoice publisher vendoring checking consistency"),
     (DISTRIBUTION, "sessions"),
     (DISTRIBUTION, "transactions"),
     (DISTRIBUTION, "installer"),
