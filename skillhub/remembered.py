@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skillhub.errors import DiskError
-from skillhub.files import sha256_of_bytes, write_atomically
+from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
 from skillhub.settings import cache_folder
 
 FOLDER = "fingerprints"
@@ -23,6 +23,8 @@ FOLDER = "fingerprints"
 _RACE_SECONDS = 1.0
 """A file changed this recently could change again without its modification time moving; it is not remembered."""
 
+_WRITING_SECONDS = 3600.0
+"""What is younger than this without having its final name may be in somebody's hands."""
 
 T = TypeVar("T")
 
@@ -52,6 +54,46 @@ def remembered(
         with suppress(DiskError):
             write_atomically(memo, json.dumps({"key": key, "value": encode(value)}).encode())
     return value
+
+
+def all_memos() -> list[Path]:
+    """Return the files of all memos, and of those that were never finished.
+
+    Raises:
+        DiskError: the cache folder may not be read.
+    """
+    folder = cache_folder() / FOLDER
+    with disk_errors(folder):
+        try:
+            return sorted(folder.iterdir())
+        except FileNotFoundError:
+            return []
+
+
+def outdated_memos() -> list[Path]:
+    """Return the memos of files that have changed or gone, and what killed processes left of others.
+
+    Raises:
+        DiskError: the cache folder may not be read.
+    """
+    return [memo for memo in all_memos() if not (_is_current(memo) or _is_being_written(memo))]
+
+
+def _is_current(memo: Path) -> bool:
+    try:
+        key = json.loads(memo.read_bytes())["key"]
+        fact, path, *_ = key
+        return bool(key == _key(Path(path), fact))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return False
+
+
+def _is_being_written(memo: Path) -> bool:
+    if memo.suffix == ".json":
+        return False
+    with suppress(FileNotFoundError):
+        return memo.stat().st_mtime > time.time() - _WRITING_SECONDS
+    return False
 
 
 def _key(path: Path, fact: str) -> list[Any]:

@@ -35,13 +35,13 @@ FORMATS = [
 ]
 COLUMNS = [
     (DISTRIBUTION, "hub store"),
-    (DISTRIBUTION, "sightings resolver policy registries"),
+    (DISTRIBUTION, "sightings resolver policy pruning registries"),
     (DISTRIBUTION, "indexes environments screening nearmisses sources"),
-    (DISTRIBUTION, "placement modelcards catalogs requirements changes"),
+    (DISTRIBUTION, "placement inventory modelcards catalogs requirements changes"),
     (DISTRIBUTION, "plans"),
     (DISTRIBUTION, "basechoice publisher vendoring checking consistency"),
     (DISTRIBUTION, "sessions"),
-    (DISTRIBUTION, "transactions"),
+    (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer"),
     (DISTRIBUTION, "downloading"),
     (WEIGHTS, "codecs rounding checkpoints conversions"),

@@ -38,6 +38,7 @@ COMMANDS = {
     "search": ("discovering", "Find packs on a registry."),
     "download": ("discovering", "Fetch packs as folders, without installing them."),
     "vendor": ("discovering", "Write a folder to install the locked packs from without a network."),
+    "cache": ("caching", "Look at the store of downloaded files, and make room."),
     "run": ("composing", "Try a model with packs grafted onto it."),
     "fuse": ("composing", "Write a checkpoint with packs fused into it."),
     "base": ("bases", "Fingerprint base models."),
