@@ -16,8 +16,9 @@ import msgspec
 
 from skillhub.basechoice import environment_base
 from skillhub.changes import Outcome, delete, find_changes, remove_folder
+from skillhub.configuration import read_configuration
 from skillhub.environments import Environment, read_project, unfinished_paths, write_project
-from skillhub.errors import IntegrityError, LockStaleError, UsageError
+from skillhub.errors import DiskError, IntegrityError, LockStaleError, UsageError
 from skillhub.files import disk_errors
 from skillhub.lockfile import LOCAL, Lock, read_lock, write_lock
 from skillhub.names import PackName
@@ -26,9 +27,11 @@ from skillhub.placement import fetch_pack, staged_pack
 from skillhub.plans import Choice, make_lock
 from skillhub.policy import check_lock, read_policy
 from skillhub.projects import Base, Project
+from skillhub.pruning import prune_to_limit
 from skillhub.requirements import combine_requirements, merge_requirements, project_requirements, stale_reason
 from skillhub.sessions import Session
 from skillhub.sources import Wanted
+from skillhub.store import Store
 
 
 @dataclass(frozen=True)
@@ -219,3 +222,15 @@ def _apply(session: Session, outcome: Outcome, project: Project, terms: Terms) -
     for one in outcome.changes:
         if one.action == "remove":
             remove_folder(one.folder)
+    if arriving:
+        _prune(session, supply.store)
+
+
+def _prune(session: Session, store: Store) -> None:
+    """Keep the store below the user's limit; what was installed stays, so a failure is told and does not undo it."""
+    limit = read_configuration().cache_limit_bytes
+    if limit is not None:
+        try:
+            prune_to_limit(store, limit)
+        except DiskError as error:
+            session.notice(f"The store could not be pruned to its limit: {error.message}")
