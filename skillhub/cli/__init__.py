@@ -42,6 +42,10 @@ COMMANDS = {
     "run": ("composing", "Try a model with packs grafted onto it."),
     "fuse": ("composing", "Write a checkpoint with packs fused into it."),
     "base": ("bases", "Fingerprint base models."),
+    "login": ("accounts", "Save a token for a registry."),
+    "logout": ("accounts", "Remove the saved token of a registry."),
+    "whoami": ("accounts", "Show whose token is sent to a registry."),
+    "config": ("configuring", "Show and change settings, and name registries."),
 }
 """Command → (module in this package, help line). The function in the module is named ``<command>_command``."""
 
@@ -74,7 +78,7 @@ class LazyGroup(click.Group):
         import difflib
 
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
+        if name not in COMMANDS and not name.startswith("-") and not context.resilient_parsing:
             near = difflib.get_close_matches(name, COMMANDS, n=2)
             hint = f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
             raise click.UsageError(f"There is no command {name!r}.{hint}", context)
