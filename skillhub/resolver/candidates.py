@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from skillhub.names import Requirement
 from skillhub.packs import short_fingerprint
 from skillhub.releases import Release, ReleaseIndex, ReleaseVariant
 
-RejectionKind = Literal["version", "pre-release", "yanked", "base", "too-new", "policy"]
+RejectionKind = Literal["constraint", "yanked", "base", "too-new", "policy", "itself"]
 
 
 @dataclass(frozen=True)
@@ -74,48 +74,44 @@ class Candidate:
 
 
 def find_candidates(
-    requirement: Requirement,
     index: ReleaseIndex,
     *,
-    base: BaseClaim | None,
+    base: BaseClaim | None = None,
     locked: Version | None = None,
+    constraints: Sequence[Requirement] = (),
 ) -> list[Candidate]:
-    """Return every release of a pack as a candidate, the newest first.
+    """Return every release of a pack as a candidate, the oldest first.
+
+    Whether a version is one that somebody asks for, a pre-release among them, is a matter of each requirement and is not
+    looked at here.
 
     Args:
-        requirement: the versions that will do.
         index: the pack's releases.
         base: what a variant must be for; None takes any.
-        locked: a version that is installed already: it may be yanked or a pre-release.
+        locked: a version that is installed already: it may be yanked.
+        constraints: versions that the user leaves.
     """
-    allow_pre = bool(requirement.specifier.prereleases)
     candidates = []
-    for release in sorted(index.releases, key=lambda release: release.version, reverse=True):
-        is_locked = release.version == locked
-        rejection = _reject(requirement, release, allow_pre=allow_pre or is_locked, allow_yanked=is_locked)
-        if rejection is None and base is not None:
-            variant = next((one for one in release.event.variants if base.fits(one)), None)
-            if variant is None:
-                rejection = Rejection("base", f"has no variant for {base}, only for {_bases_of(release)}")
-            candidates.append(Candidate(release, variant.fingerprint if variant else None, rejection))
-        else:
-            candidates.append(Candidate(release, None, rejection))
+    for release in sorted(index.releases, key=lambda release: release.version):
+        rejection = _reject(release, constraints, is_locked=release.version == locked)
+        variant = next((one for one in release.event.variants if base.fits(one)), None) if base else None
+        if rejection is None and base is not None and variant is None:
+            only = list_bases([release])
+            reason = f"has no variant for {base}, only for {only}" if only else f"has no variant for {base} or any base"
+            rejection = Rejection("base", reason)
+        fingerprint = variant.fingerprint if variant and rejection is None else None
+        candidates.append(Candidate(release, fingerprint, rejection))
     return candidates
 
 
-def _reject(requirement: Requirement, release: Release, *, allow_pre: bool, allow_yanked: bool) -> Rejection | None:
+def _reject(release: Release, constraints: Sequence[Requirement], *, is_locked: bool) -> Rejection | None:
     """Return why a release is out whatever the base, or None."""
-    if not requirement.specifier.contains(release.version, prereleases=True):
-        return Rejection("version", f"does not match {requirement.specifier}")
-    if release.version.is_prerelease and not allow_pre:
-        return Rejection("pre-release", "is a pre-release, which nobody asked for")
-    if release.yanked is not None and not allow_yanked:
+    for constraint in constraints:
+        if not constraint.specifier.contains(release.version, prereleases=True):
+            return Rejection("constraint", f"is left out by the constraint {constraint.text}")
+    if release.yanked is not None and not is_locked:
         return Rejection("yanked", f"was yanked ({release.yanked})")
     return None
-
-
-def _bases_of(release: Release) -> str:
-    return list_bases([release]) or "no base at all"
 
 
 def list_bases(releases: Iterable[Release]) -> str:
