@@ -18,7 +18,7 @@ from skillhub.basechoice import environment_base
 from skillhub.changes import Outcome, delete, find_changes, remove_folder
 from skillhub.configuration import read_configuration
 from skillhub.environments import Environment, read_project, unfinished_paths, write_project
-from skillhub.errors import DiskError, IntegrityError, LockStaleError, UsageError
+from skillhub.errors import IntegrityError, LockStaleError, SkillhubError, UsageError
 from skillhub.files import disk_errors
 from skillhub.lockfile import LOCAL, Lock, read_lock, write_lock
 from skillhub.names import PackName
@@ -228,9 +228,9 @@ def _apply(session: Session, outcome: Outcome, project: Project, terms: Terms) -
 
 def _prune(session: Session, store: Store) -> None:
     """Keep the store below the user's limit; what was installed stays, so a failure is told and does not undo it."""
-    limit = read_configuration().cache_limit_bytes
-    if limit is not None:
-        try:
+    try:
+        limit = read_configuration().cache_limit_bytes
+        if limit is not None:
             prune_to_limit(store, limit)
-        except DiskError as error:
-            session.notice(f"The store could not be pruned to its limit: {error.message}")
+    except SkillhubError as error:
+        session.notice(f"The store could not be pruned to its limit: {error.message}")
