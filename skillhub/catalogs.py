@@ -6,7 +6,7 @@ releases are never mixed with those of a namesake elsewhere. What is locked stay
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from skillhub.errors import NotFoundError, OfflineError, SkillhubError
 from skillhub.indexes import read_index
 from skillhub.lockfile import LOCAL, PACK, Lock
 from skillhub.manifest import Manifest
-from skillhub.names import PackName, parse_version
+from skillhub.names import PackName, parse_pack_name, parse_version
 from skillhub.packs import open_pack
 from skillhub.progress import Notice
 from skillhub.registries import Registries
@@ -171,7 +171,18 @@ def declared_base_files(manifest: Manifest) -> dict[str, list[str]]:
     }
 
 
-def with_owner(wanted: Wanted, catalog: Catalog, *, owners: Sequence[str], known: Sequence[PackName]) -> Wanted:
+Choose = Callable[[Wanted, Sequence[str]], str | None]
+"""Asks the user which of several full names is meant; None where there is nobody to ask, or no answer."""
+
+
+def with_owner(
+    wanted: Wanted,
+    catalog: Catalog,
+    *,
+    owners: Sequence[str],
+    known: Sequence[PackName],
+    choose: Choose = lambda wanted, candidates: None,
+) -> Wanted:
     """Return the requirement with its pack's owner, which must not be guessed.
 
     Args:
@@ -179,6 +190,7 @@ def with_owner(wanted: Wanted, catalog: Catalog, *, owners: Sequence[str], known
         catalog: where to look.
         owners: configured ones; the first that has such a pack is taken.
         known: packs that the environment wants already; a short name means the one of that name.
+        choose: asked when all of that tells no owner.
 
     Raises:
         NotFoundError: no owner has such a pack, or none is configured; the hint has the full commands.
@@ -192,20 +204,23 @@ def with_owner(wanted: Wanted, catalog: Catalog, *, owners: Sequence[str], known
         candidate = PackName(owner, wanted.name.name)
         if catalog.read([candidate]):
             return wanted.with_owner(owner)
-    raise _unknown_owner(wanted, owners, catalog)
+    candidates = [] if catalog.offline else _search(wanted.name.name, catalog.registries)
+    chosen = choose(wanted, candidates) if candidates else None
+    if chosen is not None:
+        return wanted.with_owner(str(parse_pack_name(chosen).owner))
+    raise _unknown_owner(wanted, owners, candidates)
 
 
-def _unknown_owner(wanted: Wanted, owners: Sequence[str], catalog: Catalog) -> NotFoundError:
+def _unknown_owner(wanted: Wanted, owners: Sequence[str], candidates: Sequence[str]) -> NotFoundError:
     name, versions = wanted.name.name, str(wanted.requirement.specifier)
     looked = f"none of {', '.join(owners)} has such a pack" if owners else "no owners are configured"
-    candidates = [] if catalog.offline else _search(name, catalog.registries)
     quote = "'" if versions else ""
     commands = [f"skillhub install {quote}{candidate}{versions}{quote}" for candidate in candidates[:5]]
     if commands:
         hint = f"Give the full name: {' or '.join(commands)}."
     else:
         hint = f"Give the full name: skillhub install OWNER/{name}."
-    return NotFoundError(f"{name} has no owner, and {looked}.", hint=hint, candidates=candidates)
+    return NotFoundError(f"{name} has no owner, and {looked}.", hint=hint, candidates=list(candidates))
 
 
 def _search(name: str, registries: Registries) -> list[str]:

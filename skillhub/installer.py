@@ -68,7 +68,9 @@ def install(
     Raises:
         SkillhubError: each of the errors in :mod:`skillhub.errors` that its name fits; nothing is then half-installed.
     """
-    session = Session(registry, token, offline, progress=progress, **({"notice": notice} if notice else {}))
+    session = Session(registry, token, offline, progress=progress)
+    if notice is not None:
+        session.notice = notice
     edit = Edit(add=read_wanted(requirements), base_text=None if base is None else str(base))
     outcome = install_into(session, None if environment is None else as_environment(environment), edit, Terms())
     return [read_installed(outcome.environment.pack_folder(name)) for name in outcome.asked]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from skillhub import hub, settings
-from skillhub.catalogs import Catalog, with_owner
+from skillhub.catalogs import Catalog, Choose, with_owner
 from skillhub.configuration import read_configuration
 from skillhub.lockfile import Lock
 from skillhub.names import PackName, is_folder
@@ -27,6 +27,10 @@ def _silence(sentence: str) -> None:
     """Take notices that nobody listens to."""
 
 
+def _nobody(wanted: Wanted, candidates: Sequence[str]) -> None:
+    """Leave open which pack is meant."""
+
+
 @dataclass
 class Session:
     """What one command was told about where things come from.
@@ -38,6 +42,7 @@ class Session:
         refresh: read again what the registry says has not changed.
         progress: told about downloads.
         notice: told sentences for the user.
+        choose: asked which pack a name without an owner means, where nothing else tells.
     """
 
     registry: hub.Registry | str | None = None
@@ -46,6 +51,7 @@ class Session:
     refresh: bool = False
     progress: Progress | None = None
     notice: Notice = _silence
+    choose: Choose = _nobody
     _planner: Planner | None = field(default=None, init=False)
     _met: frozenset[PackName] | None = field(default=None, init=False)
 
@@ -94,7 +100,7 @@ class Session:
         known = list({str(name).lower(): name for name in names}.values())
         catalog = self.planner(projects[0] if projects else Project()).catalog
         owners = self.owners(projects)
-        return [with_owner(one, catalog, owners=owners, known=known) for one in wanted]
+        return [with_owner(one, catalog, owners=owners, known=known, choose=self.choose) for one in wanted]
 
     def owners(self, projects: Sequence[Project]) -> list[str]:
         """Return the configured owners, each once: the projects' before the user's own.

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from skillhub.errors import SkillhubError, UsageError
-from skillhub.progress import Progress
+from skillhub.progress import Progress, waits_told
 from skillhub.redaction import presentable, printable
 
 OUTPUT_SCHEMA = 0
@@ -109,36 +110,65 @@ def size_text(count: int) -> str:
 
 @contextmanager
 def progress(unit: str = "bytes") -> Iterator[Progress | None]:
-    """Show a progress bar on stderr while the block runs; yields None when nothing should be shown.
+    """Show bars of progress, and waits that a registry asks for, on stderr while the block runs.
+
+    Yields None when no bars should be shown. They appear with the first step that is told, so a command may ask the user
+    something before.
 
     Args:
         unit: ``bytes`` shows sizes and rates, anything else counts.
     """
-    if is_quiet():
-        yield None
-        return
+    with waits_told(say):
+        if is_quiet():
+            yield None
+            return
+        bars = _Bars(unit)
+        try:
+            yield bars.advance
+        finally:
+            bars.stop()
+
+
+class _Bars:
+    """Bars on stderr, one for each thing that is told of; from any thread."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._shown: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """Show how far something has come."""
+        with self._lock:
+            if self._shown is None:
+                self._shown = _new_bars(self._unit)
+                self._shown.start()
+            if what not in self._tasks:
+                self._tasks[what] = self._shown.add_task(what, total=total or None)
+            self._shown.update(self._tasks[what], completed=done, total=total or None)
+
+    def stop(self) -> None:
+        """Take the bars away."""
+        if self._shown is not None:
+            self._shown.stop()
+
+
+def _new_bars(unit: str) -> Any:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
+        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-    from rich.progress import Progress as Bars
 
     counts = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn()]
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
-
-        yield advance
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), *counts, TimeRemainingColumn()]
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def report(error: SkillhubError, *, as_json: bool, with_cause: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,10 +11,14 @@ import click
 
 from skillhub.environments import Environment, find_project, user_environments
 from skillhub.errors import NotFoundError, UsageError
+from skillhub.redaction import printable
 
 if TYPE_CHECKING:
     from skillhub.progress import Progress
     from skillhub.sessions import Session
+    from skillhub.sources import Wanted
+
+_MOST_CHOICES = 9
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,12 +70,25 @@ def lock_options(command: Command) -> Command:
 def make_session(
     progress: Progress | None, *, registry: str | None, token: str | None, offline: bool, refresh: bool, as_json: bool
 ) -> Session:
-    """Return what the command works with; with ``--json`` notices are not printed."""
+    """Return what the command works with; with ``--json`` notices are not printed, and nobody is asked anything."""
     from skillhub.cli import console
     from skillhub.sessions import Session
 
-    listening = {} if as_json else {"notice": console.say}
-    return Session(registry, token, offline, refresh, progress, **listening)
+    session = Session(registry, token, offline, refresh, progress)
+    if not as_json:
+        session.notice = console.say
+        session.choose = _choose if sys.stdin.isatty() and sys.stderr.isatty() else session.choose
+    return session
+
+
+def _choose(wanted: Wanted, candidates: Sequence[str]) -> str | None:
+    """Ask on the terminal which pack is meant; an empty answer chooses none."""
+    shown = candidates[:_MOST_CHOICES]
+    click.echo(f"{wanted.name.name} has no owner. There are:", err=True)
+    for number, name in enumerate(shown, 1):
+        click.echo(f"  {number}  {printable(name)}", err=True)
+    answer = click.prompt("Which one? (a number; empty for none)", default="", show_default=False, err=True)
+    return shown[int(answer) - 1] if answer.isdecimal() and 0 < int(answer) <= len(shown) else None
 
 
 def chosen_environment(folder: Path | None) -> Environment | None:
