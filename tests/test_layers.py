@@ -26,7 +26,7 @@ GROUND = [
     (SHARED, "files"),
 ]
 FORMATS = [
-    (SHARED, "names documents fields canonical bfloat16 requirementfiles"),
+    (SHARED, "names documents fields canonical bfloat16 requirementfiles frontmatter licenses"),
     (SHARED, "routers"),
     (SHARED, "manifest remembered tensorfiles"),
     (SHARED, "releases lockfile authorfile packs checkpointfiles projects signing"),
@@ -37,9 +37,9 @@ COLUMNS = [
     (DISTRIBUTION, "hub store"),
     (DISTRIBUTION, "sightings resolver policy pruning registries"),
     (DISTRIBUTION, "indexes environments screening nearmisses sources"),
-    (DISTRIBUTION, "placement inventory modelcards catalogs requirements changes"),
-    (DISTRIBUTION, "plans"),
-    (DISTRIBUTION, "basechoice publisher vendoring checking consistency"),
+    (DISTRIBUTION, "placement inventory modelcards catalogs requirements changes announcements lints"),
+    (DISTRIBUTION, "plans frontpages"),
+    (DISTRIBUTION, "basechoice publisher withdrawals vendoring checking consistency"),
     (DISTRIBUTION, "sessions"),
     (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer"),
