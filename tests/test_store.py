@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,49 @@ def test_of_many_processes_one_fetches(store: Store, source: Path, tmp_path: Pat
     assert [process.wait() for process in processes] == [0] * 6
     assert log.read_text() == "fetched\n"
     assert find_blob(store, DIGEST) is not None
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from skillhub.store import Store, copy_into, ensure_blob
+
+store, source, first, second = Store(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+
+def fetch(folder):
+    (folder / "half").write_bytes(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with store.in_use():
+    ensure_blob(store, first, None, copy_into(source), what="the first")
+    ensure_blob(store, second, None, fetch, what="the second")
+"""
+
+
+def test_a_killed_download_loses_that_file_only(store: Store, source: Path) -> None:
+    other = hashlib.sha256(b"other").hexdigest()
+    command = [sys.executable, "-c", KILLED, str(store.folder), str(source), DIGEST, other]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert (store.staging_of(other) / "half").exists()
+    assert ensure_blob(store, DIGEST, len(DATA), no_fetch, what="the first").read_bytes() == DATA
+    source.write_bytes(b"other")
+    assert ensure_blob(store, other, None, copy_into(source), what="the second").read_bytes() == b"other"
+    assert not list((store.folder / "staging").iterdir())
+    with store.for_removal(timeout_seconds=0):
+        pass  # the killed process holds nothing
+
+
+def test_a_blob_can_be_fetched_while_its_user_holds_the_store(store: Store, source: Path) -> None:
+    with store.in_use(), store.in_use():
+        ensure_blob(store, DIGEST, None, copy_into(source), what="it")
+
+
+def test_where_locks_cannot_be_shared_a_process_holds_the_store_with_all_its_threads(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with ThreadPoolExecutor(2) as pool, store.in_use():
+        fetched = pool.map(
+            lambda what: ensure_blob(store, DIGEST, None, copy_into(source), what=what), ["one", "another"]
+        )
+        assert set(fetched) == {store.path_of(DIGEST)}
