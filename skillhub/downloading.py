@@ -1,15 +1,16 @@
-"""Downloading packs as pack folders, verified and not installed."""
+"""Downloading packs and PEFT adapters as folders, verified and not installed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from skillhub.basechoice import choose_base
 from skillhub.errors import SkillhubError, UsageError
 from skillhub.files import new_folder, staged_folder
 from skillhub.hub import Registry
-from skillhub.lockfile import LOCAL, PEFT, Lock
+from skillhub.lockfile import LOCAL, PACK, PEFT, Lock, files_digest
 from skillhub.manifest import MANIFEST_FILE, FileEntry, Manifest
 from skillhub.names import PackName
 from skillhub.packs import Pack, check_file, open_pack, short_fingerprint
@@ -25,6 +26,28 @@ from skillhub.sources import Wanted
 from skillhub.vendoring import copy_blobs
 
 
+@dataclass(frozen=True)
+class Download:
+    """A pack or an adapter in a folder of its own.
+
+    Attributes:
+        kind: ``pack`` or ``peft``.
+        name: with its owner.
+        version: of an adapter, the first digits of its commit.
+        digest: SHA-256 of the manifest; of an adapter, of its list of files.
+        folder: where it is.
+    """
+
+    kind: str
+    name: PackName
+    version: str
+    digest: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
 def download(
     planner: Planner,
     wanted: Sequence[Wanted],
@@ -32,34 +55,35 @@ def download(
     *,
     base: str | None = None,
     with_dependencies: bool = True,
-) -> list[Pack]:
-    """Fetch packs into folders of their bare names; one that is there already and whole is left alone.
+) -> list[Download]:
+    """Fetch packs and adapters into folders of their bare names; one that is there already and whole is left alone.
 
     Args:
         planner: what to work with.
-        wanted: packs on registries; the newest releases that will do together are taken.
+        wanted: packs and adapters on registries; of packs the newest releases that will do together are taken.
         folder: where the packs' folders go.
         base: fetch the variants for this base only (folder, ``repo[@revision]`` or fingerprint); None means all.
         with_dependencies: fetch what the packs require as well.
 
     Returns:
-        The packs, sorted by name.
+        The packs, sorted by name, then the adapters.
 
     Raises:
-        UsageError: a requirement is a folder or an adapter, two packs have one bare name, or something else is there.
+        UsageError: a requirement is a folder, two packs have one bare name, or something else is there.
         ResolutionError: no releases will do together.
         SkillhubError: as reading indexes, manifests and files.
     """
     for one in wanted:
-        if one.folder is not None or one.kind == PEFT:
-            what = "is a folder already" if one.folder else "is a PEFT adapter, not a pack"
-            raise UsageError(f"{one} {what}.", hint="Name packs on a registry: OWNER/NAME.")
+        if one.folder is not None:
+            raise UsageError(f"{one} is a folder already.", hint="Name packs on a registry: OWNER/NAME.")
     target = Path(folder).expanduser().absolute()
     fingerprint = choose_base(planner, wanted, base).fingerprint if base else None
-    picks = _choose(planner, wanted, fingerprint, with_dependencies=with_dependencies)
-    _refuse_same_folder([pick.name for pick in picks])
+    packs, adapters = [one for one in wanted if one.kind == PACK], [one for one in wanted if one.kind == PEFT]
+    picks = _choose(planner, packs, fingerprint, with_dependencies=with_dependencies) if packs else ()
+    _refuse_same_folder([*(pick.name for pick in picks), *(one.name for one in adapters)])
     with planner.supply.store.in_use():
-        return [_fetch(planner, pick.name, pick.release, target / pick.name.name, fingerprint) for pick in picks]
+        fetched = [_fetch(planner, pick.name, pick.release, target / pick.name.name, fingerprint) for pick in picks]
+        return [*fetched, *(_fetch_adapter(planner, one, target / one.name.name) for one in adapters)]
 
 
 def _choose(
@@ -99,14 +123,15 @@ def _refuse_same_folder(names: Sequence[PackName]) -> None:
             )
 
 
-def _fetch(planner: Planner, name: PackName, release: Release, folder: Path, fingerprint: str | None) -> Pack:
+def _fetch(planner: Planner, name: PackName, release: Release, folder: Path, fingerprint: str | None) -> Download:
     manifest = planner.read_manifest(name, release)
     source = planner.catalog.source(name)
     if source.registry is not None:
         check_signature(source.registry, name, release, manifest, locked=None)
     files = _files(manifest, name, fingerprint)
+    done = Download(PACK, name, manifest.version, release.manifest_digest, folder)
     if _is_whole(folder, release.manifest_digest, files):
-        return open_pack(folder, owner=name.owner)
+        return done
     new_folder(folder)
     repository = source.repository or str(name)
     place = source.registry.name if source.registry else LOCAL
@@ -115,7 +140,21 @@ def _fetch(planner: Planner, name: PackName, release: Release, folder: Path, fin
     root = FileEntry(path=MANIFEST_FILE, size=stored.stat().st_size, sha256=release.manifest_digest)
     with staged_folder(folder) as staged:
         copy_blobs(planner.supply.store, [*files, root], staged)
-    return open_pack(folder, owner=name.owner)
+    return done
+
+
+def _fetch_adapter(planner: Planner, wanted: Wanted, folder: Path) -> Download:
+    registry, found = planner.catalog.find_adapter(wanted)
+    done = Download(PEFT, wanted.name, found.commit[:12], files_digest(found.files), folder)
+    if _has_files(folder, found.files):
+        return done
+    new_folder(folder)
+    repository = found.moved_to or str(wanted.name)
+    origin = Origin(str(wanted.name), done.version, repository, registry.name, found.commit, kind=PEFT)
+    fetch_files(planner.supply, origin, found.files)
+    with staged_folder(folder) as staged:
+        copy_blobs(planner.supply.store, found.files, staged)
+    return done
 
 
 def _files(manifest: Manifest, name: PackName, fingerprint: str | None) -> list[FileEntry]:
@@ -126,10 +165,15 @@ def _files(manifest: Manifest, name: PackName, fingerprint: str | None) -> list[
 def _is_whole(folder: Path, digest: str, files: Sequence[FileEntry]) -> bool:
     """Say whether a folder has these files of the release already."""
     try:
-        if open_pack(folder).digest != digest:
-            return False
+        return open_pack(folder).digest == digest and _has_files(folder, files)
+    except SkillhubError:  # nothing is there, or something is wrong with it: the caller says that it is in the way
+        return False
+
+
+def _has_files(folder: Path, files: Sequence[FileEntry]) -> bool:
+    try:
         for entry in files:
             check_file(folder / entry.path, entry)
-    except SkillhubError:  # nothing is there, or something is wrong with it: the caller says that it is in the way
+    except SkillhubError:  # as above
         return False
     return True

@@ -150,7 +150,7 @@ def download_command(
     """Fetch packs with what they require as pack folders, verified, without installing them.
 
     The newest releases that will do together are taken. Each lies in a folder of its name, from which it can be
-    installed on this machine or another.
+    installed on this machine or another. A PEFT adapter (peft:OWNER/NAME) is fetched as peft saves it.
 
     \b
     Example:
@@ -163,15 +163,21 @@ def download_command(
     with console.progress() as progress:
         session = options.make_session(progress, as_json=as_json, **given)
         wanted = session.complete([parse_wanted(text) for text in requirements], [project], None)
-        packs = download(session.planner(project), wanted, folder, base=base, with_dependencies=not no_deps)
+        downloads = download(session.planner(project), wanted, folder, base=base, with_dependencies=not no_deps)
     if as_json:
         described = [
-            {"name": str(one.name), "version": one.manifest.version, "digest": one.digest, "folder": str(one.folder)}
-            for one in packs
+            {
+                "name": str(one.name),
+                "version": one.version,
+                "kind": one.kind,
+                "digest": one.digest,
+                "folder": str(one.folder),
+            }
+            for one in downloads
         ]
         console.emit_json({"downloaded": described})
         return
-    for one in packs:
+    for one in downloads:
         click.echo(f"Downloaded {one} to {one.folder}.")
 
 

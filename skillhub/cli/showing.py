@@ -248,7 +248,7 @@ def _print_variant(variant: Variant, base: Base | None) -> None:
     info, codec = variant.base, variant.codec
     mark = " (this environment's base)" if base and base.fingerprint == info.fingerprint else ""
     click.echo(presentable(f"\nFor {describe_base(variant)}{mark}:"))
-    click.echo(presentable(f"  {info.architecture or 'unknown architecture'}, {info.dtype}"))
+    click.echo(presentable(f"  {info.architecture or 'unknown architecture'}, {info.dtype or 'unknown type'}"))
     click.echo(
         f"  {console.size_text(variant.size)}, {codec.bits_per_weight:.3f} bits per weight, preset {codec.preset}, "
         f"{len(codec.tensors)} tensors"
