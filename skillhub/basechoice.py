@@ -20,7 +20,7 @@ from skillhub.environments import read_project, user_environments
 from skillhub.errors import AuthError, NotFoundError, OfflineError, UsageError, WrongBaseError
 from skillhub.lockfile import PACK, Lock
 from skillhub.manifest import Manifest
-from skillhub.names import PackName, parse_pack_name
+from skillhub.names import PackName, is_bare_name, parse_pack_name
 from skillhub.packs import base_text, short_fingerprint
 from skillhub.plans import Planner
 from skillhub.projects import Base, Project
@@ -62,7 +62,8 @@ def named_base(text: str, registries: Registries, *, offline: bool) -> tuple[Bas
             fingerprint=fingerprint
         )
     repository, revision = split_repository(text)
-    if parse_pack_name(repository).owner is None:
+    parts = repository.split("/")
+    if len(parts) != 2 or not all(map(is_bare_name, parts)):
         raise UsageError(
             f"{text!r} is no base: there is no such folder.", hint="Name a folder, OWNER/NAME, or a fingerprint."
         )
