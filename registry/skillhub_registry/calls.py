@@ -26,7 +26,7 @@ from skillhub_registry.errors import (
     unauthorized,
 )
 from skillhub_registry.registry import Registry
-from skillhub_registry.repositories import Repository, find_repository
+from skillhub_registry.repositories import MEMBERS, Repository, find_repository
 
 
 class Permission(Enum):
@@ -36,6 +36,7 @@ class Permission(Enum):
     GRANT = "a link or access token that this registry signed; the handler checks it"
     ACCOUNT = "a valid token"
     READ = "may read the repository in the path: public, or a member's of its namespace"
+    PROPOSE = "may read the repository in the path, and has a write token: enough for pull requests of one's own"
     WRITE = "may write to the repository in the path: a member of its namespace with a write token"
 
 
@@ -43,7 +44,7 @@ class Permission(Enum):
 class Call:
     """A request that was let in.
 
-    ``parameters`` are the decoded parts of the path. ``repository`` is there under READ and WRITE; use :attr:`target`.
+    ``parameters`` are the decoded parts of the path. ``repository`` is there under READ, PROPOSE and WRITE; use :attr:`target`.
     ``body`` is there for handlers that are plain functions; coroutines read ``request`` themselves.
     """
 
@@ -56,15 +57,20 @@ class Call:
 
     @property
     def target(self) -> Repository:
-        """The repository in the path, which READ or WRITE has found."""
+        """The repository in the path, which READ, PROPOSE or WRITE has found."""
         assert self.repository is not None
         return self.repository
 
     @property
     def account(self) -> Caller:
-        """The caller, whom ACCOUNT or WRITE has required."""
+        """The caller, whom ACCOUNT, PROPOSE or WRITE has required."""
         assert self.caller is not None
         return self.caller
+
+    @property
+    def sender(self) -> int:
+        """Whose the caller's uploads to the repository are, as ``repositories.MEMBERS`` explains."""
+        return MEMBERS if may_write(self.account, self.target) else self.account.account.id
 
     @property
     def endpoint(self) -> str:
@@ -153,6 +159,8 @@ def admit(call: Call, permission: Permission) -> Call:
         repository = find_repository(connection, call.parameters["namespace"], call.parameters["name"])
     if repository is None or not may_read(caller, repository):
         raise repository_not_found()
+    if permission is Permission.PROPOSE:
+        require_write_token(caller)
     if permission is Permission.WRITE:
         require_write(caller, repository.namespace_id, repository.namespace)
     return _with(call, caller, repository)
@@ -163,19 +171,34 @@ def may_read(caller: Caller | None, repository: Repository) -> bool:
     return not repository.private or (caller is not None and repository.namespace_id in caller.namespace_ids)
 
 
+def may_write(caller: Caller, repository: Repository) -> bool:
+    """Say whether a caller is a member of a repository's namespace, with a write token."""
+    return caller.may_write and repository.namespace_id in caller.namespace_ids
+
+
+def require_write_token(caller: Caller | None) -> Caller:
+    """Return the caller, if it may write anywhere.
+
+    Raises:
+        HubError: 401 without a token, 403 with one for reading only.
+    """
+    if caller is None:
+        raise unauthorized("This needs a token with write access: set HF_TOKEN")
+    if not caller.may_write:
+        raise forbidden(f"The token {caller.token.name!r} of {caller.account.name} is for reading only")
+    return caller
+
+
 def require_write(caller: Caller | None, namespace_id: int, namespace: str) -> Caller:
     """Return the caller, if it may write to the namespace's repositories.
 
     Raises:
         HubError: 401 without a token, 403 otherwise.
     """
-    if caller is None:
-        raise unauthorized("This needs a token with write access: set HF_TOKEN")
-    if not caller.may_write:
-        raise forbidden(f"The token {caller.token.name!r} of {caller.account.name} is for reading only")
-    if namespace_id not in caller.namespace_ids:
-        raise forbidden(f"{caller.account.name} has no write access to the namespace {namespace}")
-    return caller
+    writer = require_write_token(caller)
+    if namespace_id not in writer.namespace_ids:
+        raise forbidden(f"{writer.account.name} has no write access to the namespace {namespace}")
+    return writer
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -7,7 +7,7 @@ import binascii
 import json
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,21 @@ from skillhub_registry.cards import make_card
 from skillhub_registry.errors import HubError, bad_request, entry_not_found, revision_not_found, too_large
 from skillhub_registry.names import check_path, is_sha256
 from skillhub_registry.published import check_published
-from skillhub_registry.repositories import set_card
+from skillhub_registry.repositories import MEMBERS, set_card
 from skillhub_registry.revisions import (
     BRANCH,
     DEFAULT_BRANCH,
+    DEFAULT_REF,
     create_ref,
     find_ref,
     insert_commit,
-    move_branch,
+    move_ref,
+    pull_request_number,
     resolve_revision,
     stale_parent,
 )
 from skillhub_registry.trees import File, find_files, read_files
+from skillhub_registry.uploads import find_upload
 
 # fmt: off
 LARGE_SUFFIXES = (
@@ -40,6 +43,14 @@ LARGE_SUFFIXES = (
 """Files of these names go through LFS or Xet whatever their size."""
 
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE_SUFFIXES).encode()
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who makes a commit: the name that it bears, and whose uploads it may refer to (see ``repositories.MEMBERS``)."""
+
+    name: str
+    sender: int = MEMBERS
 
 
 @dataclass(frozen=True)
@@ -154,21 +165,23 @@ def make_commit(
     connection: sqlite3.Connection,
     store: BlobStore,
     repository_id: int,
-    branch: str,
-    author: str,
+    ref: str,
+    author: Author,
     header: CommitHeader,
     operations: Iterable[Operation],
 ) -> str:
-    """Make a commit on a branch and return its id. The caller's transaction makes it visible.
+    """Make a commit on a branch or pull request, given by its full name, and return its id.
+
+    The caller's transaction makes it visible.
 
     Raises:
-        HubError: 404 for an unknown branch or a path to delete that is not there, 412 for a stale parent, 400 for a
-            large file that was not uploaded to this repository or paths that contradict each other, 409 where what was
-            published on main would change.
+        HubError: 404 for an unknown ref or a path to delete that is not there, 412 for a stale parent, 400 for a
+            large file that its author did not upload to this repository or paths that contradict each other, 409 where
+            what was published would change, on main or in what a pull request makes of it.
     """
-    head = find_ref(connection, repository_id, BRANCH + branch)
+    head = find_ref(connection, repository_id, ref)
     if head is None:
-        raise revision_not_found(branch)
+        raise revision_not_found(ref.removeprefix(BRANCH))
     if header.parent is not None and not head.target.startswith(header.parent):
         raise stale_parent()
     parent = resolve_revision(connection, repository_id, head.target)
@@ -176,24 +189,24 @@ def make_commit(
     files = dict(before)
     for operation in operations:
         if isinstance(operation, AddFile | AddLargeFile):
-            files[operation.path] = _record_file(connection, repository_id, operation)
+            files[operation.path] = _record_file(connection, repository_id, author, operation, before)
         else:
             _delete(files, operation, parent.id)
-    if branch == DEFAULT_BRANCH:
+    if ref == DEFAULT_REF or pull_request_number(ref) is not None:
         check_published(connection, store, before, files)
-    tree = _store_trees(connection, files)
+    tree = store_trees(connection, files)
     commit_id = insert_commit(
         connection,
         repository_id,
         tree=tree,
         parent=parent.id,
-        author=author,
+        author=author.name,
         created_at=max(int(time.time()), parent.created_at),
         title=header.summary,
         message=header.description,
     )
-    move_branch(connection, repository_id, branch, commit_id)
-    if branch == DEFAULT_BRANCH:
+    move_ref(connection, repository_id, ref, commit_id)
+    if ref == DEFAULT_REF:
         renew_card(connection, store, repository_id, files)
     return commit_id
 
@@ -201,11 +214,11 @@ def make_commit(
 def make_first_commit(connection: sqlite3.Connection, store: BlobStore, repository_id: int, author: str) -> str:
     """Give a new repository its main branch, with the ``.gitattributes`` that says which files are large."""
     operation = _parse_file({"path": ".gitattributes", "content": GITATTRIBUTES.decode()}, store)
-    files = {operation.path: _record_file(connection, repository_id, operation)}
+    files = {operation.path: _record_file(connection, repository_id, Author(author), operation, {})}
     commit_id = insert_commit(
         connection,
         repository_id,
-        tree=_store_trees(connection, files),
+        tree=store_trees(connection, files),
         parent=None,
         author=author,
         created_at=int(time.time()),
@@ -232,29 +245,41 @@ def squash_branch(connection: sqlite3.Connection, repository_id: int, branch: st
         title=title,
         message="",
     )
-    move_branch(connection, repository_id, branch, commit_id)
+    move_ref(connection, repository_id, BRANCH + branch, commit_id)
     return commit_id
 
 
-def _record_file(connection: sqlite3.Connection, repository_id: int, operation: AddFile | AddLargeFile) -> str:
+def _record_file(
+    connection: sqlite3.Connection,
+    repository_id: int,
+    author: Author,
+    operation: AddFile | AddLargeFile,
+    before: Mapping[str, str],
+) -> str:
     """Note what stands behind the file's blob id, and return that."""
     if isinstance(operation, AddFile):
         file = operation.file
     else:
-        row = connection.execute(
-            "SELECT size FROM uploads WHERE repository_id = ? AND sha256 = ?", (repository_id, operation.sha256)
-        ).fetchone()
-        if row is None or operation.size not in (None, row["size"]):
+        size = find_upload(connection, repository_id, author.sender, operation.sha256)
+        if size is None:
+            size = _find_large(connection, operation.sha256, before)
+        if size is None or operation.size not in (None, size):
             raise HubError(
                 400,
                 "LfsObjectMissing",
                 f"{operation.path}: no file of {operation.size} bytes with sha256 {operation.sha256} was uploaded to "
                 "this repository",
             )
-        pointer = git.lfs_pointer(operation.sha256, row["size"])
-        file = File(git.object_id("blob", pointer), operation.sha256, row["size"], True)
+        pointer = git.lfs_pointer(operation.sha256, size)
+        file = File(git.object_id("blob", pointer), operation.sha256, size, True)
     connection.execute("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?)", (file.id, file.sha256, file.size, file.lfs))
     return file.id
+
+
+def _find_large(connection: sqlite3.Connection, sha256: str, before: Mapping[str, str]) -> int | None:
+    """Return the size of a large file that the parent has, at whatever path: it may be copied, whoever sent it."""
+    files = find_files(connection, before.values()).values()
+    return next((file.size for file in files if file.lfs and file.sha256 == sha256), None)
 
 
 def _delete(files: dict[str, str], operation: DeleteFile | DeleteFolder, commit: str) -> None:
@@ -270,7 +295,12 @@ def _delete(files: dict[str, str], operation: DeleteFile | DeleteFolder, commit:
         del files[path]
 
 
-def _store_trees(connection: sqlite3.Connection, files: dict[str, str]) -> str:
+def store_trees(connection: sqlite3.Connection, files: Mapping[str, str]) -> str:
+    """Store the trees of files, given as path → blob id, and return the root's id.
+
+    Raises:
+        HubError: 400, a path would be both a file and a folder.
+    """
     try:
         root, trees = git.build_trees(files)
     except ValueError as error:

@@ -104,7 +104,46 @@ CREATE TABLE xorbs (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (SCHEMA,)
+PULL_REQUESTS = """
+CREATE TABLE pull_requests (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    author_id INTEGER NOT NULL REFERENCES accounts (id),
+    title TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('draft', 'open', 'closed', 'merged')),
+    base TEXT NOT NULL,
+    start TEXT NOT NULL,
+    merge_commit TEXT,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, number)
+) WITHOUT ROWID;
+CREATE TABLE pull_request_events (
+    id INTEGER PRIMARY KEY,
+    repository_id INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    author_id INTEGER NOT NULL REFERENCES accounts (id),
+    created_at INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    FOREIGN KEY (repository_id, number) REFERENCES pull_requests (repository_id, number) ON DELETE CASCADE
+);
+CREATE INDEX pull_request_events_in_order ON pull_request_events (repository_id, number, id);
+-- The second parent of a commit that merged a pull request.
+ALTER TABLE commits ADD COLUMN merged TEXT;
+-- Uploads belong to whoever sent them: 0 for the repository's members, else the account that proposes.
+CREATE TABLE uploads_by_sender (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    sender INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, sender, sha256)
+) WITHOUT ROWID;
+INSERT INTO uploads_by_sender SELECT repository_id, 0, sha256, size FROM uploads;
+DROP TABLE uploads;
+ALTER TABLE uploads_by_sender RENAME TO uploads;
+"""
+
+MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS)
 """Scripts that lead from version N to N + 1; the version is SQLite's ``user_version``. Append only."""
 
 

@@ -36,13 +36,14 @@ class TreeEntry:
 
 @dataclass(frozen=True)
 class CommitObject:
-    """What a commit's id is computed from. ``created_at`` is in whole seconds since 1970, UTC."""
+    """What a commit's id is computed from. ``created_at`` is in whole seconds since 1970, UTC; ``merged`` a second parent."""
 
     tree: str
     parent: str | None
     author: str
     created_at: int
     text: str
+    merged: str | None = None
 
 
 def object_id(kind: str, data: bytes) -> str:
@@ -99,9 +100,9 @@ def _ensure_folder(folders: dict[str, dict[str, TreeEntry]], path: str) -> None:
 
 def encode_commit(commit: CommitObject) -> bytes:
     """Return a commit's bytes."""
-    parent = f"parent {commit.parent}\n" if commit.parent else ""
+    parents = "".join(f"parent {parent}\n" for parent in (commit.parent, commit.merged) if parent)
     person = f"{commit.author} <{commit.author}@users.noreply.local> {commit.created_at} +0000"
-    return f"tree {commit.tree}\n{parent}author {person}\ncommitter {person}\n\n{commit.text}\n".encode()
+    return f"tree {commit.tree}\n{parents}author {person}\ncommitter {person}\n\n{commit.text}\n".encode()
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:

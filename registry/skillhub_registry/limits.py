@@ -57,8 +57,15 @@ MULTIPART_PARTS: Final = 10_000
 PATHS_INFO: Final = 1000
 """Paths of one paths-info request."""
 
+TITLE: Final = 200
+"""Characters of a pull request's title."""
+
+COMMENT: Final = 65_536
+"""Characters of a comment on a pull request."""
+
 TREE_PAGE: Final = 1000
 TREE_PAGE_EXPANDED: Final = 50
 COMMITS_PAGE: Final = 50
+PULL_REQUESTS_PAGE: Final = 50
 MODELS_PAGE: Final = 100
 MODELS_PAGE_MAXIMUM: Final = 1000

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from skillhub_registry.accounts import Account
 from skillhub_registry.cards import Card
@@ -22,6 +22,14 @@ _COLUMNS = (
     "r.downloads, r.card, r.library_name, r.pipeline_tag"
 )
 _FROM = "FROM repositories r JOIN accounts a ON a.id = r.namespace_id"
+
+
+MEMBERS: Final = 0
+"""The sender of what a repository's members send: their commits may refer to each other's uploads.
+
+Everybody else's uploads are kept apart by account, so that knowing the digest of a file that was sent and not committed
+gives nobody access to it.
+"""
 
 
 @dataclass(frozen=True)

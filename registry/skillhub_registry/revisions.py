@@ -1,4 +1,4 @@
-"""Revisions: branches, tags and commits, and what a revision's name means."""
+"""Revisions: branches, tags, pull requests and commits, and what a revision's name means."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from skillhub_registry.names import check_ref_name, is_commit_id
 
 BRANCH = "refs/heads/"
 TAG = "refs/tags/"
+PULL_REQUEST = "refs/pr/"
 DEFAULT_BRANCH = "main"
+DEFAULT_REF = BRANCH + DEFAULT_BRANCH
 
+_COMMIT_COLUMNS = "id, tree, parent, author, created_at, title, message, merged"
+_PULL_REQUEST_REF = re.compile(r"refs/pr/([1-9][0-9]{0,8})")
 _SHORT_ID = re.compile(r"[0-9a-f]{7,39}")
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a repository. ``created_at`` is in seconds since 1970, UTC."""
+    """A commit of a repository. ``created_at`` is in seconds since 1970, UTC; ``merged`` the pull request's head, if any."""
 
     id: str
     tree: str
@@ -29,11 +33,12 @@ class Commit:
     created_at: int
     title: str
     message: str
+    merged: str | None = None
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A branch or tag: its full name (``refs/heads/…``, ``refs/tags/…``) and the commit it points to."""
+    """A branch, tag or pull request: its full name (``refs/heads/…``, ``refs/tags/…``, ``refs/pr/…``) and its commit."""
 
     name: str
     target: str
@@ -52,8 +57,7 @@ def resolve_revision(connection: sqlite3.Connection, repository_id: int, revisio
     lowered = revision.lower()
     if is_commit_id(lowered) or _SHORT_ID.fullmatch(lowered):
         rows = connection.execute(
-            "SELECT id, tree, parent, author, created_at, title, message FROM commits "
-            "WHERE repository_id = ? AND id >= ? AND id < ? LIMIT 2",
+            f"SELECT {_COMMIT_COLUMNS} FROM commits WHERE repository_id = ? AND id >= ? AND id < ? LIMIT 2",
             (repository_id, lowered, lowered + "g"),
         ).fetchall()
         if len(rows) == 1:
@@ -63,8 +67,7 @@ def resolve_revision(connection: sqlite3.Connection, repository_id: int, revisio
 
 def _get_commit(connection: sqlite3.Connection, repository_id: int, commit_id: str) -> Commit:
     row = connection.execute(
-        "SELECT id, tree, parent, author, created_at, title, message FROM commits WHERE repository_id = ? AND id = ?",
-        (repository_id, commit_id),
+        f"SELECT {_COMMIT_COLUMNS} FROM commits WHERE repository_id = ? AND id = ?", (repository_id, commit_id)
     ).fetchone()
     return Commit(*row)
 
@@ -78,7 +81,7 @@ def find_ref(connection: sqlite3.Connection, repository_id: int, name: str) -> R
 
 
 def list_refs(connection: sqlite3.Connection, repository_id: int, prefix: str) -> list[Ref]:
-    """Return the branches (``prefix=BRANCH``) or tags, by name."""
+    """Return the branches (``prefix=BRANCH``), tags or pull requests, by name."""
     rows = connection.execute(
         "SELECT name, target FROM refs WHERE repository_id = ? AND name >= ? AND name < ? ORDER BY name",
         (repository_id, prefix, prefix[:-1] + "0"),
@@ -106,11 +109,11 @@ def create_ref(
     connection.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", (repository_id, full_name, target, message))
 
 
-def move_branch(connection: sqlite3.Connection, repository_id: int, branch: str, target: str) -> None:
-    """Let a branch, made if need be, point to another commit."""
+def move_ref(connection: sqlite3.Connection, repository_id: int, name: str, target: str) -> None:
+    """Let the ref of that full name, made if need be, point to another commit."""
     connection.execute(
         "INSERT INTO refs VALUES (?, ?, ?, NULL) ON CONFLICT DO UPDATE SET target = excluded.target",
-        (repository_id, BRANCH + branch, target),
+        (repository_id, name, target),
     )
 
 
@@ -139,20 +142,21 @@ def insert_commit(
     created_at: int,
     title: str,
     message: str,
+    merged: str | None = None,
 ) -> str:
     """Record a commit and return its id; no branch points to it yet."""
     text = f"{title}\n\n{message}" if message else title
-    data = git.encode_commit(git.CommitObject(tree, parent, author, created_at, text))
+    data = git.encode_commit(git.CommitObject(tree, parent, author, created_at, text, merged))
     commit_id = git.object_id("commit", data)
     connection.execute(
-        "INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (repository_id, commit_id, tree, parent, author, created_at, title, message),
+        f"INSERT OR IGNORE INTO commits (repository_id, {_COMMIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (repository_id, commit_id, tree, parent, author, created_at, title, message, merged),
     )
     return commit_id
 
 
 def walk_history(connection: sqlite3.Connection, repository_id: int, start: Commit) -> Iterator[Commit]:
-    """Yield a commit and its ancestors, newest first."""
+    """Yield a commit and its ancestors, newest first; of a merge it follows what was there, not what was merged."""
     commit: Commit | None = start
     while commit is not None:
         yield commit
@@ -168,6 +172,21 @@ def branch_of(revision: str) -> str:
     if is_commit_id(revision) or (revision.startswith("refs/") and not revision.startswith(BRANCH)):
         raise bad_request(f"Commits are made on a branch, not on {revision}")
     return check_ref_name(revision.removeprefix(BRANCH))
+
+
+def target_ref(revision: str) -> str:
+    """Return the full name of the ref that a commit is to be made on: a branch's, or a pull request's.
+
+    Raises:
+        HubError: 400, it is neither.
+    """
+    return revision if _PULL_REQUEST_REF.fullmatch(revision) else BRANCH + branch_of(revision)
+
+
+def pull_request_number(revision: str) -> int | None:
+    """Return the number of the pull request whose ref this is, or None."""
+    match = _PULL_REQUEST_REF.fullmatch(revision)
+    return int(match[1]) if match else None
 
 
 def stale_parent() -> HubError:

@@ -1,4 +1,4 @@
-"""Receiving large files: streaming bodies into the store, and noting which repository they were sent to."""
+"""Receiving large files: streaming bodies into the store, and noting who sent them to which repository."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ async def receive_body(request: Request, writer: BlobWriter) -> None:
     await run_in_threadpool(writer.write, bytes(pending))
 
 
-def record_uploads(connection: sqlite3.Connection, repository_id: int, files: Iterable[tuple[str, int]]) -> None:
-    """Note that files, given as sha256 and size, were sent to a repository, so that its commits may refer to them.
+def record_uploads(
+    connection: sqlite3.Connection, repository_id: int, sender: int, files: Iterable[tuple[str, int]]
+) -> None:
+    """Note that files, given as sha256 and size, were sent to a repository, so that its sender's commits may refer to them.
 
     Raises:
         HubError: 404, the repository was deleted meanwhile.
@@ -39,14 +41,16 @@ def record_uploads(connection: sqlite3.Connection, repository_id: int, files: It
     if get_repository(connection, repository_id) is None:
         raise repository_not_found()
     connection.executemany(
-        "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?)", [(repository_id, sha256, size) for sha256, size in files]
+        "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?)",
+        [(repository_id, sender, sha256, size) for sha256, size in files],
     )
 
 
-def find_upload(connection: sqlite3.Connection, repository_id: int, sha256: str) -> int | None:
-    """Return the size of a file that was sent to a repository, or None."""
+def find_upload(connection: sqlite3.Connection, repository_id: int, sender: int, sha256: str) -> int | None:
+    """Return the size of a file that the sender sent to a repository, or None."""
     row = connection.execute(
-        "SELECT size FROM uploads WHERE repository_id = ? AND sha256 = ?", (repository_id, sha256)
+        "SELECT size FROM uploads WHERE repository_id = ? AND sender = ? AND sha256 = ?",
+        (repository_id, sender, sha256),
     ).fetchone()
     return int(row["size"]) if row else None
 

@@ -21,6 +21,15 @@ def upload_files(repository: str, files: dict[str, tuple[int, int]], message: st
     return {"commit": commit.oid}
 
 
+def propose_files(repository: str, files: dict[str, tuple[int, int]], revision: str | None = None) -> dict[str, Any]:
+    """Send files in one commit to a pull request: a new one, or the one of that revision."""
+    operations = [CommitOperationAdd(path, make_file(path, seed, size)) for path, (seed, size) in files.items()]
+    commit = HfApi().create_commit(
+        repository, operations, commit_message="propose", revision=revision, create_pr=revision is None
+    )
+    return {"revision": commit.pr_revision, "number": commit.pr_num}
+
+
 def upload_folder(repository: str, folder: str) -> dict[str, Any]:
     """Send a folder in one commit."""
     return {"commit": HfApi().upload_folder(repo_id=repository, folder_path=folder).oid}

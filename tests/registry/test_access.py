@@ -25,7 +25,14 @@ def send(
     registry: RegistryProcess, endpoint: Endpoint, repository: str, token: str | None, method: str | None = None
 ) -> requests.Response:
     namespace, name = repository.split("/")
-    values = {"namespace": namespace, "name": name, "revision": "main", "path": "config.json", "branch": "b"}
+    values = {
+        "namespace": namespace,
+        "name": name,
+        "revision": "main",
+        "path": "config.json",
+        "branch": "b",
+        "number": "1",
+    }
     path = re.sub(r"\{(\w+)(?::path)?\}", lambda match: values.get(match[1], "x"), endpoint.path)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return requests.request(
@@ -60,7 +67,7 @@ def of_kind(*permissions: Permission) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("endpoint", of_kind(Permission.READ, Permission.WRITE))
+@pytest.mark.parametrize("endpoint", of_kind(Permission.READ, Permission.PROPOSE, Permission.WRITE))
 def test_private_looks_like_missing(
     registry: RegistryProcess, repositories: dict[str, str], stranger: str, endpoint: Endpoint
 ) -> None:
@@ -90,12 +97,27 @@ def test_writing_needs_a_member_with_a_write_token(
         assert answer.json()["error"]
 
 
+@pytest.mark.parametrize("endpoint", of_kind(Permission.PROPOSE))
+def test_proposing_needs_a_write_token_and_changes_no_branch(
+    registry: RegistryProcess, repositories: dict[str, str], stranger: str, endpoint: Endpoint
+) -> None:
+    reading = registry.create_token(registry.user, scope="read")
+    for kind, token, status in [("public", None, 401), ("public", reading, 403), ("private", reading, 403)]:
+        answer = send(registry, endpoint, repositories[kind], token)
+        assert answer.status_code == status
+        assert answer.headers["X-Error-Code"] in ("Unauthorized", "Forbidden")
+    answer = send(registry, endpoint, repositories["public"], stranger)
+    assert answer.status_code >= 400
+    if "{revision}" in endpoint.path:
+        assert (answer.status_code, answer.headers["X-Error-Code"]) == (403, "Forbidden")
+
+
 @pytest.mark.parametrize("endpoint", of_kind(Permission.ACCOUNT))
 def test_accounts_are_asked_for(registry: RegistryProcess, endpoint: Endpoint) -> None:
     assert send(registry, endpoint, "a/b", None).status_code == 401
 
 
-@pytest.mark.parametrize("endpoint", of_kind(Permission.READ, Permission.WRITE, Permission.ACCOUNT, Permission.ANYONE))
+@pytest.mark.parametrize("endpoint", of_kind(*(one for one in Permission if one is not Permission.GRANT)))
 def test_wrong_tokens_are_refused(registry: RegistryProcess, repositories: dict[str, str], endpoint: Endpoint) -> None:
     for token in ("hf_wrong", "é"):
         answer = send(registry, endpoint, repositories["public"], token)

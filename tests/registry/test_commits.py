@@ -98,8 +98,9 @@ def test_bad_commits_change_nothing(api: HfApi, repository: str) -> None:
         api.create_commit(repository, [add("fine.txt"), add("a/b.txt/c.txt")], commit_message="clash")
     with pytest.raises(RevisionNotFoundError):
         api.create_commit(repository, [add("x.txt")], commit_message="x", revision="no-such-branch")
-    with pytest.raises(BadRequestError, match="pull requests"):
-        api.create_commit(repository, [add("x.txt")], commit_message="x", create_pr=True)
+    with pytest.raises(BadRequestError, match="both a file and a folder"):
+        api.create_commit(repository, [add("a/b.txt/c.txt")], commit_message="clash", create_pr=True)
+    assert list(api.get_repo_discussions(repository)) == []
     assert api.model_info(repository).sha == head
 
 

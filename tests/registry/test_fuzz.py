@@ -45,8 +45,25 @@ KEYS = [
     "summary",
     "description",
     "parentCommit",
+    "title",
+    "pullRequest",
+    "comment",
+    "status",
 ]
-QUERY = ["recursive", "expand", "cursor", "limit", "sort", "filter", "search", "author", "blobs", "full", "create_pr"]
+QUERY = [
+    "recursive",
+    "expand",
+    "cursor",
+    "limit",
+    "sort",
+    "filter",
+    "search",
+    "author",
+    "blobs",
+    "full",
+    "create_pr",
+    "p",
+]
 TEXTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(
@@ -59,6 +76,8 @@ TEXTS = st.one_of(
             "0" * 40,
             "0" * 64,
             "refs/heads/main",
+            "refs/pr/1",
+            "closed",
             "\ud800",
             "a/../b",
             "\0",
@@ -80,6 +99,7 @@ def fuzzer(registry: RegistryProcess) -> str:
     token = registry.add_user("fuzzer")
     api = HfApi(endpoint=registry.endpoint, token=token)
     api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=api.create_repo("fuzzer/odd").repo_id)
+    api.create_pull_request("fuzzer/odd", title="Odd changes")
     return token
 
 
@@ -87,7 +107,7 @@ def fuzzer(registry: RegistryProcess) -> str:
 @given(data=st.data())
 def test_nothing_breaks_the_server(registry: RegistryProcess, fuzzer: str, data: st.DataObject) -> None:
     endpoint = data.draw(st.sampled_from(ENDPOINTS))
-    known = {"namespace": "fuzzer", "name": "odd", "revision": "main", "path": "a.txt"}
+    known = {"namespace": "fuzzer", "name": "odd", "revision": "main", "path": "a.txt", "number": "1"}
     path = re.sub(
         r"\{(\w+)(?::path)?\}",
         lambda match: quote(

@@ -126,6 +126,28 @@ def test_a_history_is_what_git_says(registry: RegistryProcess, tmp_path: Path) -
             assert entry.last_commit.oid == run_git(folder, "log", "-1", "--format=%H", commit, "--", entry.path)
 
 
+def test_a_merge_is_what_git_says(registry: RegistryProcess, tmp_path: Path) -> None:
+    api = HfApi(endpoint=registry.endpoint, token=registry.token)
+    name = api.create_repo(f"{registry.user}/merged-history").repo_id
+    proposal = api.create_commit(name, [CommitOperationAdd("b.txt", b"2")], commit_message="Propose", create_pr=True)
+    own = api.create_commit(name, [CommitOperationAdd("a.txt", b"1")], commit_message="Go on").oid
+    assert proposal.pr_num is not None
+    api.merge_pull_request(name, proposal.pr_num)
+    head = api.model_info(name).sha
+    assert head is not None
+
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    run_git(folder, "init", "--quiet")
+    copy_objects(registry.data, name, folder)
+    run_git(folder, "update-ref", "refs/heads/main", head)
+    run_git(folder, "fsck", "--strict", "--full")
+    assert run_git(folder, "log", "-1", "--format=%P %s", head) == f"{own} {proposal.oid} Propose (#{proposal.pr_num})"
+    assert run_git(folder, "ls-tree", "--name-only", head).split() == [".gitattributes", "a.txt", "b.txt"]
+    first_parents = run_git(folder, "log", "--first-parent", "--format=%H", head).split()
+    assert [commit.commit_id for commit in api.list_repo_commits(name)] == first_parents
+
+
 def copy_objects(data: Path, name: str, folder: Path) -> None:
     """Write a repository's objects into a git repository, and check that git gives them the same ids."""
     connection = sqlite3.connect(data / "registry.sqlite3")
@@ -134,7 +156,7 @@ def copy_objects(data: Path, name: str, folder: Path) -> None:
             content = (data / "blobs" / sha256[:2] / sha256[2:]).read_bytes()
             assert run_git(folder, "hash-object", "-w", "--stdin", given=content) == blob
     commits = connection.execute(
-        "SELECT c.id, c.tree, c.parent, c.author, c.created_at, c.title, c.message FROM commits c "
+        "SELECT c.id, c.tree, c.parent, c.author, c.created_at, c.title, c.message, c.merged FROM commits c "
         "JOIN repositories r ON r.id = c.repository_id WHERE r.name = ? ORDER BY c.created_at",
         (name.split("/")[1],),
     ).fetchall()
@@ -145,9 +167,9 @@ def copy_objects(data: Path, name: str, folder: Path) -> None:
         tree = pending.pop()
         assert run_git(folder, "hash-object", "-t", "tree", "-w", "--stdin", "--literally", given=trees[tree]) == tree
         pending += [entry.id for entry in git.decode_tree(trees[tree]) if entry.is_folder]
-    for commit, tree, parent, author, created_at, title, message in commits:
+    for commit, tree, parent, author, created_at, title, message, merged in commits:
         text = f"{title}\n\n{message}" if message else title
-        data_of_commit = git.encode_commit(git.CommitObject(tree, parent, author, created_at, text))
+        data_of_commit = git.encode_commit(git.CommitObject(tree, parent, author, created_at, text, merged))
         assert run_git(folder, "hash-object", "-t", "commit", "-w", "--stdin", given=data_of_commit) == commit
 
 

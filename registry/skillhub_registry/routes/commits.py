@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sqlite3
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,28 +16,44 @@ from skillhub_registry.blobs import BlobStore
 from skillhub_registry.calls import Call, parse_json
 from skillhub_registry.commits import (
     LARGE_SUFFIXES,
+    Author,
     CommitHeader,
     Operation,
     make_commit,
     parse_line,
     squash_branch,
 )
-from skillhub_registry.errors import bad_request, not_supported, too_large
+from skillhub_registry.errors import bad_request, too_large
 from skillhub_registry.names import check_path
-from skillhub_registry.revisions import branch_of, resolve_revision, walk_history
+from skillhub_registry.pullrequests import (
+    PullRequest,
+    add_event,
+    get_pull_request,
+    open_pull_request,
+    require_committer,
+)
+from skillhub_registry.revisions import (
+    branch_of,
+    pull_request_number,
+    resolve_revision,
+    target_ref,
+    walk_history,
+)
+from skillhub_registry.routes.discussions import pull_request_url
 from skillhub_registry.routes.documents import format_seconds
 from skillhub_registry.trees import File, find_entry, find_files
 
 
 def preupload(call: Call) -> Response:
     """Answer ``POST R/preupload/{rev}``: for each file whether it travels in the commit or apart."""
-    _refuse_pull_request(call)
+    revision, proposes = call.parameters["revision"], call.flag("create_pr")
+    _check_committer(call, revision, proposes)
     listed = call.json().get("files")
     if not isinstance(listed, list) or len(listed) > limits.LFS_BATCH:
         raise bad_request(f"files must be a list of at most {limits.LFS_BATCH} files")
     answers = []
     with call.registry.database.read() as connection:
-        commit = resolve_revision(connection, call.target.id, call.parameters["revision"])
+        commit = resolve_revision(connection, call.target.id, revision)
         rules = find_entry(connection, commit.tree, ".gitattributes")
         known = find_files(connection, [rules.id])[rules.id] if rules and not rules.is_folder else None
         patterns = _large_patterns(call.registry.blobs, known)
@@ -83,24 +100,75 @@ def _matches(path: str, patterns: list[str]) -> bool:
 
 
 async def commit(call: Call) -> Response:
-    """Answer ``POST R/commit/{rev}``: lines of JSON, read as they arrive, in effect all at once."""
-    _refuse_pull_request(call)
-    branch = branch_of(call.parameters["revision"])
+    """Answer ``POST R/commit/{rev}``: lines of JSON, read as they arrive, in effect all at once.
+
+    With ``create_pr`` the commit is proposed: it is the first one of a new pull request.
+    """
+    revision, proposes = call.parameters["revision"], call.flag("create_pr")
+    ref = target_ref(branch_of(revision) if proposes else revision)
+    await run_in_threadpool(_check_committer, call, revision, proposes)
     lines = await _read_lines(call)
     if not lines or not isinstance(lines[0], CommitHeader):
         raise bad_request("The first line of a commit must be its header")
     header, operations = lines[0], [line for line in lines[1:] if not isinstance(line, CommitHeader)]
     if len(operations) != len(lines) - 1:
         raise bad_request("A commit has one header")
+    if proposes:
+        commit_id, proposed = await run_in_threadpool(_propose, call, branch_of(revision), header, operations)
+        return JSONResponse({**_answer(call, commit_id), "pullRequestUrl": pull_request_url(call, proposed)})
+    return JSONResponse(_answer(call, await run_in_threadpool(_commit, call, ref, header, operations)))
 
-    def write() -> str:
-        author = call.account.account.name
-        with call.registry.database.write() as connection:
-            return make_commit(connection, call.registry.blobs, call.target.id, branch, author, header, operations)
 
-    commit_id = await run_in_threadpool(write)
+def _check_committer(call: Call, revision: str, proposes: bool) -> None:
+    """Refuse at once what would be refused after the body came."""
+    with call.registry.database.read() as connection:
+        require_committer(connection, call.account, call.target, revision, proposes=proposes)
+
+
+def _author(call: Call) -> Author:
+    return Author(call.account.account.name, call.sender)
+
+
+def _commit(call: Call, ref: str, header: CommitHeader, operations: list[Operation]) -> str:
+    number = pull_request_number(ref)
+    with call.registry.database.write() as connection:
+        if number is not None:  # it may have been closed or merged while the body came
+            require_committer(connection, call.account, call.target, ref, proposes=False)
+        commit_id = make_commit(connection, call.registry.blobs, call.target.id, ref, _author(call), header, operations)
+        if number is not None:
+            _note_commit(call, connection, get_pull_request(connection, call.target.id, number), header, commit_id)
+    return commit_id
+
+
+def _propose(call: Call, branch: str, header: CommitHeader, operations: list[Operation]) -> tuple[str, PullRequest]:
+    with call.registry.database.write() as connection:
+        made = open_pull_request(
+            connection,
+            call.target.id,
+            call.account,
+            title=header.summary[: limits.TITLE],
+            description=header.description[: limits.COMMENT],
+            branch=branch,
+            parent=header.parent,
+            status="open",
+        )
+        commit_id = make_commit(
+            connection, call.registry.blobs, call.target.id, made.ref, _author(call), header, operations
+        )
+        _note_commit(call, connection, made, header, commit_id)
+    return commit_id, made
+
+
+def _note_commit(
+    call: Call, connection: sqlite3.Connection, pull_request: PullRequest, header: CommitHeader, commit_id: str
+) -> None:
+    subject = {"subject": header.summary, "oid": commit_id}
+    add_event(connection, call.target.id, pull_request, call.account, "commit", subject)
+
+
+def _answer(call: Call, commit_id: str) -> dict[str, Any]:
     url = f"{call.endpoint}/{call.target.full_name}/commit/{commit_id}"
-    return JSONResponse({"success": True, "commitOid": commit_id, "commitUrl": url, "hookOutput": ""})
+    return {"success": True, "commitOid": commit_id, "commitUrl": url, "hookOutput": ""}
 
 
 async def _read_lines(call: Call) -> list[CommitHeader | Operation]:
@@ -167,8 +235,3 @@ def squash(call: Call) -> Response:
     with call.registry.database.write() as connection:
         squash_branch(connection, call.target.id, branch, call.account.account.name, title)
     return Response("OK")
-
-
-def _refuse_pull_request(call: Call) -> None:
-    if call.flag("create_pr"):
-        raise not_supported("This registry has no pull requests yet: commit to a branch instead")

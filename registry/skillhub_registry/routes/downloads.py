@@ -24,8 +24,14 @@ _PIECE = 1024 * 1024
 
 
 def resolve(call: Call) -> Response:
-    """Answer ``GET`` and ``HEAD /{repository}/resolve/{rev}/{path}``."""
+    """Answer ``GET`` and ``HEAD /{repository}/resolve/{rev}/{path}``.
+
+    A repository that was moved is answered for by its new name, so that whoever asked sees that it moved.
+    """
     path = check_path(call.parameters["path"])
+    asked = f"{call.parameters['namespace']}/{call.parameters['name']}"
+    if asked.lower() != call.target.full_name.lower():
+        return _send_on(call)
     with call.registry.database.read() as connection:
         commit = resolve_revision(connection, call.target.id, call.parameters["revision"])
         entry = find_entry(connection, commit.tree, path)
@@ -43,6 +49,13 @@ def resolve(call: Call) -> Response:
         headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
     pieces = _read_pieces(call.registry.blobs.path(file.sha256), first, last - first + 1)
     return StreamingResponse(pieces, status_code=status, headers=headers)
+
+
+def _send_on(call: Call) -> Response:
+    """Send the client to the same file under the repository's present name; a relative address keeps it on this host."""
+    rest = call.request.scope["path"].split("/", 3)[3]  # as it was sent: %2F stays what it is
+    query = f"?{call.request.url.query}" if call.request.url.query else ""
+    return Response(status_code=307, headers={"Location": f"/{call.target.full_name}/{rest}{query}"})
 
 
 def _make_headers(file: File, path: str, commit: str) -> dict[str, str]:

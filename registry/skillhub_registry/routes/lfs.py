@@ -15,6 +15,7 @@ from skillhub_registry.blobs import BlobStore, keep_blob, write_blob
 from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, bad_request
 from skillhub_registry.names import is_sha256
+from skillhub_registry.repositories import MEMBERS
 from skillhub_registry.uploads import find_upload, parts_folder, receive_body, record_uploads
 
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
@@ -37,7 +38,7 @@ def batch(call: Call) -> Response:
         for item in objects:
             oid, size = _read_object(item)
             answer: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
-            if find_upload(connection, call.target.id, oid) is None:
+            if find_upload(connection, call.target.id, call.sender, oid) is None:
                 answer["actions"] = _make_actions(call, oid, size, in_parts)
             answers.append(answer)
     document = {"transfer": "multipart" if in_parts else "basic", "objects": answers, "hash_algo": "sha256"}
@@ -52,7 +53,12 @@ def _read_object(item: Any) -> tuple[str, int]:
 
 
 def _make_actions(call: Call, oid: str, size: int, in_parts: bool) -> dict[str, Any]:
-    claims: dict[str, str | int] = {"repository": call.target.id, "oid": oid, "size": size}
+    claims: dict[str, str | int] = {
+        "repository": call.target.id,
+        "sender": call.sender,
+        "oid": oid,
+        "size": size,
+    }
 
     def link(kind: str, purpose: str, **more: str | int) -> str:
         grant = call.registry.signer.grant(purpose, {**claims, **more}, _GRANT_SECONDS)
@@ -127,11 +133,13 @@ def verify(call: Call) -> Response:
     """Answer ``POST …/objects/verify``: the object arrived."""
     oid, size = _read_object(call.json())
     with call.registry.database.read() as connection:
-        if find_upload(connection, call.target.id, oid) != size:
+        if find_upload(connection, call.target.id, call.sender, oid) != size:
             raise HubError(404, "LfsObjectMissing", f"No object of {size} bytes with sha256 {oid} was uploaded here")
     return JSONResponse({"oid": oid, "size": size})
 
 
 def _record(call: Call, claims: dict[str, Any]) -> None:
     with call.registry.database.write() as connection:
-        record_uploads(connection, claims["repository"], [(claims["oid"], claims["size"])])
+        record_uploads(
+            connection, claims["repository"], claims.get("sender", MEMBERS), [(claims["oid"], claims["size"])]
+        )

@@ -1,4 +1,4 @@
-"""Branches and tags."""
+"""Branches and tags, and the list of all refs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from skillhub_registry.names import check_ref_name
 from skillhub_registry.revisions import (
     BRANCH,
     DEFAULT_BRANCH,
+    PULL_REQUEST,
     TAG,
     create_ref,
     delete_ref,
@@ -30,9 +31,12 @@ def list_all(call: Call) -> Response:
             ]
             for kind, prefix in (("branches", BRANCH), ("tags", TAG))
         }
+        proposed = list_refs(connection, call.target.id, PULL_REQUEST)
     answer: dict[str, Any] = {**listed, "converts": []}
     if call.flag("include_prs"):
-        answer["pullRequests"] = []
+        # newest first, and called by their full names, as the Hub does
+        proposed.sort(key=lambda ref: -int(ref.name.removeprefix(PULL_REQUEST)))
+        answer["pullRequests"] = [{"name": ref.name, "ref": ref.name, "targetCommit": ref.target} for ref in proposed]
     return JSONResponse(answer)
 
 

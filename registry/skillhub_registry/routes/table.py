@@ -5,9 +5,21 @@ from __future__ import annotations
 from typing import Final
 
 from skillhub_registry.calls import Endpoint, Permission
-from skillhub_registry.routes import accounts, commits, downloads, lfs, pages, refs, repositories, search, trees, xet
+from skillhub_registry.routes import (
+    accounts,
+    commits,
+    discussions,
+    downloads,
+    lfs,
+    pages,
+    refs,
+    repositories,
+    search,
+    trees,
+    xet,
+)
 
-ANYONE, GRANT, ACCOUNT, READ, WRITE = Permission
+ANYONE, GRANT, ACCOUNT, READ, PROPOSE, WRITE = Permission
 _MODEL: Final = "/api/models/{namespace}/{name}"
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
@@ -35,9 +47,9 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("POST", _MODEL + "/paths-info/{revision}", READ, trees.list_paths),
     Endpoint("GET", "/{namespace}/{name}/resolve/{revision}/{path:path}", READ, downloads.resolve),
     Endpoint("GET", "/{name}/resolve/{revision}/{path:path}", ANYONE, repositories.refuse_other),
-    # commits and refs
-    Endpoint("POST", _MODEL + "/preupload/{revision}", WRITE, commits.preupload),
-    Endpoint("POST", _MODEL + "/commit/{revision}", WRITE, commits.commit),
+    # commits and refs; whoever is no member may commit to pull requests of its own, which the handlers check
+    Endpoint("POST", _MODEL + "/preupload/{revision}", PROPOSE, commits.preupload),
+    Endpoint("POST", _MODEL + "/commit/{revision}", PROPOSE, commits.commit),
     Endpoint("GET", _MODEL + "/commits/{revision}", READ, commits.list_commits),
     Endpoint("POST", _MODEL + "/super-squash/{revision}", WRITE, commits.squash),
     Endpoint("GET", _MODEL + "/refs", READ, refs.list_all),
@@ -45,14 +57,22 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("DELETE", _MODEL + "/tag/{revision}", WRITE, refs.delete_tag),
     Endpoint("POST", _MODEL + "/branch/{branch}", WRITE, refs.create_branch),
     Endpoint("DELETE", _MODEL + "/branch/{branch}", WRITE, refs.delete_branch),
+    # pull requests; who may change which, the handlers check
+    Endpoint("GET", _MODEL + "/discussions", READ, discussions.list_all),
+    Endpoint("POST", _MODEL + "/discussions", PROPOSE, discussions.create),
+    Endpoint("GET", _MODEL + "/discussions/{number}", READ, discussions.show),
+    Endpoint("POST", _MODEL + "/discussions/{number}/comment", PROPOSE, discussions.comment),
+    Endpoint("POST", _MODEL + "/discussions/{number}/title", PROPOSE, discussions.retitle),
+    Endpoint("POST", _MODEL + "/discussions/{number}/status", PROPOSE, discussions.set_status),
+    Endpoint("POST", _MODEL + "/discussions/{number}/merge", WRITE, discussions.merge),
     # large files: LFS
-    Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", WRITE, lfs.batch),
-    Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/verify", WRITE, lfs.verify),
+    Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", PROPOSE, lfs.batch),
+    Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/verify", PROPOSE, lfs.verify),
     Endpoint("PUT", "/lfs/object/{grant}", GRANT, lfs.receive_object),
     Endpoint("PUT", "/lfs/part/{grant}", GRANT, lfs.receive_part),
     Endpoint("POST", "/lfs/complete/{grant}", GRANT, lfs.complete_parts),
     # large files: Xet
-    Endpoint("GET", _MODEL + "/xet-write-token/{revision}", WRITE, xet.grant_writing),
+    Endpoint("GET", _MODEL + "/xet-write-token/{revision}", PROPOSE, xet.grant_writing),
     Endpoint("GET", "/xet/v1/chunks/{prefix}/{hash}", GRANT, xet.find_chunk),
     Endpoint("POST", "/xet/v1/xorb-grants/{prefix}/{hash}", GRANT, xet.refuse_presigning),
     Endpoint("POST", "/xet/v1/xorbs/{prefix}/{hash}", GRANT, xet.receive_xorb),

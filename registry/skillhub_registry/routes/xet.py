@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -13,8 +14,10 @@ from starlette.responses import JSONResponse, Response
 from skillhub_registry import limits
 from skillhub_registry.blobs import BlobWriter, keep_blob, write_blob
 from skillhub_registry.calls import Call, read_body
-from skillhub_registry.errors import HubError, bad_request, not_supported, unauthorized
+from skillhub_registry.errors import HubError, bad_request, unauthorized
 from skillhub_registry.names import is_sha256
+from skillhub_registry.pullrequests import require_committer
+from skillhub_registry.repositories import MEMBERS
 from skillhub_registry.uploads import find_xorb, receive_body, record_uploads, record_xorb
 from skillhub_registry.xet import ShardFile, XetError, Xorb, opening_xorbs, parse_shard, parse_xorb, rebuild_file
 
@@ -22,11 +25,21 @@ _PURPOSE = "xet-write"
 _GRANT_SECONDS = 3600
 
 
+@dataclass(frozen=True)
+class _Grant:
+    """What an access token allows: to send files to a repository as this sender, and xorbs as this account."""
+
+    repository: int
+    sender: int
+    account: int
+
+
 def grant_writing(call: Call) -> Response:
     """Answer ``GET R/xet-write-token/{rev}``: where to send chunks, and with which access token."""
-    if call.flag("create_pr"):
-        raise not_supported("This registry has no pull requests yet: commit to a branch instead")
-    claims = {"repository": call.target.id, "account": call.account.account.id}
+    revision, proposes = call.parameters["revision"], call.flag("create_pr")
+    with call.registry.database.read() as connection:
+        require_committer(connection, call.account, call.target, revision, proposes=proposes)
+    claims = {"repository": call.target.id, "sender": call.sender, "account": call.account.account.id}
     grant = call.registry.signer.grant(_PURPOSE, claims, _GRANT_SECONDS)
     url, expires = f"{call.endpoint}/xet", int(time.time()) + _GRANT_SECONDS
     headers = {
@@ -54,13 +67,13 @@ def ignore_telemetry(call: Call) -> Response:
 
 async def receive_xorb(call: Call) -> Response:
     """Answer ``POST v1/xorbs/…``: keep a xorb for the shards to come, this upload's and later ones'."""
-    _, account_id = _check_grant(call)
+    grant = _check_grant(call)
     xorb_hash = call.parameters["hash"].lower()
     if not is_sha256(xorb_hash):
         raise bad_request("A xorb's hash has 64 hexadecimal digits")
     with write_blob(call.registry.blobs, limits.XORB) as writer:
         await receive_body(call.request, writer)
-        await run_in_threadpool(_keep_xorb, call, writer, account_id, xorb_hash)
+        await run_in_threadpool(_keep_xorb, call, writer, grant.account, xorb_hash)
     return JSONResponse({"was_inserted": True})
 
 
@@ -77,16 +90,16 @@ def _keep_xorb(call: Call, writer: BlobWriter, account_id: int, xorb_hash: str) 
 
 async def receive_shard(call: Call) -> Response:
     """Answer ``POST v1/shards``: rebuild the files, verify their sha256, and let the repository refer to them."""
-    repository_id, account_id = _check_grant(call)
+    grant = _check_grant(call)
     body = await read_body(call.request, limits.SHARD)
-    await run_in_threadpool(_rebuild_files, call, body, repository_id, account_id)
+    await run_in_threadpool(_rebuild_files, call, body, grant)
     return JSONResponse({"result": 1})
 
 
-def _rebuild_files(call: Call, body: bytes, repository_id: int, account_id: int) -> None:
+def _rebuild_files(call: Call, body: bytes, grant: _Grant) -> None:
     def locate(xorb_hash: str) -> Path:
         with call.registry.database.read() as connection:
-            sha256 = find_xorb(connection, account_id, xorb_hash)
+            sha256 = find_xorb(connection, grant.account, xorb_hash)
         if sha256 is None:
             raise XetError(f"The shard refers to the xorb {xorb_hash}, which was not sent")
         return call.registry.blobs.path(sha256)
@@ -96,7 +109,7 @@ def _rebuild_files(call: Call, body: bytes, repository_id: int, account_id: int)
         for file in files:
             _rebuild_file(call, file, open_xorb)
     with call.registry.database.write() as connection:
-        record_uploads(connection, repository_id, [(file.sha256, file.size) for file in files])
+        record_uploads(connection, grant.repository, grant.sender, [(file.sha256, file.size) for file in files])
 
 
 def _rebuild_file(call: Call, file: ShardFile, open_xorb: Callable[[str], Xorb]) -> None:
@@ -106,10 +119,10 @@ def _rebuild_file(call: Call, file: ShardFile, open_xorb: Callable[[str], Xorb])
         keep_blob(call.registry.blobs, writer, file.sha256, file.size)
 
 
-def _check_grant(call: Call) -> tuple[int, int]:
-    """Return the repository and account of the access token that ``xet-write-token`` gave out."""
+def _check_grant(call: Call) -> _Grant:
+    """Return what the access token that ``xet-write-token`` gave out is for."""
     scheme, _, grant = call.request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         raise unauthorized("This needs an access token from xet-write-token")
     claims = call.registry.signer.check(_PURPOSE, grant.strip())
-    return int(claims["repository"]), int(claims["account"])
+    return _Grant(int(claims["repository"]), int(claims.get("sender", MEMBERS)), int(claims["account"]))

@@ -1,0 +1,246 @@
+"""Pull requests: proposals to change a branch, each with commits of its own on ``refs/pr/N`` and a conversation."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from skillhub_registry.accounts import Caller
+from skillhub_registry.calls import may_write, require_write
+from skillhub_registry.errors import HubError, conflict, forbidden, revision_not_found
+from skillhub_registry.repositories import Repository, now_milliseconds
+from skillhub_registry.revisions import (
+    BRANCH,
+    PULL_REQUEST,
+    find_ref,
+    move_ref,
+    pull_request_number,
+    resolve_revision,
+    stale_parent,
+    walk_history,
+)
+
+UNDECIDED = ("draft", "open")
+"""The statuses in which a pull request still takes commits; the others are ``closed`` and ``merged``."""
+
+_COLUMNS = (
+    "p.number, p.author_id, a.name AS author, p.title, p.status, p.base, p.start, p.merge_commit, p.created_at "
+    "FROM pull_requests p JOIN accounts a ON a.id = p.author_id"
+)
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """A pull request. ``created_at`` is in milliseconds since 1970, UTC.
+
+    Attributes:
+        base: full name of the branch that it would change.
+        start: the commit of that branch which its own commits build on.
+        merge_commit: the commit that merged it.
+    """
+
+    number: int
+    author_id: int
+    author: str
+    title: str
+    status: str
+    base: str
+    start: str
+    merge_commit: str | None
+    created_at: int
+
+    @property
+    def ref(self) -> str:
+        """Full name of the ref that its commits are on."""
+        return f"{PULL_REQUEST}{self.number}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a pull request: a ``comment``, ``commit``, ``status-change`` or ``title-change``."""
+
+    id: int
+    kind: str
+    author: str
+    created_at: int
+    data: dict[str, Any]
+
+
+def open_pull_request(
+    connection: sqlite3.Connection,
+    repository_id: int,
+    author: Caller,
+    *,
+    title: str,
+    description: str = "",
+    branch: str,
+    parent: str | None = None,
+    status: str,
+) -> PullRequest:
+    """Make a pull request without commits of its own.
+
+    Args:
+        connection: an open transaction.
+        repository_id: the repository's number.
+        author: who proposes.
+        title: one line.
+        description: becomes the first comment, unless it is empty.
+        branch: what it would change.
+        parent: the commit of the branch to begin at, or the beginning of its id; None for the newest.
+        status: ``draft`` or ``open``.
+
+    Raises:
+        HubError: 404, there is no such branch; 412, the branch has no such commit.
+    """
+    base = BRANCH + branch
+    head = find_ref(connection, repository_id, base)
+    if head is None:
+        raise revision_not_found(branch)
+    history = walk_history(connection, repository_id, resolve_revision(connection, repository_id, head.target))
+    start = next((commit.id for commit in history if parent is None or commit.id.startswith(parent)), None)
+    if start is None:
+        raise stale_parent()
+    (number,) = connection.execute(
+        "SELECT coalesce(max(number), 0) + 1 FROM pull_requests WHERE repository_id = ?", (repository_id,)
+    ).fetchone()
+    connection.execute(
+        "INSERT INTO pull_requests VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+        (repository_id, number, author.account.id, title, status, base, start, now_milliseconds()),
+    )
+    pull_request = get_pull_request(connection, repository_id, number)
+    move_ref(connection, repository_id, pull_request.ref, start)
+    if description.strip():
+        add_event(connection, repository_id, pull_request, author, "comment", {"text": description.strip()})
+    return pull_request
+
+
+def get_pull_request(connection: sqlite3.Connection, repository_id: int, number: int) -> PullRequest:
+    """Return the pull request of that number.
+
+    Raises:
+        HubError: 404.
+    """
+    row = connection.execute(
+        f"SELECT {_COLUMNS} WHERE p.repository_id = ? AND p.number = ?", (repository_id, number)
+    ).fetchone()
+    if row is None:
+        raise HubError(404, "EntryNotFound", f"There is no pull request {number}")
+    return PullRequest(*row)
+
+
+def list_pull_requests(
+    connection: sqlite3.Connection, repository_id: int, *, statuses: tuple[str, ...], author: str | None
+) -> list[PullRequest]:
+    """Return the pull requests with one of these statuses, and of this author where one is named; newest first."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} WHERE p.repository_id = ?1 AND p.status IN (SELECT value FROM json_each(?2)) "
+        "AND (?3 IS NULL OR a.name = ?3 COLLATE NOCASE) ORDER BY p.number DESC",
+        (repository_id, json.dumps(statuses), author),
+    )
+    return [PullRequest(*row) for row in rows]
+
+
+def add_event(
+    connection: sqlite3.Connection,
+    repository_id: int,
+    pull_request: PullRequest,
+    author: Caller,
+    kind: str,
+    data: dict[str, Any],
+) -> Event:
+    """Note what somebody did to a pull request."""
+    now = now_milliseconds()
+    cursor = connection.execute(
+        "INSERT INTO pull_request_events (repository_id, number, kind, author_id, created_at, data) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (repository_id, pull_request.number, kind, author.account.id, now, json.dumps(data)),
+    )
+    return Event(int(cursor.lastrowid or 0), kind, author.account.name, now, data)
+
+
+def list_events(connection: sqlite3.Connection, repository_id: int, number: int) -> list[Event]:
+    """Return what happened to a pull request, in order."""
+    rows = connection.execute(
+        "SELECT e.id, e.kind, a.name, e.created_at, e.data FROM pull_request_events e "
+        "JOIN accounts a ON a.id = e.author_id WHERE e.repository_id = ? AND e.number = ? ORDER BY e.id",
+        (repository_id, number),
+    )
+    return [Event(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+
+
+def change_status(
+    connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest, author: Caller, status: str
+) -> Event:
+    """Open or close a pull request.
+
+    Raises:
+        HubError: 409, it is merged.
+    """
+    if pull_request.status == "merged":
+        raise conflict(f"Pull request {pull_request.number} is merged")
+    connection.execute(
+        "UPDATE pull_requests SET status = ? WHERE repository_id = ? AND number = ?",
+        (status, repository_id, pull_request.number),
+    )
+    return add_event(connection, repository_id, pull_request, author, "status-change", {"status": status})
+
+
+def rename(
+    connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest, author: Caller, title: str
+) -> Event:
+    """Give a pull request another title."""
+    connection.execute(
+        "UPDATE pull_requests SET title = ? WHERE repository_id = ? AND number = ?",
+        (title, repository_id, pull_request.number),
+    )
+    change = {"from": pull_request.title, "to": title}
+    return add_event(connection, repository_id, pull_request, author, "title-change", change)
+
+
+def record_merge(
+    connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest, author: Caller, commit: str
+) -> None:
+    """Note that a commit merged a pull request."""
+    change_status(connection, repository_id, pull_request, author, "merged")
+    connection.execute(
+        "UPDATE pull_requests SET merge_commit = ? WHERE repository_id = ? AND number = ?",
+        (commit, repository_id, pull_request.number),
+    )
+
+
+def require_owner(caller: Caller, repository: Repository, pull_request: PullRequest) -> None:
+    """Refuse whoever is neither the pull request's author nor a member.
+
+    Raises:
+        HubError: 403.
+    """
+    if pull_request.author_id != caller.account.id and not may_write(caller, repository):
+        raise forbidden(f"Pull request {pull_request.number} is {pull_request.author}'s: open one of your own")
+
+
+def require_committer(
+    connection: sqlite3.Connection, caller: Caller, repository: Repository, revision: str, *, proposes: bool
+) -> None:
+    """Refuse whoever may not commit to a revision: members may to all, everybody to pull requests of their own.
+
+    Args:
+        connection: an open transaction.
+        caller: whom PROPOSE let in.
+        repository: the one that the caller may read.
+        revision: branch or pull request.
+        proposes: the commit would make a pull request against the branch.
+
+    Raises:
+        HubError: 403; 404, there is no such pull request; 409, it takes no commits any more.
+    """
+    number = pull_request_number(revision)
+    if number is None:
+        if not proposes:
+            require_write(caller, repository.namespace_id, repository.namespace)
+        return
+    pull_request = get_pull_request(connection, repository.id, number)
+    require_owner(caller, repository, pull_request)
+    if pull_request.status not in UNDECIDED:
+        raise conflict(f"Pull request {number} is {pull_request.status}: open another one")
