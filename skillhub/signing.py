@@ -31,6 +31,11 @@ def key_path() -> Path:
     return settings.signing_key_file() or settings.configuration_folder() / KEY_FILE
 
 
+def has_key() -> bool:
+    """Say whether releases are signed when nobody says otherwise: the user has a key, or names one."""
+    return settings.signing_key_file() is not None or key_path().exists()
+
+
 def generate_key() -> Ed25519PrivateKey:
     """Return a new key."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

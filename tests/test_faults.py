@@ -154,7 +154,7 @@ def test_a_tag_that_cannot_be_made_is_told(proxy: FaultyProxy, direct: hub.Regis
     notes: list[str] = []
     through = hub.Registry("hub", proxy.endpoint, direct.token)
     publish(pack, "faults/untagged-pack", registry=through, notice=notes.append)
-    assert "its tag v1.0.0 could not be made" in notes[0]
+    assert "its tag v1.0.0 could not be made" in notes[-1]
     assert versions(direct, "faults/untagged-pack") == ["1.0.0"]
 
 

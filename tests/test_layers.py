@@ -46,6 +46,7 @@ COLUMNS = [
     (DISTRIBUTION, "downloading"),
     (WEIGHTS, "codecs rounding checkpoints conversions"),
     (WEIGHTS, "layout deltas"),
+    (WEIGHTS, "interop"),
     (WEIGHTS, "packer compose"),
     (WEIGHTS, "evaluation"),
     (TOP, "cli __init__"),

@@ -6,20 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from skillhub import hub
 from skillhub.errors import AuthError, IntegrityError, NetworkError, NotFoundError, TrustError, UsageError
 from skillhub.manifest import parse_manifest
-from skillhub.modelcards import model_card
-from skillhub.names import parse_pack_name
-from skillhub.packs import Pack
 from skillhub.publisher import publish
 from skillhub.releases import parse_releases
 from tests.support.packs import BASE, OTHER_BASE, make_pack
@@ -65,7 +61,9 @@ def test_one_commit_makes_a_release(owner: hub.Registry, tmp_path: Path) -> None
     release = done.release
     assert (done.repository, done.pull_request, done.already_there) == ("publisher/first-pack", None, False)
     assert (str(release.version), release.manifest_digest) == ("1.0", pack.digest)
-    assert read[-1][1] == read[-1][2] == sum(variant.size for variant in pack.manifest.variants)
+    payload = sum(variant.size for variant in pack.manifest.variants)
+    assert (f"Checking {pack}", payload, payload) in read  # read through before anything is sent
+    assert read[-1][0] == "Sending publisher/first-pack" and read[-1][1] == read[-1][2] > payload
     assert released(owner, "publisher/first-pack") == ["1.0"]
     titles = [commit.title for commit in api(owner).list_repo_commits("publisher/first-pack")]
     assert titles[0] == "Release 1.0"
@@ -158,24 +156,6 @@ def test_a_commit_that_vanished_is_not_tagged(
     assert tags_of(owner, "publisher/lost-pack") == {"v1.0": done.commit}
 
 
-def test_a_pull_request_is_told_with_its_address(
-    owner: hub.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(make_pack(tmp_path / "1", "proposed-pack", "1.0"), "proposed-pack", registry=owner)
-
-    def propose(*_: Any, **options: Any) -> SimpleNamespace:
-        assert options["create_pr"]
-        return SimpleNamespace(oid="1" * 40, pr_url=f"{owner.endpoint}/publisher/proposed-pack/discussions/1")
-
-    monkeypatch.setattr(HfApi, "create_commit", propose)
-    pack = make_pack(tmp_path / "2", "proposed-pack", "1.1")
-    done = publish(pack, "proposed-pack", registry=owner, create_pr=True)
-    assert done.repository == "publisher/proposed-pack"
-    assert done.pull_request == f"{owner.endpoint}/publisher/proposed-pack/discussions/1"
-    assert (str(done.release.version), done.already_there) == ("1.1", False)
-    assert released(owner, "publisher/proposed-pack") == ["1.0"]
-
-
 def test_a_version_never_changes(owner: hub.Registry, tmp_path: Path) -> None:
     publish(make_pack(tmp_path / "1", "fixed-pack", "1.0"), "publisher/fixed-pack", registry=owner)
     with pytest.raises(IntegrityError, match="published already, with other content") as caught:
@@ -253,15 +233,11 @@ def test_an_unreachable_registry(tmp_path: Path) -> None:
     assert "hf_secret" not in str(caught.value.to_json())
 
 
-def test_a_registry_without_pull_requests_says_so(owner: hub.Registry, tmp_path: Path) -> None:
-    pack = make_pack(tmp_path / "2", "reviewed-pack", "1.1")
+def test_nothing_is_proposed_to_a_repository_that_is_not_there(owner: hub.Registry, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "pack", "reviewed-pack", "1.1")
     with pytest.raises(NotFoundError, match="no repository"):
         publish(pack, "publisher/reviewed-pack", registry=owner, create_pr=True)
-    publish(make_pack(tmp_path / "1", "reviewed-pack", "1.0"), "publisher/reviewed-pack", registry=owner)
-    with pytest.raises(NetworkError, match="pull request") as caught:
-        publish(pack, "publisher/reviewed-pack", registry=owner, create_pr=True)
-    assert "refuses" in caught.value.hint
-    assert released(owner, "publisher/reviewed-pack") == ["1.0"]
+    assert hub.repository_head(owner, "publisher/reviewed-pack") is None
 
 
 def test_nothing_is_added_to_a_rewritten_index(owner: hub.Registry, tmp_path: Path) -> None:
@@ -306,30 +282,3 @@ def test_concurrent_publishers_both_end_up_right(owner: hub.Registry, tmp_path: 
     root = hub.read_file(owner, "publisher/busy-pack", "skillpack.json", limit=1 << 20)
     assert root is not None
     assert parse_manifest(root.data).version == "1.2"
-
-
-def card_of(pack: Pack) -> str:
-    return model_card(pack.manifest, parse_pack_name("acme/math-pack"))
-
-
-def test_the_model_card_follows_the_conventions_of_the_hub(tmp_path: Path) -> None:
-    pack = make_pack(tmp_path / "pack", "math-pack", "1.0", [BASE, OTHER_BASE])
-    card = ModelCard(card_of(pack))
-    assert card.data.to_dict() == {
-        "library_name": "skillhub",
-        "tags": ["skillpack", "math"],
-        "base_model": ["acme/base-model"],
-        "base_model_relation": "adapter",
-        "license": "apache-2.0",
-        "summary": "math-pack for tests",
-    }
-    assert "skillhub install acme/math-pack" in card.text
-    assert pack.digest in card.text
-    assert "What is 1 + 1?" in card.text
-
-
-def test_words_of_a_manifest_cannot_break_the_front_matter(tmp_path: Path) -> None:
-    pack = make_pack(tmp_path / "pack", "math-pack", "1.0", license='"evil": { # | -', repo=None)
-    data = ModelCard(card_of(pack)).data.to_dict()
-    assert data["license"] == '"evil": { # | -'
-    assert "base_model" not in data
