@@ -23,7 +23,7 @@ from skillhub.errors import IntegrityError, NotFoundError, UnsafeContentError, U
 from skillhub.fields import Label
 from skillhub.files import disk_errors
 from skillhub.lockfile import files_digest
-from skillhub.manifest import FileEntry
+from skillhub.manifest import MANIFEST_FILE, FileEntry
 from skillhub.names import PackName
 from skillhub.packs import file_entry
 
@@ -34,7 +34,7 @@ FILES = (CONFIG_FILE, ADAPTER_FILE)
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PATTERNS = 4096
-"""Most entries of ``rank_pattern`` and of ``alpha_pattern``."""
+"""Most entries of ``alpha_pattern``."""
 
 _SAVE_AGAIN = "Ask its publisher for it as saved by peft with save_pretrained(…)."
 _NOT_ADDITIVE = "Merge it into its base with peft (merge_and_unload), then pack the result: skillhub pack."
@@ -57,51 +57,36 @@ _REFUSED = {
 _ADDITIVE_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin training that leave the base's weights alone; the others change the base that the adapter is added to."""
 
-_QUANTIFIER = re.compile(r"[*+?{]")
-_QUANTIFIED_GROUP = re.compile(r"\)[*+?{]")
-_MOST_QUANTIFIERS = 2
-_MOST_QUANTIFIED = 16
+_STEP = re.compile(r"(\\[.d]|[\w.-])([*+?]?)", re.ASCII)
+_MAX_PATTERN = 200
+_MOST_EXPRESSIONS = 16
+_NAME = re.compile(r"\^?[\w.-]+", re.ASCII)
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _REVISION = re.compile(r"[\w.][\w./-]*", re.ASCII)
 
 _Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
-_Rank = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
 class AdapterConfig(Struct, frozen=True, kw_only=True):
     """What ``adapter_config.json`` says, as far as it matters here; other keys are ignored.
 
+    The rank is that of the factors themselves, and which modules have any is seen from their names.
+
     Attributes:
         peft_type: always ``LORA``.
-        r: rank of the factors.
         lora_alpha: numerator of the factor that the product is scaled with.
         use_rslora: divide by the rank's square root instead of the rank.
-        rank_pattern: regular expression for the end of a module's name → its rank.
-        alpha_pattern: the same for ``lora_alpha``.
-        fan_in_fan_out: the layers store their weights transposed.
-        bias: which biases were trained: ``none``, ``all`` or ``lora_only``.
-        modules_to_save: modules that were trained as a whole.
-        target_modules: modules that have factors: names, or a regular expression.
+        alpha_pattern: name of a module, or the end of one, → its ``lora_alpha``; simple regular expressions will do.
         base_model_name_or_path: the base model, as whoever trained the adapter named it.
         revision: of the base model.
     """
 
     peft_type: Label
-    r: _Rank = 8
     lora_alpha: _Number = 8
     use_rslora: bool = False
-    rank_pattern: dict[Label, _Rank] | None = None
     alpha_pattern: dict[Label, _Number] | None = None
-    fan_in_fan_out: bool = False
-    bias: Label = "none"
-    modules_to_save: list[Label] | None = None
-    target_modules: list[Label] | Label | None = None
     base_model_name_or_path: Label | None = None
     revision: Label | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("rank_pattern", "alpha_pattern"):
-            _check_patterns(field, getattr(self, field) or {})
 
     @property
     def base(self) -> str | None:
@@ -115,13 +100,14 @@ class AdapterConfig(Struct, frozen=True, kw_only=True):
         known = self.base is not None and _REVISION.fullmatch(self.revision or "")
         return self.revision if known else None
 
-    def rank(self, module: str) -> int:
-        """Return the rank of the factors of a module, by its name in the model."""
-        return _matching(self.rank_pattern or {}, module, self.r)
+    def scale(self, module: str, rank: int) -> float:
+        """Return what the product of a module's factors is multiplied with.
 
-    def scale(self, module: str) -> float:
-        """Return what the product of a module's factors is multiplied with."""
-        rank, alpha = self.rank(module), _matching(self.alpha_pattern or {}, module, self.lora_alpha)
+        Args:
+            module: the module's name in the model.
+            rank: of its factors.
+        """
+        alpha = _first_match(self.alpha_pattern or {}, module, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
@@ -194,7 +180,7 @@ def open_adapter(folder: str | Path, *, name: PackName | None = None, version: s
 
 def is_adapter(folder: Path) -> bool:
     """Say whether a folder is one of an adapter, and not of a pack."""
-    return (folder / CONFIG_FILE).is_file()
+    return (folder / CONFIG_FILE).is_file() and not (folder / MANIFEST_FILE).is_file()
 
 
 def adapter_files(folder: Path) -> list[FileEntry]:
@@ -228,24 +214,23 @@ def parse_config(data: bytes, *, where: str = CONFIG_FILE) -> AdapterConfig:
         raise IntegrityError(f"{where} has more than {MAX_CONFIG_BYTES} bytes, which no config has.", hint=_SAVE_AGAIN)
     try:
         document = decode_json(data, dict[str, Any])
-        config = msgspec.convert(document, AdapterConfig) if _is_lora(document, where) else None
+        _check_type(document, where)
+        config = msgspec.convert(document, AdapterConfig)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{where} is not a valid config: {field_error(error)}.", hint=_SAVE_AGAIN) from error
-    assert config is not None
-    _refuse_other_kinds(document, where)
+    _refuse_other_kinds(document, config, where)
     return config
 
 
-def _is_lora(document: Mapping[str, Any], where: str) -> bool:
+def _check_type(document: Mapping[str, Any], where: str) -> None:
     kind = msgspec.convert(document.get("peft_type"), Label)
     if kind.upper() != "LORA":
         raise UsageError(
             f"{where} is of an adapter of the type {kind}; only LoRA adapters are read.", hint=_NOT_ADDITIVE, type=kind
         )
-    return True
 
 
-def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
+def _refuse_other_kinds(document: Mapping[str, Any], config: AdapterConfig, where: str) -> None:
     """Refuse settings that make a LoRA something else than a product of factors that is added to the weights."""
     kinds = [name for key, name in _REFUSED.items() if document.get(key)]
     known = {*_REFUSED, "use_rslora"}
@@ -253,6 +238,8 @@ def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
     start = document.get("init_lora_weights")
     if start not in _ADDITIVE_STARTS:
         kinds.append(f"init_lora_weights={str(start)[:40]!r}, which changes the base's weights")
+    if _is_unread(config.alpha_pattern or {}):
+        kinds.append("an alpha_pattern of more than names and simple expressions")
     if kinds:
         raise UsageError(
             f"{where} is of an adapter with {kinds[0]}, which is not read.", hint=_NOT_ADDITIVE, feature=kinds[0]
@@ -263,34 +250,58 @@ def _is_switch(key: str, document: Mapping[str, Any], known: set[str]) -> bool:
     return key.startswith("use_") and key.isidentifier() and key not in known and bool(document[key])
 
 
-def _check_patterns(field: str, patterns: Mapping[str, Any]) -> None:
-    """Refuse regular expressions that are none, or that could take ages to match.
-
-    Raises:
-        ValueError: the message begins with the field, as ``field_error`` expects.
-    """
-    if len(patterns) > MAX_PATTERNS:
-        raise ValueError(f".{field}: it has {len(patterns)} entries; at most {MAX_PATTERNS} are read")
-    quantified = [pattern for pattern in patterns if _QUANTIFIER.search(pattern)]
-    for pattern in quantified:
-        if len(_QUANTIFIER.findall(pattern)) > _MOST_QUANTIFIERS or _QUANTIFIED_GROUP.search(pattern):
-            raise ValueError(f".{field}: the pattern {pattern[:80]!r} repeats too much")
-    if len(quantified) > _MOST_QUANTIFIED:
-        raise ValueError(
-            f".{field}: {len(quantified)} of its patterns repeat something; at most {_MOST_QUANTIFIED} may"
-        )
-    for pattern in patterns:
-        try:
-            _compiled(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f".{field}: {pattern[:80]!r} is not a regular expression") from error
+def _is_unread(patterns: Mapping[str, float]) -> bool:
+    """Say whether there is a regular expression among the patterns that is not read, or too much of them."""
+    expressions = [pattern for pattern in patterns if not _is_name(pattern)]
+    too_many = len(patterns) > MAX_PATTERNS or len(expressions) > _MOST_EXPRESSIONS
+    return too_many or any(_steps(pattern) is None for pattern in expressions)
 
 
-@lru_cache(maxsize=2 * MAX_PATTERNS)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({pattern})$")
-
-
-def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
     """Return the value of the first pattern that matches the end of a module's name, as peft chooses it."""
-    return next((value for pattern, value in patterns.items() if _compiled(pattern).match(module)), default)
+    parts = module.split(".")
+    ends = {".".join(parts[first:]) for first in range(len(parts))} | {f"^{module}"}
+    for pattern, value in patterns.items():
+        if pattern in ends or (not _is_name(pattern) and _matches(pattern, module)):
+            return value
+    return default
+
+
+def _is_name(pattern: str) -> bool:
+    return _NAME.fullmatch(pattern) is not None
+
+
+@lru_cache(maxsize=4 * _MOST_EXPRESSIONS)
+def _steps(pattern: str) -> tuple[tuple[str, str], ...] | None:
+    """Return the characters that an expression wants, each with how often; None where there is more to it."""
+    bare = pattern.removeprefix("^").removesuffix("$")
+    steps = tuple(_STEP.findall(bare))
+    readable = len(bare) <= _MAX_PATTERN and "".join(map("".join, steps)) == bare
+    return steps if readable else None
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Say whether an expression matches the end of a name that begins after a dot, or all of it.
+
+    All places that the expression may have come to are followed at once. ``re`` would try one way after the other, which
+    an expression of a few stars makes take for ever; and it comes from a stranger.
+    """
+    places = {0} if pattern.startswith("^") else {0, *(at + 1 for at, letter in enumerate(text) if letter == ".")}
+    for wanted, repeat in _steps(pattern) or ():
+        after = _advance(places, wanted, text)
+        if repeat in ("*", "+"):
+            new = after
+            while new := _advance(new, wanted, text) - after:
+                after = after | new
+        places = places | after if repeat in ("*", "?") else after
+    return len(text) in places
+
+
+def _advance(places: set[int], wanted: str, text: str) -> set[int]:
+    return {at + 1 for at in places if at < len(text) and _fits(wanted, text[at])}
+
+
+def _fits(wanted: str, letter: str) -> bool:
+    if wanted == "\\d":
+        return letter.isdecimal()
+    return wanted == "." or wanted[-1] == letter

@@ -198,11 +198,16 @@ class PackDelta:
     @property
     def names(self) -> list[str]:
         """Canonical names of the tensors that the pack changes, sorted."""
-        return sorted(self.variant.codec.tensors)
+        return sorted(self.tensors)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """Canonical name → what the manifest says of that tensor."""
+        return self.variant.codec.tensors
 
     def entry(self, name: str) -> TensorEntry:
         """Return what the manifest says of a tensor."""
-        return self.variant.codec.tensors[name]
+        return self.tensors[name]
 
     def encoded(self, name: str) -> EncodedTensor:
         """Return a tensor as it is stored; its arrays stay memory-mapped.

@@ -73,6 +73,14 @@ class Slot(ABC):
     def read(self) -> torch.Tensor:
         """Return the tensor, detached; a view of the parameter wherever the layout allows it."""
 
+    @abstractmethod
+    def arrange(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the tensor would be, were ``values`` the parameters that hold it; the model itself is not read.
+
+        Args:
+            values: a tensor for each of ``parameter_names``, of that parameter's shape.
+        """
+
     def write(self, tensor: torch.Tensor) -> None:
         """Set the tensor in place.
 
@@ -107,6 +115,21 @@ class ViewSlot(Slot):
             )
         return parameter.as_strided(self.shape, self._view.stride, parameter.storage_offset() + self._view.offset)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is the parameter itself, neither a part of it nor transposed."""
+        shape, stride = self._view.geometry
+        return (self.shape, self._view.stride, self._view.offset) == (shape, stride, 0)
+
+    def arrange(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the view of a value of the parameter; where the slot is the whole parameter, the value as it is."""
+        value = values[self.parameter_name]
+        if self.is_whole:
+            return value
+        shape, stride = self._view.geometry
+        laid = torch.empty_strided(shape, stride, dtype=value.dtype).copy_(value)
+        return laid.as_strided(self.shape, self._view.stride, self._view.offset)
+
     def _write(self, tensor: torch.Tensor) -> None:
         self.read().copy_(tensor)
 
@@ -120,8 +143,12 @@ class GatheredSlot(Slot):
 
     def read(self) -> torch.Tensor:
         """Return a copy, gathered from the parameters."""
+        return self.arrange(dict(zip(self.parameter_names, self.parameters(), strict=True)))
+
+    def arrange(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return a copy, gathered from values of the parameters."""
         places = self._positions_of(self._mixture)[self.saved_name]
-        flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters()])
+        flat = torch.cat([values[name].detach().reshape(-1) for name in self.parameter_names])
         return flat[places.to(flat.device)]
 
     def _write(self, tensor: torch.Tensor) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from skillhub.adapters import Adapter
 from skillhub.canonical import refuse_changed_layers
-from skillhub.compose.merging import Contribution
+from skillhub.compose.merging import AnyDelta, Contribution
 from skillhub.compose.recipes import Recipe
-from skillhub.deltas import PackDelta, open_delta
+from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
-from skillhub.packs import describe_base
+from skillhub.interop.adapterdeltas import Target, open_adapter_delta
+from skillhub.packs import Pack, describe_base
 
 Shape = tuple[int, ...]
 
@@ -31,10 +33,14 @@ ADDED_ROWS = 1 << 16
 def common_fingerprints(recipe: Recipe) -> list[str]:
     """Return the fingerprints of the bases that every pack of a recipe has a variant for, in the first pack's order.
 
+    Adapters have no fingerprints; a recipe of nothing else has none.
+
     Raises:
         WrongBaseError: there is none.
     """
-    first, *rest = [item.pack for item in recipe.packs]
+    if not recipe.skill_packs:
+        return []
+    first, *rest = recipe.skill_packs
     common = [
         variant.base.fingerprint
         for variant in first.manifest.variants
@@ -42,22 +48,37 @@ def common_fingerprints(recipe: Recipe) -> list[str]:
     ]
     if not common:
         fits = "; ".join(
-            f"{item.pack} is for {', '.join(map(describe_base, item.pack.manifest.variants)) or 'no base'}"
-            for item in recipe.packs
+            f"{pack} is for {', '.join(map(describe_base, pack.manifest.variants)) or 'no base'}"
+            for pack in recipe.skill_packs
         )
         raise WrongBaseError(f"The packs have no base in common: {fits}.", hint="Compose packs of one base model.")
     return common
 
 
-def open_contributions(recipe: Recipe, fingerprint: str) -> list[Contribution]:
+def open_contributions(
+    recipe: Recipe, fingerprint: str | None, find_target: Callable[[], Target]
+) -> list[Contribution]:
     """Open the delta of every pack of a recipe for one base, in the recipe's order.
+
+    Args:
+        recipe: the packs and adapters.
+        fingerprint: of the base; None where nothing says it, which does for adapters.
+        find_target: gives what adapters are applied to; called only where there are any.
 
     Raises:
         WrongBaseError: a pack has no variant for the base.
         IntegrityError: a pack's file is missing or damaged.
         NewerSchemaError: a pack's files are of a schema that this version does not read.
     """
-    return [Contribution(item, open_delta(item.pack, fingerprint)) for item in recipe.packs]
+    target = find_target() if recipe.adapters else None
+
+    def delta(pack: Pack | Adapter) -> AnyDelta:
+        if isinstance(pack, Pack):
+            return open_delta(pack, fingerprint)
+        assert target is not None
+        return open_adapter_delta(pack, target)
+
+    return [Contribution(item, delta(item.pack)) for item in recipe.packs]
 
 
 def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shape], *, in_memory: bool) -> None:
@@ -83,11 +104,11 @@ def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shap
             if error:
                 raise error
     for name in sorted(set().union(*(one.delta.names for one in contributions))):
-        members = [one.delta for one in contributions if name in one.delta.variant.codec.tensors]
+        members = [one.delta for one in contributions if name in one.delta.tensors]
         _check_agreement(members, name, shapes.get(name))
 
 
-def _check_names(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
+def _check_names(delta: AnyDelta, shapes: Mapping[str, Shape]) -> None:
     needed = [name for name in delta.names if delta.entry(name).change == "delta"]
     missing = [name for name in needed if name not in shapes]
     if not delta.names or (needed and len(missing) == len(needed)):
@@ -104,7 +125,7 @@ def _check_names(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
         )
 
 
-def _check_growth(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
+def _check_growth(delta: AnyDelta, shapes: Mapping[str, Shape]) -> None:
     """Refuse a pack that would fill memory or disk: a few bytes of it can claim any number of zeros."""
     entries = [(name, delta.entry(name)) for name in delta.names]
     added = sum(math.prod(entry.shape) for _, entry in entries if entry.change == "added")
@@ -123,7 +144,7 @@ def _check_growth(delta: PackDelta, shapes: Mapping[str, Shape]) -> None:
         )
 
 
-def _misfit(delta: PackDelta, name: str, present: Shape | None, *, in_memory: bool) -> SkillhubError | None:
+def _misfit(delta: AnyDelta, name: str, present: Shape | None, *, in_memory: bool) -> SkillhubError | None:
     """Return what is wrong with one tensor of one pack, or None."""
     entry = delta.entry(name)
     shape = tuple(entry.shape)
@@ -153,7 +174,7 @@ def _misfit(delta: PackDelta, name: str, present: Shape | None, *, in_memory: bo
     return None
 
 
-def _check_agreement(deltas: Sequence[PackDelta], name: str, present: Shape | None) -> None:
+def _check_agreement(deltas: Sequence[AnyDelta], name: str, present: Shape | None) -> None:
     """Refuse packs that want different things of one tensor where no merge method could help."""
     if len(deltas) == 1:
         return

@@ -19,6 +19,7 @@ from skillhub.checkpointfiles import INDEX_FILE, WEIGHTS_FILE
 from skillhub.checkpoints import DTYPES, Checkpoint, dtype_tag, open_checkpoint
 from skillhub.codecs.streams import tensor_bytes
 from skillhub.compose.compatibility import check_packs, common_fingerprints, open_contributions
+from skillhub.compose.declarations import tell_declared_bases
 from skillhub.compose.lineage import CARD_FILE, model_card
 from skillhub.compose.merging import Contribution, changed_names, merge_tensor, result_dtype, result_shape
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
@@ -26,7 +27,9 @@ from skillhub.compose.verification import base_records, wrong_base
 from skillhub.errors import UsageError
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.progress import Progress
+from skillhub.interop.adapterdeltas import Target
+from skillhub.interop.modules import empty_model, modules_of
+from skillhub.progress import Notice, Progress
 from skillhub.tensorfiles import BITS, TensorInfo, raw_bytes, write_tensors
 
 SHARD_BYTES = 5 * 10**9
@@ -67,6 +70,7 @@ def fuse(
     environment: EnvironmentSource | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Path:
     """Write a checkpoint of a base model with packs fused into its weights.
 
@@ -78,7 +82,7 @@ def fuse(
 
     Args:
         base: a checkpoint folder or ``repo[@revision]``.
-        packs: installed names, folders or opened packs; their order does not matter.
+        packs: installed names, folders or opened packs, and adapters of peft; their order does not matter.
         out: the new checkpoint's folder; must not exist or be empty. It appears whole or not at all.
         method: ``linear`` or ``ties``.
         weights: one per pack, in the order of ``packs``; 1 by default.
@@ -87,6 +91,7 @@ def fuse(
         environment: where pack names are looked up; the per-user environments by default.
         shard_bytes: most bytes of one safetensors file, unless one tensor is larger.
         progress: called with (``tensors``, done, all).
+        notice: told what could not be verified; by default that is logged.
 
     Returns:
         The folder.
@@ -112,10 +117,11 @@ def fuse(
         fingerprint=lambda: record.fingerprint,
     )
     fingerprints = common_fingerprints(recipe)
-    if record.fingerprint not in fingerprints:
+    if recipe.skill_packs and record.fingerprint not in fingerprints:
         raise wrong_base(recipe, base_records(recipe, fingerprints), record)
-    contributions = open_contributions(recipe, record.fingerprint)
+    contributions = open_contributions(recipe, record.fingerprint, lambda: _target(checkpoint))
     check_packs(contributions, {name: info.shape for name, info in checkpoint.tensors.items()}, in_memory=False)
+    tell_declared_bases(recipe, located.repo, notice)
     tensors = plan_tensors(checkpoint, contributions)
     with staged_folder(folder) as staged:
         _write_weights(staged, checkpoint, recipe, contributions, split_shards(tensors, shard_bytes), progress)
@@ -127,6 +133,12 @@ def fuse(
         card = model_card(located, recipe, record.fingerprint)
         (staged / CARD_FILE).write_text(card, encoding="utf-8")
     return folder
+
+
+def _target(checkpoint: Checkpoint) -> Target:
+    """Return what adapters are applied to: the checkpoint, by the modules of an empty model of its class."""
+    modules = modules_of(empty_model(checkpoint.folder))
+    return Target(modules, checkpoint.tensor, checkpoint.aliases)
 
 
 def plan_tensors(checkpoint: Checkpoint, contributions: Sequence[Contribution]) -> list[FusedTensor]:

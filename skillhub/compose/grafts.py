@@ -13,15 +13,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from skillhub.adapters import Adapter
 from skillhub.compose.compatibility import check_packs, common_fingerprints, open_contributions
+from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.merging import Contribution, changed_names, contributing, merge_tensor, result_dtype
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
+from skillhub.compose.recipes import (
+    ADAPTER_PREFIX,
+    EnvironmentSource,
+    PackSource,
+    Recipe,
+    WeightedPack,
+    make_recipe,
+    open_folder,
+)
 from skillhub.compose.verification import verify_base
 from skillhub.errors import NotFoundError, UsageError
+from skillhub.interop.adapterdeltas import Target
+from skillhub.interop.modules import modules_of
 from skillhub.layout import Layout, Slot, fingerprint_slots, layout_of
 from skillhub.names import is_folder, parse_pack_name
-from skillhub.packs import Pack, open_pack
-from skillhub.progress import Progress
+from skillhub.packs import Pack
+from skillhub.progress import Notice, Progress
 from skillhub.rounding import TARGETS
 
 _STATE = "_skillhub_grafts"
@@ -33,14 +45,14 @@ class Grafts:
 
     Attributes:
         recipe: the packs that are grafted, and how.
-        fingerprint: of the base that the model is.
+        fingerprint: of the base that the model is; None where only adapters are grafted, which do not say.
         originals: canonical name → the tensor before any pack changed it, on the CPU.
         repeats: canonical name of an untied copy of another tensor → the other's. A fingerprint leaves copies out and packs
             do not mention them, so they take what the other takes.
     """
 
     recipe: Recipe
-    fingerprint: str
+    fingerprint: str | None
     originals: Mapping[str, torch.Tensor]
     repeats: Mapping[str, str]
 
@@ -58,6 +70,7 @@ def graft(
     rounding: str = "auto",
     environment: EnvironmentSource | None = None,
     progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> nn.Module:
     """Graft packs onto a model of transformers; on an error the model stays exactly as it was.
 
@@ -70,7 +83,7 @@ def graft(
 
     Args:
         model: the base model the packs were made for.
-        packs: installed names, folders or opened packs, at least one.
+        packs: installed names, folders or opened packs, and adapters of peft; at least one.
         mode: ``fused``; routing per input is not in this version.
         method: ``linear`` or ``ties``.
         weights: one per pack; 1 by default.
@@ -81,6 +94,7 @@ def graft(
             ``nearest`` or ``stochastic``.
         environment: where names are looked up: an environment or its folder; the per-user environments by default.
         progress: called with (``tensors``, done, all).
+        notice: told what could not be verified; by default that is logged.
 
     Returns:
         The same module.
@@ -104,6 +118,7 @@ def graft(
         environment=environment,
         fingerprint=lambda: fingerprint_slots(layout, originals).fingerprint,
     )
+    wanted = recipe
     if state:
         recipe = state.recipe.extended(recipe)
     fingerprint = verify_base(
@@ -115,10 +130,12 @@ def graft(
         verify=verify,
         trust_base=trust_base,
     )
-    contributions = open_contributions(recipe, fingerprint)
+    repeats = state.repeats if state else layout.repeats()
+    contributions = open_contributions(recipe, fingerprint, lambda: _target(model, layout, originals, repeats))
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
     _check_dtypes(contributions, layout)
-    repeats = state.repeats if state else layout.repeats()
+    if wanted.adapters:
+        tell_declared_bases(wanted, repository_of(model), notice)
     _apply(model, layout, Grafts(recipe, fingerprint, {}, repeats), contributions, progress)
     return model
 
@@ -144,8 +161,11 @@ def ungraft(model: nn.Module, pack: PackSource | None = None, *, progress: Progr
     if state is None:
         raise UsageError("The model has no grafted pack.", hint="Graft one with skillhub.graft(model, [pack]).")
     recipe = Recipe(()) if pack is None else state.recipe.without(_grafted_digest(state.recipe, pack))
-    contributions = open_contributions(recipe, state.fingerprint)
-    _apply(model, layout_of(model), replace(state, recipe=recipe), contributions, progress)
+    layout = layout_of(model)
+    contributions = open_contributions(
+        recipe, state.fingerprint, lambda: _target(model, layout, state.originals, state.repeats)
+    )
+    _apply(model, layout, replace(state, recipe=recipe), contributions, progress)
     return model
 
 
@@ -153,6 +173,17 @@ def grafted_packs(model: nn.Module) -> tuple[WeightedPack, ...]:
     """Return the packs that are grafted onto a model, with their weights and densities, sorted by digest."""
     state = _state_of(model)
     return state.recipe.packs if state else ()
+
+
+def _target(
+    model: nn.Module, layout: Layout, originals: Mapping[str, torch.Tensor], repeats: Mapping[str, str]
+) -> Target:
+    """Return what adapters are applied to: the model, with the tensors that it had before any pack."""
+
+    def base(name: str) -> torch.Tensor:
+        return originals[name] if name in originals else layout.slots[name].read()
+
+    return Target(modules_of(model, layout), base, repeats)
 
 
 def _state_of(model: nn.Module) -> Grafts | None:
@@ -226,14 +257,14 @@ def _sources(changed: Sequence[str], repeats: Mapping[str, str]) -> dict[str, st
 
 def _grafted_digest(recipe: Recipe, pack: PackSource) -> str:
     """Return the digest of the grafted pack that the caller means."""
-    if not isinstance(pack, (str, Path, Pack)):
+    if not isinstance(pack, (str, Path, Pack, Adapter)):
         raise UsageError(f"{pack!r} is not a pack.", hint="Give its name, its folder, or the opened pack.")
-    if isinstance(pack, Pack):
+    if isinstance(pack, (Pack, Adapter)):
         matches = [pack.digest]
     elif isinstance(pack, Path) or is_folder(pack):
-        matches = [open_pack(Path(pack).expanduser()).digest]
+        matches = [open_folder(Path(pack).expanduser()).digest]
     else:
-        wanted = parse_pack_name(pack)
+        wanted = parse_pack_name(pack.removeprefix(ADAPTER_PREFIX))
         found = [item.pack for item in recipe.packs if wanted.matches(item.pack.name)]
         exact = [one for one in found if one.name == wanted]  # as installed packs are looked up
         matches = [one.digest for one in exact or found]

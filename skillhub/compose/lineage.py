@@ -7,6 +7,7 @@ import json
 from skillhub.bases import LocatedBase
 from skillhub.compose.methods import METHODS
 from skillhub.compose.recipes import Recipe, WeightedPack
+from skillhub.packs import Pack
 
 CARD_FILE = "README.md"
 
@@ -44,20 +45,25 @@ def model_card(base: LocatedBase, recipe: Recipe, fingerprint: str) -> str:
             "|---|---|---|---|---|",
             rows,
             "",
-            "The same packs, weights and method give the same bytes.",
+            "The same packs, weights and method give the same weights up to rounding."
+            if recipe.adapters
+            else "The same packs, weights and method give the same bytes.",
             "",
         ]
     )
 
 
 def _row(item: WeightedPack) -> str:
-    manifest = item.pack.manifest
-    return f"| {item.pack.name} | {manifest.version} | {item.weight:g} | {item.density:g} | `{item.pack.digest}` |"
+    pack = item.pack
+    version = pack.manifest.version if isinstance(pack, Pack) else pack.version or "-"
+    return f"| {pack.name} | {version} | {item.weight:g} | {item.density:g} | `{pack.digest}` |"
 
 
 def _base_repository(base: LocatedBase, recipe: Recipe, fingerprint: str) -> tuple[str | None, str | None]:
     """Return repository and revision of the base: where it was fetched from, else as the packs say."""
     if base.repo:
         return base.repo, base.revision
-    variant = recipe.packs[0].pack.variant_for(fingerprint)
-    return variant.base.repo, variant.base.revision
+    for pack in recipe.skill_packs[:1]:
+        variant = pack.variant_for(fingerprint)
+        return variant.base.repo, variant.base.revision
+    return None, None  # what an adapter declares is not what was found

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 
@@ -16,7 +17,10 @@ from skillhub.compose.methods import find_method
 from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError, UsageError
+from skillhub.interop.adapterdeltas import AdapterDelta
 from skillhub.rounding import TARGETS, round_to, rounding_key
+
+AnyDelta: TypeAlias = PackDelta | AdapterDelta
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Contribution:
     """A pack of a recipe with its delta for the base at hand."""
 
     item: WeightedPack
-    delta: PackDelta
+    delta: AnyDelta
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -136,7 +140,7 @@ def result_dtype(contributions: Sequence[Contribution], name: str, base: torch.d
         IntegrityError: a pack does not say of which dtype its values are.
     """
     first = contributing(contributions, name)[0].delta
-    if not first.sets_values(name):
+    if isinstance(first, AdapterDelta) or not first.sets_values(name):
         if base is None:
             raise IntegrityError(
                 f"{first.pack} has a difference for {name}, which its base lacks.", hint="Build it again."

@@ -11,8 +11,9 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from skillhub.adapters import Adapter, is_adapter, open_adapter
 from skillhub.compose.methods import find_method
-from skillhub.errors import NotFoundError, UsageError
+from skillhub.errors import IntegrityError, NotFoundError, UsageError
 from skillhub.manifest import MANIFEST_FILE
 from skillhub.names import is_folder
 from skillhub.packs import Pack, open_pack
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
 ROUNDINGS = ("auto", "nearest", "stochastic")
 """``auto``: to nearest where every pack that changes a tensor holds it exactly, else stochastic."""
 
+ADAPTER_PREFIX = "peft:"
+"""What may stand before an adapter's name."""
+
 WEIGHT_LIMIT = 1e6
 """Largest weight, of either sign."""
 
-PackSource = str | Path | Pack
-"""A pack that was opened, its folder, or the name of an installed one."""
+PackSource = str | Path | Pack | Adapter
+"""A pack or adapter that was opened, its folder, or the name of an installed one."""
 
 EnvironmentSource: TypeAlias = "Path | str | Environment"
 """An environment or its folder."""
@@ -38,12 +42,12 @@ class WeightedPack:
     """One pack of a recipe.
 
     Attributes:
-        pack: the pack.
+        pack: the pack, or an adapter.
         weight: factor of its delta; negative to unlearn it.
         density: share of its delta's elements that a trimming method keeps, over 0 and at most 1.
     """
 
-    pack: Pack
+    pack: Pack | Adapter
     weight: float = 1.0
     density: float = 1.0
 
@@ -66,6 +70,16 @@ class Recipe:
     def digests(self) -> tuple[str, ...]:
         """The packs' digests, sorted."""
         return tuple(item.pack.digest for item in self.packs)
+
+    @property
+    def skill_packs(self) -> list[Pack]:
+        """The packs proper, which say by fingerprint what their base is."""
+        return [item.pack for item in self.packs if isinstance(item.pack, Pack)]
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The adapters of peft, which only declare a base."""
+        return [item.pack for item in self.packs if isinstance(item.pack, Adapter)]
 
     def extended(self, other: Recipe) -> Recipe:
         """Return this recipe with the packs of ``other``.
@@ -113,12 +127,14 @@ def make_recipe(
         NotFoundError: a pack does not exist.
         IntegrityError: a pack's manifest is not valid.
     """
-    if isinstance(packs, (str, Path, Pack)):
+    if isinstance(packs, (str, Path, Pack, Adapter)):
         raise UsageError("packs must be a list.", hint=f"Write [{str(packs)!r}].")
     packs = _listed("packs", packs)
-    wrong = [source for source in packs if not isinstance(source, (str, Path, Pack))]
+    wrong = [source for source in packs if not isinstance(source, (str, Path, Pack, Adapter))]
     if wrong:
-        raise UsageError(f"{wrong[0]!r} is not a pack.", hint="Give names, folders, or what open_pack returned.")
+        raise UsageError(
+            f"{wrong[0]!r} is not a pack.", hint="Give names, folders, or what open_pack or open_adapter returned."
+        )
     if not packs:
         raise UsageError("No pack was given.", hint="Name at least one installed pack or pack folder.")
     if rounding not in ROUNDINGS:
@@ -139,21 +155,23 @@ def find_pack(
     *,
     environment: EnvironmentSource | None = None,
     fingerprint: Callable[[], str] | None = None,
-) -> Pack:
-    """Return a pack from what a user may name it by.
+) -> Pack | Adapter:
+    """Return a pack or an adapter from what a user may name it by.
 
     A text that begins with ``.``, ``/`` or ``~`` is a folder (:func:`skillhub.names.is_folder`); any other is the name of an
-    installed pack, looked up in ``environment``. Without one the per-user environments are searched, and where several of them (for several bases)
+    installed pack (of an adapter also with ``peft:`` before it), looked up in ``environment``. Without one the per-user environments are searched, and where several of them (for several bases)
     have the pack, the base's fingerprint decides.
 
     Raises:
         NotFoundError: there is no such folder or installed pack.
-        IntegrityError: its manifest is not valid.
+        IntegrityError: its manifest or config is not valid, or an adapter's file was altered.
+        SkillhubError: as :func:`skillhub.adapters.open_adapter`.
     """
-    if isinstance(source, Pack):
+    if isinstance(source, (Pack, Adapter)):
         return source
     if isinstance(source, Path) or is_folder(source):
-        return open_pack(Path(source).expanduser())
+        return open_folder(Path(source).expanduser())
+    source = source.removeprefix(ADAPTER_PREFIX)
     from skillhub.environments import as_environment, find_installed
 
     if environment is not None:
@@ -161,10 +179,26 @@ def find_pack(
     return _pack_of(_find_anywhere(source, fingerprint))
 
 
-def _pack_of(installed: InstalledPack) -> Pack:
-    if installed.pack is None:
-        raise UsageError(f"{installed} is a PEFT adapter, not a pack.", hint="Name a pack.")
-    return installed.pack
+def open_folder(folder: Path) -> Pack | Adapter:
+    """Open the folder of a pack or of an adapter.
+
+    Raises:
+        SkillhubError: as :func:`skillhub.packs.open_pack` and :func:`skillhub.adapters.open_adapter`.
+    """
+    return open_adapter(folder) if is_adapter(folder) else open_pack(folder)
+
+
+def _pack_of(installed: InstalledPack) -> Pack | Adapter:
+    if installed.pack is not None:
+        return installed.pack
+    adapter = open_adapter(installed.folder, name=installed.name, version=installed.version)
+    if adapter.digest != installed.receipt.manifest:  # a pack's tensors have digests of their own, these have none
+        raise IntegrityError(
+            f"The files of {installed} were altered since it was installed.",
+            hint=f"Install it again: skillhub install --reinstall {ADAPTER_PREFIX}{installed.name}.",
+            path=str(installed.folder),
+        )
+    return adapter
 
 
 def _find_anywhere(name: str, fingerprint: Callable[[], str] | None) -> InstalledPack:

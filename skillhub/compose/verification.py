@@ -36,8 +36,8 @@ def verify_base(
     originals: Originals,
     verify: str = "auto",
     trust_base: bool = False,
-) -> str:
-    """Return which of the packs' bases a model is.
+) -> str | None:
+    """Return which of the packs' bases a model is; None where no pack says what its base is.
 
     Args:
         model: the model.
@@ -54,6 +54,8 @@ def verify_base(
     """
     if verify not in VERIFICATIONS:
         raise UsageError(f"There is no verification {verify!r}.", hint=f"Use one of: {', '.join(VERIFICATIONS)}.")
+    if not fingerprints:
+        return None
     if trust_base and len(fingerprints) == 1:
         return fingerprints[0]
     records = base_records(recipe, fingerprints)
@@ -77,7 +79,7 @@ def verify_base(
 
 def wrong_base(recipe: Recipe, records: Mapping[str, BaseRecord], actual: BaseRecord) -> SkillhubError:
     """Return the error for a base that the packs were not made for: what it is instead, in a sentence."""
-    pack = recipe.packs[0].pack
+    pack = recipe.skill_packs[0]
     fits = ", ".join(describe_base(one) for one in pack.manifest.variants)
     difference = " ".join(explain_mismatch(record, actual) for record in list(records.values())[:1])
     return WrongBaseError(
@@ -105,7 +107,7 @@ def read_base_record(pack: Pack, fingerprint: str) -> BaseRecord:
 
 def base_records(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, BaseRecord]:
     """Return the records of the bases that the first pack has at hand; an installed pack has one variant's files only."""
-    pack = recipe.packs[0].pack
+    pack = recipe.skill_packs[0]
     return {
         fingerprint: read_base_record(pack, fingerprint)
         for fingerprint in fingerprints

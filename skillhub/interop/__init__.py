@@ -1,0 +1,1 @@
+"""What other libraries make, seen as deltas: LoRA adapters of peft."""
