@@ -36,7 +36,6 @@ class Source:
         commit: the commit that they were read at, where known.
         folder: the folder of a pack on this machine.
         repository: full name of the repository, where it is another one than the pack's: it moved.
-        is_known: nothing in the index is new here.
     """
 
     index: ReleaseIndex
@@ -44,7 +43,6 @@ class Source:
     commit: str | None = None
     folder: Path | None = None
     repository: str | None = None
-    is_known: bool = False
 
 
 @dataclass
@@ -125,7 +123,7 @@ class Catalog:
                 continue
             if seen.moved_to is not None:
                 self.notice(f"{name} has moved to {seen.moved_to}: write that name instead.")
-            return Source(seen.index, registry, seen.commit, repository=seen.moved_to, is_known=seen.is_known)
+            return Source(seen.index, registry, seen.commit, repository=seen.moved_to)
         raise error
 
     def find_adapter(self, wanted: Wanted) -> tuple[hub.Registry, hub.RemoteAdapter]:

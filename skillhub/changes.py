@@ -50,7 +50,7 @@ class Outcome:
         lock: its lock.
         lock_changed: whether that is another one than before.
         changes: what was installed and removed.
-        asked: the packs that the user named.
+        asked: the packs that the user named; all that are locked where none was.
     """
 
     environment: Environment

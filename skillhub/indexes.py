@@ -37,13 +37,11 @@ class SeenIndex:
         index: its releases.
         commit: the commit it was read at; None when it was remembered only.
         moved_to: full name of the repository that answered, where the registry sent us on to another one.
-        is_known: nothing in it is new here: it was seen before, byte for byte.
     """
 
     index: ReleaseIndex
     commit: str | None = None
     moved_to: str | None = None
-    is_known: bool = False
 
 
 def read_index(
@@ -77,7 +75,7 @@ def read_index(
                 f"The releases of {name} were never read from {registry.address}, and the network may not be used.",
                 hint="Run the command once with the network: without --offline and with HF_HUB_OFFLINE unset.",
             )
-        return SeenIndex(parse_releases(known, where=where), is_known=True)
+        return SeenIndex(parse_releases(known, where=where))
     try:
         read = hub.read_releases(registry, str(name), known=None if refresh else known)
     except NotFoundError as error:
@@ -90,7 +88,7 @@ def read_index(
         )
     data = read.data if read else b""
     index = remember_index(registry, name, data, known=known)
-    return SeenIndex(index, read.commit if read else None, read.moved_to if read else None, is_known=data == known)
+    return SeenIndex(index, read.commit if read else None, read.moved_to if read else None)
 
 
 def _gone(registry: hub.Registry, name: PackName) -> TrustError:

@@ -20,7 +20,7 @@ from skillhub.errors import IntegrityError, NotFoundError, OfflineError
 from skillhub.files import safe_join, staged_folder
 from skillhub.lockfile import LOCAL, PACK, PEFT, LockedPack
 from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, Variant, parse_manifest
-from skillhub.packs import RECEIPT_FILE, Pack
+from skillhub.packs import RECEIPT_FILE, Pack, check_content
 from skillhub.progress import Progress
 from skillhub.registries import Registries
 from skillhub.releases import release_folder
@@ -145,7 +145,8 @@ def fetch_files(supply: Supply, origin: Origin, files: list[FileEntry]) -> None:
     """Bring files of a release into the store, several at a time.
 
     Raises:
-        IntegrityError: bytes are not what the manifest says; they are not kept.
+        IntegrityError: bytes are not what the manifest says; they are not kept. Or a file is no safetensors file.
+        UnsafeContentError: a file has a header longer than any pack's.
         OfflineError: one is not in the store and the network may not be used.
         DiskError: the disk is full or the store may not be written.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
@@ -174,7 +175,8 @@ def fetch_files(supply: Supply, origin: Origin, files: list[FileEntry]) -> None:
                 ),
             )
 
-        ensure_blob(supply.store, entry.sha256, entry.size, fetch, what=f"{entry.path} of {origin}")
+        blob = ensure_blob(supply.store, entry.sha256, entry.size, fetch, what=f"{entry.path} of {origin}")
+        check_content(blob, name=entry.path)
         meter.finish()
 
     if len(files) <= 1 or origin.folder:

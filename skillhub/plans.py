@@ -280,17 +280,17 @@ class _Locking:
     def _repository_id(self, name: PackName, source: Source, locked: LockedPack | None) -> str | None:
         """Return the repository's id after comparing it with those that were seen.
 
-        That takes an API request, of which registries allow few; so it is asked when something new is there. Where the index
-        is the one that was seen before, whoever serves it can only serve the bytes that it names.
+        That takes an API request, of which registries allow few; so it is asked when there are more releases than at the last
+        time. Of those that were there, whoever serves them can only serve the bytes that the index names.
         """
         assert source.registry is not None
         known = locked.id if locked else None
         if self.planner.supply.offline or source.registry.folder is not None:
             return known
-        remembered = read_sightings(source.registry, name).repository
-        if source.is_known and remembered is not None:
-            check_repository_id(source.registry, name, remembered, locked=known)
-            return remembered
+        seen, releases = read_sightings(source.registry, name), len(source.index.releases)
+        if seen.repository is not None and releases <= seen.identified:
+            check_repository_id(source.registry, name, seen.repository, locked=known)
+            return seen.repository
         try:
             found = hub.repository_id(source.registry, source.repository or str(name))
         except OfflineError:
@@ -298,7 +298,7 @@ class _Locking:
         except NetworkError as error:  # the digests decide; this only tells a repository that was made anew
             self.planner.notice(f"The identity of {name} was not checked: {error.message}")
             return known
-        check_repository_id(source.registry, name, found, locked=known)
+        check_repository_id(source.registry, name, found, locked=known, releases=releases)
         return found
 
     def _adapter(self, wanted: Wanted) -> LockedPack:

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, NewerSchemaError, TrustError
-from skillhub.fields import Label
+from skillhub.fields import Count, Label
 from skillhub.files import disk_errors, locked, sha256_of_bytes, write_atomically
 from skillhub.hub import Registry
 from skillhub.manifest import Manifest
@@ -55,6 +55,7 @@ class Sightings(Struct, frozen=True, kw_only=True):
         registry: the registry's address, for people.
         releases: in the order of their publication.
         repository: the repository's own id.
+        identified: how many releases there were when that was last asked for.
         signer: the key that its signed releases are signed with, ``ed25519:`` and base64.
         overrides_locks: the user had the pack forgotten, so locks that know another repository or signer do not count.
     """
@@ -63,6 +64,7 @@ class Sightings(Struct, frozen=True, kw_only=True):
     registry: Label = ""
     releases: list[SeenRelease] = []
     repository: Label | None = None
+    identified: Count = 0
     signer: Label | None = None
     overrides_locks: bool = False
 
@@ -164,7 +166,9 @@ def remember_releases(registry: Registry, name: PackName, releases: Sequence[Rel
     _write(registry, name, seen, msgspec.structs.replace(seen, releases=noted))
 
 
-def check_repository_id(registry: Registry, name: PackName, found: str, *, locked: str | None) -> None:
+def check_repository_id(
+    registry: Registry, name: PackName, found: str, *, locked: str | None, releases: int = 0
+) -> None:
     """Check that a pack's repository is the one that it was, and remember it.
 
     Args:
@@ -172,6 +176,7 @@ def check_repository_id(registry: Registry, name: PackName, found: str, *, locke
         name: the pack.
         found: the repository's id now.
         locked: its id in the lock, where there is one.
+        releases: how many releases there were when it was asked for.
 
     Raises:
         TrustError: it is another repository of the same name.
@@ -188,7 +193,7 @@ def check_repository_id(registry: Registry, name: PackName, found: str, *, locke
                     expected=known,
                     found=found,
                 )
-        return msgspec.structs.replace(seen, repository=found)
+        return msgspec.structs.replace(seen, repository=found, identified=max(seen.identified, releases))
 
     _update(registry, name, check)
 

@@ -119,7 +119,7 @@ def change(session: Session, place: Environment, edit: Edit, terms: Terms) -> Ou
             reinstall=terms.reinstall,
             inexact=terms.inexact,
         )
-        names = tuple(one.name for one in asked or wanted)
+        names = tuple(one.name for one in asked) or tuple(entry.pack_name for entry in lock.packs)
         outcome = Outcome(place, base, lock, lock != old, () if terms.lock_only else changes, names)
         if not terms.dry_run:
             _apply(session, outcome, project, terms)
