@@ -15,7 +15,7 @@ import click
 from skillhub import remembered, settings
 from skillhub.cli import console, options
 from skillhub.configuration import configuration_path, parse_size, read_configuration
-from skillhub.environments import Environment, user_environments
+from skillhub.environments import Environment, as_environment, user_environments
 from skillhub.errors import FINDINGS_EXIT_CODE, UsageError
 from skillhub.store import Blob, default_store, read_blobs
 
@@ -63,7 +63,7 @@ def _environments(folders: Sequence[Path]) -> list[Environment]:
     around = options.chosen_environment(None)
     named = [options.existing_environment(folder) for folder in folders]
     found = [*user_environments(), *([around] if around else []), *named]
-    return list({one.folder.resolve(): one for one in found}.values())
+    return list({one.folder: one for one in map(as_environment, found)}.values())
 
 
 @click.group("cache")
