@@ -23,6 +23,10 @@ from skillhub_registry.errors import HubError
 from skillhub_registry.names import check_account_name
 from skillhub_registry.registry import open_data, open_registry
 
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep idle connections, so that theirs is the end: the other way round, a request may be on its way
+on a connection that the server is just closing."""
+
 
 class _Server(uvicorn.Server):
     """Says where it listens once it does, not before."""
@@ -61,7 +65,12 @@ def run_server(data: Path, host: str, port: int, *, part_size: int, as_json: boo
         endpoint = f"http://{address}:{listener.getsockname()[1]}"
         registry = open_registry(data, part_size=part_size)
         config = uvicorn.Config(
-            make_app(registry), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10
+            make_app(registry),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=10,
         )
         server = _Server(config)
         server.as_json = as_json

@@ -74,6 +74,13 @@ def test_ranges(
         assert answer.headers["Content-Range"] == f"bytes {start}-{start + len(expected) - 1}/{len(CONTENT)}"
 
 
+def test_a_range_of_another_content_is_not_sent(registry: RegistryProcess, repository: str) -> None:
+    url = f"{registry.endpoint}/{repository}/resolve/main/w.safetensors"
+    etag = requests.head(url).headers["ETag"]
+    for condition, status in ((etag, 206), ('"another"', 200)):
+        assert requests.get(url, headers={"Range": "bytes=5-", "If-Range": condition}).status_code == status
+
+
 def test_empty_file_has_no_ranges(registry: RegistryProcess, repository: str) -> None:
     url = f"{registry.endpoint}/{repository}/resolve/main/empty.txt"
     assert requests.get(url).content == b""

@@ -43,7 +43,8 @@ def resolve(call: Call) -> Response:
         return Response(headers={**headers, "Content-Length": str(file.size)})
     if path.rpartition("/")[2] in COUNTED_FILES and "x-hf-download-counter" in call.request.headers:
         call.registry.downloads.count(call.target.id)
-    first, last, status = _choose_range(call.request.headers.get("range"), file.size)
+    same = call.request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
+    first, last, status = _choose_range(call.request.headers.get("range") if same else None, file.size)
     headers["Content-Length"] = str(last - first + 1)
     if status == 206:
         headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
