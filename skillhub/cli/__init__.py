@@ -19,9 +19,14 @@ from skillhub.files import disk_errors
 from skillhub.redaction import hide
 
 COMMANDS = {
+    "new": ("authoring", "Write a skillpack.toml for a new pack, with every key explained."),
     "pack": ("packing", "Build a pack from a fine-tuned checkpoint and its base."),
     "evaluate": ("packing", "Measure base, fine-tune and pack, and note it in the pack's manifest."),
     "publish": ("publishing", "Publish a pack as a release on a registry."),
+    "yank": ("publishing", "Withdraw a release, so that nothing chooses it any more."),
+    "unyank": ("publishing", "Let a yanked release be chosen again."),
+    "deprecate": ("publishing", "Say that a pack should not be used any more."),
+    "key": ("authoring", "Make or show the key that releases are signed with."),
     "init": ("locking", "Make a folder a project, with a skillhub.toml of its own."),
     "install": ("installing", "Install packs into an environment."),
     "uninstall": ("installing", "Remove installed packs."),
