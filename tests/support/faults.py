@@ -17,6 +17,7 @@ DROP = "the connection ends before the request is forwarded"
 DROP_AFTER = "the connection ends after the request was forwarded"
 CUT = "half of the body arrives"
 ALTER = "a byte of the body is another"
+ELSEWHERE = "the client is sent on to "  # and the endpoint of another registry
 LENGTHEN = "the body is longer, and so is what its headers say"
 
 Rule = Callable[[int, str, str], str | None]
@@ -25,16 +26,21 @@ Rule = Callable[[int, str, str], str | None]
 
 @dataclass
 class FaultyProxy:
-    """The proxy: set ``rule`` to make requests go wrong, read ``seen`` for those that came since it was cleared."""
+    """The proxy: set ``rule`` to make requests go wrong, read ``seen`` for those that came since it was cleared.
+
+    ``heard`` has all that they said: address, headers and body.
+    """
 
     upstream: str
     rule: Rule = lambda number, method, path: None
     seen: list[str] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
     endpoint: str = ""
 
     def reset(self, rule: Rule = lambda number, method, path: None) -> None:
         """Count requests from 0 again, under another rule."""
         self.seen.clear()
+        self.heard.clear()
         self.rule = rule
 
 
@@ -67,11 +73,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._read_body()
         number = len(self.state.seen)
         self.state.seen.append(f"{self.command} {self.path}")
+        self.state.heard.append(f"{self.command} {self.path}\n{self.headers}\n{body.decode('latin-1')}")
         fault = self.state.rule(number, self.command, self.path)
         if fault == DROP:
             self._end()
         elif fault == BEFORE:
             self._answer(500, {}, b"")
+        elif fault and fault.startswith(ELSEWHERE):
+            self._answer(307, {"Location": fault.removeprefix(ELSEWHERE) + self.path}, b"")
         else:
             self._forward(body, fault)
 
