@@ -140,9 +140,9 @@ class Adapter:
 
     @property
     def declared_base(self) -> str:
-        """What it says of its base, for people."""
+        """What it says of its base, for people; empty where it says nothing."""
         revision = self.config.base_revision
-        return (self.config.base or "no base") + (f" at {revision}" if revision else "")
+        return (self.config.base or "") + (f" at {revision}" if revision else "")
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()

@@ -56,7 +56,7 @@ def common_fingerprints(recipe: Recipe) -> list[str]:
 
 
 def open_contributions(
-    recipe: Recipe, fingerprint: str | None, find_target: Callable[[], Target]
+    recipe: Recipe, fingerprint: str | None, find_target: Callable[[], Target] | None = None
 ) -> list[Contribution]:
     """Open the delta of every pack of a recipe for one base, in the recipe's order.
 
@@ -66,11 +66,12 @@ def open_contributions(
         find_target: gives what adapters are applied to; called only where there are any.
 
     Raises:
-        WrongBaseError: a pack has no variant for the base.
+        WrongBaseError: a pack has no variant for the base, or an adapter's names or shapes are not the model's.
         IntegrityError: a pack's file is missing or damaged.
         NewerSchemaError: a pack's files are of a schema that this version does not read.
+        UsageError: an adapter holds something that is not read.
     """
-    target = find_target() if recipe.adapters else None
+    target = find_target() if find_target and recipe.adapters else None
 
     def delta(pack: Pack | Adapter) -> AnyDelta:
         if isinstance(pack, Pack):

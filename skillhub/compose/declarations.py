@@ -34,9 +34,10 @@ def tell_declared_bases(recipe: Recipe, repository: str | None, notice: Notice |
 def _sentence(adapter: Adapter, known: Iterable[tuple[str, str | None]]) -> str:
     declared = adapter.config.base
     others = [f"{who} is of {repo}" for who, repo in known if declared and repo and repo.lower() != declared.lower()]
+    declares = f"declares {adapter.declared_base} as its base" if declared else "does not say what its base is"
     differs = f", but {others[0].replace('the model is of', 'the model is', 1)}" if others else ""
     return (
-        f"{adapter} is an adapter and declares {adapter.declared_base} as its base{differs}. Names and shapes fit; "
+        f"{adapter} is an adapter and {declares}{differs}. Names and shapes fit; "
         "whether the weights are those that it was trained on cannot be verified."
     )
 

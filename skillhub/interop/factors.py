@@ -24,7 +24,10 @@ Shape = tuple[int, ...]
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<role>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB])")
-_WRAPPED = re.compile(r"\.(base_layer|modules_to_save)\.(?=[^.]+\Z)")
+_BEFORE_TRAINING = ".original_module."
+"""In names of tensors that peft saves beside those that were trained in their place."""
+
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save|original_module)\.(?=[^.]+\Z)")
 _DAMAGED = "Install the adapter again; if that does not help, tell its publisher."
 
 
@@ -111,7 +114,10 @@ def read_changes(adapter: Adapter) -> dict[str, Change]:
     """
     arrays: dict[str, dict[str, TensorInfo]] = {}
     modules: dict[str, str] = {}
-    for key, info in read_header(adapter.weights, limit=MAX_HEADER_BYTES).tensors.items():
+    tensors = read_header(adapter.weights, limit=MAX_HEADER_BYTES).tensors
+    for key, info in tensors.items():
+        if _BEFORE_TRAINING in key and key.replace(_BEFORE_TRAINING, ".") in tensors:
+            continue
         if info.dtype not in FLOATS:
             raise IntegrityError(f"{adapter}: {key} is stored as {info.dtype}, which no weights are.", hint=_DAMAGED)
         module, parameter, role = _read_key(adapter, key.removeprefix(_PREFIX))

@@ -31,13 +31,15 @@ def make_adapter(
     """
     import peft
 
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of fan_in_fan_out, and of what it saves beside the factors
-        wrapped = peft.get_peft_model(model or load_model(base), peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **settings}))
+        wrapped = peft.get_peft_model(
+            model or load_model(base), peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **settings})
+        )
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator)
+                noise = torch.randn(parameter.shape)
                 parameter.data += (0.2 * noise).to(parameter.dtype)
         wrapped.save_pretrained(folder)
     return with_config(folder, base_model_name_or_path=declares)
