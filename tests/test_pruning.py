@@ -282,9 +282,17 @@ from pathlib import Path
 from skillhub.store import Store, copy_into, ensure_blob, link_blob
 
 store, digest, source = Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
+
+def fetch(folder):
+    (store.folder.parent / "fetching").touch(exist_ok=False)  # two at once would find it
+    copied = copy_into(source)(folder)
+    (store.folder.parent / "fetching").unlink()
+    return copied
+
 for turn in range(60):
+    ensure_blob(store, digest, None, fetch, what="it")
     with store.in_use():
-        ensure_blob(store, digest, None, copy_into(source), what="it")
+        ensure_blob(store, digest, None, fetch, what="it")
         link_blob(store, digest, Path(sys.argv[4]))
 """
 
