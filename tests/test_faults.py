@@ -14,11 +14,13 @@ from skillhub.checking import verify
 from skillhub.environments import as_environment, installed_packs
 from skillhub.errors import IntegrityError, NetworkError, SkillhubError
 from skillhub.files import sha256_of_file
-from skillhub.installer import install
+from skillhub.installer import install, lock, sync, upgrade
 from skillhub.packs import Pack
 from skillhub.publisher import publish
 from skillhub.releases import parse_releases
+from skillhub.sessions import Session
 from skillhub.store import default_store
+from skillhub.transactions import Terms
 from tests.support.faults import (
     AFTER,
     ALTER,
@@ -32,7 +34,7 @@ from tests.support.faults import (
     faulty_proxy,
     on,
 )
-from tests.support.packs import make_pack
+from tests.support.packs import BASE, make_pack
 from tests.support.registry_process import RegistryProcess
 
 NAME = "faults/steady-pack"
@@ -228,11 +230,40 @@ def test_a_second_install_asks_once_and_downloads_nothing(proxy: FaultyProxy, tm
 
 
 @pytest.mark.usefixtures("quick", "published")
-def test_resolving_and_downloading_use_no_api_routes(proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_only_the_identity_of_a_repository_takes_an_api_route_and_only_once(proxy: FaultyProxy, tmp_path: Path) -> None:
+    """Registries allow few requests of that kind; what is resolved and downloaded comes as files."""
+    through = hub.Registry("hub", proxy.endpoint)
     proxy.reset()
-    install([NAME], environment=tmp_path / "env", registry=hub.Registry("hub", proxy.endpoint))
-    assert proxy.seen
-    assert not [request for request in proxy.seen if "/api/" in request]
+    install([NAME], environment=tmp_path / "env", registry=through)
+    assert [request for request in proxy.seen if "/api/" in request] == [f"GET /api/models/{NAME}?expand=sha"]
+    proxy.reset()
+    install([NAME], environment=tmp_path / "other", registry=through)
+    lock(Session(through), as_environment(tmp_path / "other"), Terms())
+    assert proxy.seen and not [request for request in proxy.seen if "/api/" in request]
+
+
+@pytest.mark.usefixtures("quick")
+def test_resolving_asks_once_a_pack_when_nothing_has_changed_and_not_at_all_offline(
+    proxy: FaultyProxy, direct: hub.Registry, tmp_path: Path
+) -> None:
+    names = [f"faults/counted-{number}" for number in range(5)]
+    for name, below in zip(names, [*names[1:], None], strict=True):
+        pack = make_pack(tmp_path / name, name.partition("/")[2], size=100, requires=[below] if below else [])
+        publish(pack, name, registry=direct)
+    through = hub.Registry("hub", proxy.endpoint)
+    install([names[0]], base=BASE, environment=tmp_path / "one", registry=through)
+    proxy.reset()
+    install([names[0]], base=BASE, environment=tmp_path / "two", registry=through)
+    lock(Session(through), as_environment(tmp_path / "two"), Terms())
+    once = [f"HEAD /{name}/resolve/main/releases.jsonl" for name in names]
+    assert sorted(proxy.seen) == sorted(once * 2)
+    proxy.reset()
+    offline = Session(through, offline=True)
+    upgrade(offline, as_environment(tmp_path / "two"), [], Terms())
+    install([names[0]], base=BASE, environment=tmp_path / "three", registry=through, offline=True)
+    sync(Session(through), as_environment(tmp_path / "two"), Terms())
+    assert proxy.seen == []
+    assert len(installed_packs(as_environment(tmp_path / "three"))) == len(names)
 
 
 @pytest.mark.usefixtures("quick", "published")
