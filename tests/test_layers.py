@@ -40,7 +40,7 @@ COLUMNS = [
     (DISTRIBUTION, "placement inventory modelcards catalogs requirements changes announcements lints"),
     (DISTRIBUTION, "plans frontpages"),
     (DISTRIBUTION, "basechoice publisher withdrawals vendoring checking consistency"),
-    (DISTRIBUTION, "sessions"),
+    (DISTRIBUTION, "sessions diagnosis"),
     (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer"),
     (DISTRIBUTION, "downloading"),

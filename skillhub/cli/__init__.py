@@ -53,6 +53,7 @@ COMMANDS = {
     "logout": ("accounts", "Remove the saved token of a registry."),
     "whoami": ("accounts", "Show whose token is sent to a registry."),
     "config": ("configuring", "Show and change settings, and name registries."),
+    "doctor": ("doctoring", "Check the installation, and say what to do about problems."),
 }
 """Command → (module in this package, help line). The function in the module is named ``<command>_command``."""
 

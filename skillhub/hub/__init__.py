@@ -14,6 +14,7 @@ from skillhub.hub.bases import base_file_digests, fetch_base
 from skillhub.hub.downloads import RemoteFile, download_file, read_file, read_releases
 from skillhub.hub.folders import is_vendored, vendored_registries
 from skillhub.hub.identities import release_times, repository_id
+from skillhub.hub.probing import Answer, probe
 from skillhub.hub.registries import HUB, Registry, default_registry
 from skillhub.hub.repositories import (
     PACK_TAG,
@@ -26,12 +27,21 @@ from skillhub.hub.repositories import (
     search_packs,
     whoami,
 )
-from skillhub.hub.tokens import remove_active_token, remove_token, store_token, stored_token, token_variable
+from skillhub.hub.tokens import (
+    exposed_token_files,
+    registries_of_token,
+    remove_active_token,
+    remove_token,
+    store_token,
+    stored_token,
+    token_variable,
+)
 
 __all__ = [
     "HUB",
     "PACK_TAG",
     "Account",
+    "Answer",
     "CommitResult",
     "Registry",
     "RemoteAdapter",
@@ -42,13 +52,16 @@ __all__ = [
     "create_tag",
     "default_registry",
     "download_file",
+    "exposed_token_files",
     "fetch_account",
     "fetch_base",
     "find_adapter",
     "is_vendored",
     "log_in",
+    "probe",
     "read_file",
     "read_releases",
+    "registries_of_token",
     "release_times",
     "remove_active_token",
     "remove_token",

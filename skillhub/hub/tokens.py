@@ -123,6 +123,26 @@ def remove_active_token() -> bool:
     return True
 
 
+def registries_of_token(token: str, *, but: str) -> list[str]:
+    """Return the addresses of the registries that a token was saved for, other than ``but``.
+
+    Raises:
+        AuthError: the file of saved tokens is damaged.
+        DiskError: it may not be read.
+    """
+    saved, own = _read(_tokens_path()), token_name(but)
+    names = [name for name in saved.sections() if name.startswith(_PREFIX) and name != own]
+    return [name.removeprefix(_PREFIX) for name in names if saved.get(name, _TOKEN, fallback="").strip() == token]
+
+
+def exposed_token_files() -> list[Path]:
+    """Return the files of saved tokens that others on this machine may read."""
+    from huggingface_hub import constants
+
+    paths = [Path(constants.HF_TOKEN_PATH), _tokens_path()]
+    return [path for path in paths if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077]
+
+
 def _tokens_path() -> Path:
     from huggingface_hub import constants
 
