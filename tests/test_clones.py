@@ -78,6 +78,24 @@ def test_the_kernel_is_asked_for_the_first_extent(
     assert shares_bytes(source) == shared
 
 
+@pytest.mark.parametrize("status", [0, -1])
+def test_apple_clones_by_a_call_of_its_library(
+    status: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        def clonefile(self, given: bytes, made: bytes, flags: int) -> int:
+            assert flags == 0
+            if status == 0:
+                Path(os.fsdecode(made)).write_bytes(Path(os.fsdecode(given)).read_bytes())
+            return status
+
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("ctypes.CDLL", lambda name, use_errno: Library())
+    assert clone(source, tmp_path / "target") == (status == 0)
+    assert (tmp_path / "target").exists() == (status == 0)
+    assert not shares_bytes(source)  # it does not tell
+
+
 def test_an_empty_file_shares_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert not shares_bytes(tmp_path / "empty")
