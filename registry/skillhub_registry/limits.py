@@ -63,6 +63,9 @@ TITLE: Final = 200
 COMMENT: Final = 65_536
 """Characters of a comment on a pull request."""
 
+DIFF: Final = 1 * MIB
+"""Characters of a pull request's diff after which no more files are added to it, and bytes of a file in it."""
+
 TREE_PAGE: Final = 1000
 TREE_PAGE_EXPANDED: Final = 50
 COMMITS_PAGE: Final = 50

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
 from skillhub_registry.calls import Call, parse_json
+from skillhub_registry.diffs import diff_pull_request
 from skillhub_registry.errors import HubError, bad_request, not_supported
 from skillhub_registry.merges import find_conflicts, merge_pull_request
 from skillhub_registry.pullrequests import (
@@ -70,23 +71,28 @@ def list_all(call: Call) -> Response:
 
 def show(call: Call) -> Response:
     """Answer ``GET R/discussions/{number}``: the pull request, and what happened to it."""
-    number = _read_number(call)
+    number = read_number(call)
     with call.registry.database.read() as connection:
         pull_request = get_pull_request(connection, call.target.id, number)
         events = list_events(connection, call.target.id, number)
         undecided = pull_request.status in UNDECIDED
         conflicts = find_conflicts(connection, call.target.id, pull_request) if undecided else []
+        diff = (
+            diff_pull_request(connection, call.registry.blobs, call.target.id, pull_request)
+            if call.flag("diff")
+            else None
+        )
     document = _document(call, pull_request)
     document["events"] = [_event_document(event) for event in events]
     document["changes"] = {"base": pull_request.base, "mergeCommitId": pull_request.merge_commit}
     document["filesWithConflicts"] = conflicts
-    document["diff"] = None
+    document["diff"] = diff
     return JSONResponse(document)
 
 
 def comment(call: Call) -> Response:
     """Answer ``POST R/discussions/{number}/comment``."""
-    number, text = _read_number(call), _read_comment(call.json(), "comment")
+    number, text = read_number(call), _read_comment(call.json(), "comment")
     if not text:
         raise bad_request("The comment is empty")
     with call.registry.database.write() as connection:
@@ -97,7 +103,7 @@ def comment(call: Call) -> Response:
 
 def retitle(call: Call) -> Response:
     """Answer ``POST R/discussions/{number}/title``, for its author and members."""
-    number, title = _read_number(call), _read_title(call.json())
+    number, title = read_number(call), _read_title(call.json())
     with call.registry.database.write() as connection:
         pull_request = get_pull_request(connection, call.target.id, number)
         require_owner(call.account, call.target, pull_request)
@@ -108,7 +114,7 @@ def retitle(call: Call) -> Response:
 def set_status(call: Call) -> Response:
     """Answer ``POST R/discussions/{number}/status``: open (a draft too, or again) or close, for its author and members."""
     body = call.json()
-    number, status, text = _read_number(call), body.get("status"), _read_comment(body, "comment")
+    number, status, text = read_number(call), body.get("status"), _read_comment(body, "comment")
     if status not in ("open", "closed"):
         raise bad_request("status must be open or closed")
     with call.registry.database.write() as connection:
@@ -122,7 +128,7 @@ def set_status(call: Call) -> Response:
 
 def merge(call: Call) -> Response:
     """Answer ``POST R/discussions/{number}/merge``, for members."""
-    number, text = _read_number(call), _read_comment(parse_json(call.body) if call.body else {}, "comment")
+    number, text = read_number(call), _read_comment(parse_json(call.body) if call.body else {}, "comment")
     with call.registry.database.write() as connection:
         pull_request = get_pull_request(connection, call.target.id, number)
         if text:
@@ -136,6 +142,18 @@ def merge(call: Call) -> Response:
 def pull_request_url(call: Call, pull_request: PullRequest) -> str:
     """Return a pull request's address. The client reads its number from the end."""
     return f"{call.endpoint}/{call.target.full_name}/discussions/{pull_request.number}"
+
+
+def read_number(call: Call) -> int:
+    """Return the number of the pull request in the path.
+
+    Raises:
+        HubError: 404, it is no number.
+    """
+    number = call.parameters["number"]
+    if not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise HubError(404, "EntryNotFound", f"There is no pull request {ascii(number)[:40]}")
+    return int(number)
 
 
 def _document(call: Call, pull_request: PullRequest) -> dict[str, Any]:
@@ -158,13 +176,6 @@ def _event_document(event: Event) -> dict[str, Any]:
         latest = {"raw": data["text"], "html": html, "updatedAt": created_at, "author": author}
         data = {"edited": False, "hidden": False, "latest": latest, "history": [latest], "numEdits": 0}
     return {"id": f"{event.id:024x}", "type": event.kind, "author": author, "createdAt": created_at, "data": data}
-
-
-def _read_number(call: Call) -> int:
-    number = call.parameters["number"]
-    if not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise HubError(404, "EntryNotFound", f"There is no pull request {ascii(number)[:40]}")
-    return int(number)
 
 
 def _read_title(body: dict[str, Any]) -> str:

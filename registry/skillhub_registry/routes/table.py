@@ -65,6 +65,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("POST", _MODEL + "/discussions/{number}/title", PROPOSE, discussions.retitle),
     Endpoint("POST", _MODEL + "/discussions/{number}/status", PROPOSE, discussions.set_status),
     Endpoint("POST", _MODEL + "/discussions/{number}/merge", WRITE, discussions.merge),
+    Endpoint("GET", "/{namespace}/{name}/discussions/{number}", READ, pages.pull_request),
     # large files: LFS
     Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", PROPOSE, lfs.batch),
     Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/verify", PROPOSE, lfs.verify),
