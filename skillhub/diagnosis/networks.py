@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 from skillhub import hub
 from skillhub.diagnosis.checks import OK, PROBLEM, WARNING, Check, from_error
@@ -50,7 +49,7 @@ def _check_proxies() -> Check:
     if not found:
         return Check("proxies", OK, "None is set.")
     told = presentable(", ".join(f"{name.upper()}={value}" for name, value in found.items()))
-    wrong = [name for name, value in found.items() if name != "no_proxy" and not urlsplit(value).scheme]
+    wrong = [name for name, value in found.items() if name != "no_proxy" and "://" not in value]
     if wrong:
         remedy = f"Write it with its scheme: {wrong[0].upper()}=http://…."
         return Check("proxies", WARNING, f"{told}: an address has no scheme.", remedy)
