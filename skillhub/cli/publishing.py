@@ -116,11 +116,12 @@ def _print_done(draft: Draft, done: Publication) -> None:
     version, size = done.release.version, console.size_text(sum(one.size for one in draft.manifest.variants))
     if done.pull_request:
         click.echo(f"Proposed {done.repository} {version}: {done.pull_request}")
-        return
-    if not done.already_there:
+    elif not done.already_there:
         click.echo(f"Published {done.repository} {version} ({size}).")
+    if not done.already_there:
         click.echo(f"Signed by {done.signer}." if done.signer else "Not signed.")
-    click.echo(f"Install it: skillhub install {done.repository}=={version}")
+    wanted = f"@{done.commit}" if done.pull_request else f"=={version}"
+    click.echo(f"{'Try' if done.pull_request else 'Install'} it: skillhub install {done.repository}{wanted}")
 
 
 def _show_draft(draft: Draft, access: Access, *, create_pr: bool, as_json: bool) -> None:
