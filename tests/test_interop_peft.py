@@ -112,7 +112,7 @@ def test_a_pack_beside_an_adapter_still_decides_what_the_base_is(bases: Callable
     other = make_model("llama", dtype=torch.float32, seed=9)
     graft(other, [adapter])
     before = bits(other)
-    with pytest.raises(WrongBaseError, match="tiny-pack 1.0.0 does not fit this model"):
+    with pytest.raises(WrongBaseError, match=r"tiny-pack 1\.0\.0 does not fit this model"):
         graft(other, [pack])
     assert bits(other) == before
 
@@ -193,7 +193,7 @@ def test_a_resized_vocabulary_is_fused_and_not_grafted(bases: Callable[[str], Pa
     adapter = make_adapter(base, tmp_path / "lora", model=resized(), **settings)
     model = load_model(base)
     before = bits(model)
-    with pytest.raises(UsageError, match="resizes .* from 26 to 29 rows"):
+    with pytest.raises(UsageError, match=r"resizes .* from 26 to 29 rows"):
         graft(model, [adapter])
     assert bits(model) == before
     fused = load_model(fuse(base, [adapter], tmp_path / "fused"))
@@ -207,9 +207,10 @@ def test_what_is_shared_must_be_changed_alike(bases: Callable[[str], Path], tmp_
     base = bases("tied")
     for target in ("embed_tokens", "lm_head"):
         adapter = make_adapter(base, tmp_path / target, target_modules=[target, "q_proj"])
-        for compose in (lambda: graft(load_model(base), [adapter]), lambda: fuse(base, [adapter], tmp_path / "out")):
-            with pytest.raises(UsageError, match=r"does not change .* alike, which this model holds as one"):
-                compose()
+        with pytest.raises(UsageError, match=r"does not change .* alike, which this model holds as one"):
+            graft(load_model(base), [adapter])
+        with pytest.raises(UsageError, match=r"does not change .* alike, which this model holds as one"):
+            fuse(base, [adapter], tmp_path / "out")
     both = make_adapter(base, tmp_path / "both", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     with pytest.raises(UsageError, match="alike"):
         graft(load_model(base), [both])
