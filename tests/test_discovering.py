@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from tests.support.commands import Shell
 from tests.support.packs import BASE, OTHER_BASE, make_pack
 from tests.support.registry_process import RegistryProcess, running_registry
+from tests.support.repositories import put_adapter
 from tests.test_cli import on_a_terminal
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
     """A registry with three packs, and a model that is none."""
-    from huggingface_hub import HfApi
-
     with running_registry(tmp_path_factory.mktemp("full")) as process:
         home = tmp_path_factory.mktemp("author")
         shell = Shell(home, process.endpoint, process.token)
@@ -35,6 +37,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
         api = HfApi(endpoint=process.endpoint, token=process.token)
         api.create_repo(f"{process.user}/math-model")
         api.update_repo_settings(f"{process.user}/chat-pack", private=True)
+        put_adapter(process, f"{process.user}/lora")
         yield process
 
 
@@ -102,10 +105,43 @@ def test_download_takes_one_base_and_leaves_what_is_there(user: Shell, full: Reg
     assert "math-pack exists already" in user.fail(2, *wanted)
 
 
+def test_download_fetches_adapters(user: Shell, full: RegistryProcess) -> None:
+    wanted = ["download", f"peft:{full.user}/lora", f"{full.user}/shared", "-o", "packs"]
+    pack, adapter = user.json(*wanted)["downloaded"]
+    assert (pack["kind"], adapter["kind"], adapter["name"]) == ("pack", "peft", f"{full.user}/lora")
+    folder = user.home / "packs" / "lora"
+    assert adapter["folder"] == str(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert "Downloaded" in user.succeed(*wanted)  # it is there already, and whole
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert "lora exists already" in user.fail(2, *wanted)
+
+
+def test_download_works_offline_from_what_was_seen(user: Shell, full: RegistryProcess) -> None:
+    name = f"{full.user}/math-pack"
+    assert "never read" in user.fail(8, "download", name, "-o", "packs", "--offline")
+    user.succeed("download", name, "-o", "packs")
+    told = Shell(user.home, full.endpoint).json("download", name, "-o", "again", "--offline", "--base", BASE)
+    assert [one["version"] for one in told["downloaded"]] == ["1.1.0", "1.0.0"]
+    assert "not locked" in user.fail(8, "download", f"peft:{full.user}/lora", "-o", "packs", "--offline")
+
+
+def test_download_takes_a_release_at_a_commit_and_a_short_name_of_a_configured_owner(
+    user: Shell, full: RegistryProcess
+) -> None:
+    (user.home / "skillhub.toml").write_text(f'owners = ["{full.user}"]', encoding="utf-8")
+    told = user.json("download", "math-pack==1.0.0", "-o", "packs", "--no-deps")["downloaded"]
+    assert [(one["name"], one["version"]) for one in told] == [(f"{full.user}/math-pack", "1.0.0")]
+    commit = HfApi(endpoint=full.endpoint).model_info(f"{full.user}/math-pack").sha
+    told = user.json("download", f"{full.user}/math-pack@{commit}", "-o", "at")["downloaded"]
+    assert told[0]["version"] == "1.1.0"
+
+
 def test_download_says_what_it_cannot_fetch(user: Shell, full: RegistryProcess) -> None:
     make_pack(user.home / "own", "own")
     assert "is a folder already" in user.fail(2, "download", "./own", "-o", "packs")
-    assert "adapter" in user.fail(2, "download", f"peft:{full.user}/lora", "-o", "packs")
+    assert "no PEFT adapter" in user.fail(4, "download", f"peft:{full.user}/math-model", "-o", "packs")
+    assert "SkillPack" in user.fail(4, "download", f"peft:{full.user}/shared", "-o", "packs")
     user.fail(4, "download", f"{full.user}/absent", "-o", "packs")
     user.fail(3, "download", f"{full.user}/shared>9", "-o", "packs")
     user.fail(5, "download", f"{full.user}/shared", "-o", "packs", "--base", OTHER_BASE)
