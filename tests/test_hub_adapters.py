@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import warnings
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import requests
 from huggingface_hub import HfApi
 
 from skillhub import hub
 from skillhub.adapters import CONFIG_FILE, PICKLE_FILE
 from skillhub.checkpointfiles import ADAPTER_FILE
-from skillhub.errors import IntegrityError, NotFoundError, UnsafeContentError, UsageError
+from skillhub.errors import IntegrityError, NetworkError, NotFoundError, UnsafeContentError, UsageError
 from skillhub.hub import adapters as hub_adapters
-from tests.support.registry_process import RegistryProcess, running_registry
+from tests.support.hub_client import client_environment
+from tests.support.registry_process import ROOT, RegistryProcess
 
 CONFIG = {"peft_type": "LORA", "base_model_name_or_path": "acme/tiny", "revision": "v1"}
 
@@ -79,24 +82,29 @@ def test_what_the_stock_client_uploads_is_pinned_by_commit_and_digests(
     assert hub.find_adapter(ours, repository, "v1") == found
 
 
-def test_what_peft_pushes_is_found(api: HfApi, ours: hub.Registry, repository: str, adapter: Path, registry, monkeypatch):
-    import peft
+PUSH = """
+import sys, warnings, peft
+from tests.support.tiny_models import load_model
+from pathlib import Path
+warnings.simplefilter("ignore")
+base, adapter, repository = sys.argv[1:]
+peft.PeftModel.from_pretrained(load_model(Path(base)), adapter).push_to_hub(repository)
+"""
 
-    from tests.support.tiny_models import load_model
 
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", registry.endpoint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.PeftModel.from_pretrained(load_model(adapter.parent / "base"), adapter)
-        model.push_to_hub(repository, token=registry.token)
+def test_what_peft_pushes_is_found(
+    api: HfApi, ours: hub.Registry, registry: RegistryProcess, repository: str, adapter: Path, tmp_path: Path
+):
+    command = [sys.executable, "-c", PUSH, str(adapter.parent / "base"), str(adapter), repository]
+    environment = client_environment(registry, tmp_path, xet=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     found = hub.find_adapter(ours, repository)
     assert found.commit == api.model_info(repository).sha
     assert [entry.path for entry in found.files] == [CONFIG_FILE, ADAPTER_FILE]
 
 
-def test_a_moved_repository_is_followed_and_told(
-    api: HfApi, ours: hub.Registry, repository: str, adapter: Path
-):
+def test_a_moved_repository_is_followed_and_told(api: HfApi, ours: hub.Registry, repository: str, adapter: Path):
     commit = api.upload_folder(repo_id=repository, folder_path=adapter).oid
     api.move_repo(repository, f"{repository}-moved")
     found = hub.find_adapter(ours, repository)
@@ -139,20 +147,36 @@ def test_other_kinds_and_bombs_are_refused_before_anything_is_downloaded(
         hub.find_adapter(ours, repository)
 
 
-@pytest.fixture
-def without_lfs(tmp_path: Path) -> Iterator[RegistryProcess]:
-    with running_registry(tmp_path / "data") as process:
-        yield process
+def put_outside_lfs(registry: RegistryProcess, repository: str, path: str, data: bytes) -> None:
+    """Commit a file as git keeps small texts, which the stock client does with no weights."""
+    content = base64.b64encode(data).decode()
+    lines = [
+        {"key": "header", "value": {"summary": "by hand", "description": ""}},
+        {"key": "file", "value": {"path": path, "content": content, "encoding": "base64"}},
+    ]
+    answer = requests.post(
+        f"{registry.endpoint}/api/models/{repository}/commit/main",
+        data="\n".join(map(json.dumps, lines)),
+        headers={"Authorization": f"Bearer {registry.token}", "Content-Type": "application/x-ndjson"},
+        timeout=60,
+    )
+    answer.raise_for_status()
 
 
-def test_weights_outside_of_lfs_are_read_for_their_digest(
-    api: HfApi, ours: hub.Registry, repository: str, adapter: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_outside_lfs_are_read_for_their_digest(
+    api: HfApi,
+    ours: hub.Registry,
+    registry: RegistryProcess,
+    repository: str,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    api.upload_file(repo_id=repository, path_in_repo=".gitattributes", path_or_fileobj=b"*.safetensors -filter\n")
-    api.upload_folder(repo_id=repository, folder_path=adapter)
-    listed = api.get_paths_info(repository, [ADAPTER_FILE])[0]
-    if getattr(listed, "lfs", None) is not None:
-        pytest.skip("the registry keeps it in LFS")
+    put(api, repository, config=json.dumps(CONFIG).encode())
+    put_outside_lfs(registry, repository, ADAPTER_FILE, (adapter / ADAPTER_FILE).read_bytes())
+    assert api.get_paths_info(repository, [ADAPTER_FILE])[0].lfs is None
     found = hub.find_adapter(ours, repository)
+    assert found.files[1].path == ADAPTER_FILE
     assert found.files[1].sha256 == sha256(adapter / ADAPTER_FILE)
     monkeypatch.setattr(hub_adapters, "MAX_PLAIN_BYTES", 100)
+    with pytest.raises(NetworkError, match="outside LFS and does not tell its digest"):
+        hub.find_adapter(ours, repository)
