@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from skillhub import __version__
 from skillhub.cli import console
@@ -54,6 +55,7 @@ COMMANDS = {
     "whoami": ("accounts", "Show whose token is sent to a registry."),
     "config": ("configuring", "Show and change settings, and name registries."),
     "doctor": ("doctoring", "Check the installation, and say what to do about problems."),
+    "completion": ("completion", "Print the script for completion in a shell."),
 }
 """Command → (module in this package, help line). The function in the module is named ``<command>_command``."""
 
@@ -73,6 +75,12 @@ class LazyGroup(click.Group):
         command = getattr(module, f"{name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Complete the commands' names without importing them."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(context, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands."""

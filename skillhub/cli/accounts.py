@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skillhub.cli import console, options
+from skillhub.cli import completion, console, options
 from skillhub.environments import read_project
 from skillhub.errors import AuthError, NotFoundError, UsageError
 
@@ -20,6 +20,7 @@ _LONGEST_TOKEN = 10_000
 _registry_option = click.option(
     "--registry",
     metavar="NAME|URL",
+    shell_complete=completion.complete_registries,
     help="A configured registry, or its address; else the one that HF_ENDPOINT names.",
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from skillhub import settings
-from skillhub.cli import console
+from skillhub.cli import completion, console
 from skillhub.configuration import (
     Configuration,
     add_registry,
@@ -187,7 +187,7 @@ def add(name: str, url: str, patterns: tuple[str, ...], as_json: bool) -> None:
 
 
 @registry_.command("remove")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=completion.complete_registries)
 @console.output_options
 def remove(name: str, as_json: bool) -> None:
     """Remove a registry from config.toml; a token that is saved for it stays until `skillhub logout`.

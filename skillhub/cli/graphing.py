@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from skillhub.cli import console, options
+from skillhub.cli import completion, console, options
 from skillhub.environments import Environment, read_project
 from skillhub.errors import NotFoundError
 from skillhub.graphs import TreeRow, build_tree, find_locked, find_paths, frozen_requirement, key_of, tree_lines
@@ -20,7 +20,7 @@ from skillhub.sources import Wanted
 
 
 @click.command("tree")
-@click.argument("name", metavar="[PACK]", required=False)
+@click.argument("name", metavar="[PACK]", required=False, shell_complete=completion.complete_packs)
 @click.option("--invert", is_flag=True, help="Show below each pack those that require it.")
 @click.option("--depth", type=click.IntRange(min=0), metavar="N", help="Levels to show below the roots.")
 @options.environment_option
@@ -58,7 +58,7 @@ def _describe_row(row: TreeRow) -> dict[str, object]:
 
 
 @click.command("why")
-@click.argument("name", metavar="PACK")
+@click.argument("name", metavar="PACK", shell_complete=completion.complete_packs)
 @options.environment_option
 @console.output_options
 def why_command(name: str, environment: Path | None, as_json: bool) -> None:

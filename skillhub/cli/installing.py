@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skillhub.cli import console, options
+from skillhub.cli import completion, console, options
 from skillhub.cli.outcomes import change_line, describe_asked, print_outcome
 from skillhub.errors import UsageError
 from skillhub.names import is_folder
@@ -131,7 +131,7 @@ def _read_rules(texts: Sequence[str]) -> list[str]:
 
 
 @click.command("uninstall")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.complete_packs)
 @options.environment_option
 @console.output_options
 def uninstall_command(names: tuple[str, ...], environment: Path | None, as_json: bool) -> None:
@@ -152,7 +152,7 @@ def uninstall_command(names: tuple[str, ...], environment: Path | None, as_json:
 
 
 @click.command("upgrade")
-@click.argument("names", nargs=-1, metavar="[PACK]...")
+@click.argument("names", nargs=-1, metavar="[PACK]...", shell_complete=completion.complete_packs)
 @click.option("--all", "everything", is_flag=True, help="Upgrade every pack; the same as naming none.")
 @click.option("--precise", metavar="VERSION", help="Move the one PACK to this version, which may be older.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")

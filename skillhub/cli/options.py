@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from skillhub.cli import completion
 from skillhub.environments import Environment, find_project, user_environments
 from skillhub.errors import NotFoundError, UsageError
 from skillhub.redaction import printable
@@ -43,6 +44,7 @@ def registry_options(command: Command) -> Command:
     return click.option(
         "--registry",
         metavar="NAME|URL|DIR",
+        shell_complete=completion.complete_registries,
         help="A configured registry, an address, or a vendored folder; else the configured ones, HF_ENDPOINT last.",
     )(command)
 

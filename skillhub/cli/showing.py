@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skillhub.cli import console, options
+from skillhub.cli import completion, console, options
 from skillhub.cli.inspecting import origin_text
 from skillhub.cli.outcomes import describe
 from skillhub.environments import Environment, InstalledPack, find_installed, read_project
@@ -31,7 +31,7 @@ _TITLE_WIDTH = 14
 
 
 @click.command("show")
-@click.argument("name", metavar="PACK")
+@click.argument("name", metavar="PACK", shell_complete=completion.complete_packs)
 @click.option("--remote", is_flag=True, help="Ask the registries about PACK, whether it is installed or not.")
 @options.source_options
 @options.environment_option
