@@ -29,7 +29,7 @@ from skillhub.indexes import remember_index, remembered_index
 from skillhub.names import PackName, parse_pack_name
 from skillhub.progress import Notice, Progress, counting
 from skillhub.projects import RegistryEntry
-from skillhub.registries import find_registries
+from skillhub.registries import find_registries, known_registries
 from skillhub.releases import RELEASES_FILE, Event, ReleaseIndex, append_event, event_line, parse_releases
 
 _FAILED_ATTEMPTS = 4
@@ -147,10 +147,15 @@ class Access:
         return Place(registry, name if name.owner else PackName(hub.whoami(registry), name.name))
 
     def _registry_for(self, name: PackName) -> hub.Registry:
-        if isinstance(self.registry, hub.Registry):
-            return self.registry
-        registries = find_registries(self.project, chosen=self.registry, token=self.token)
-        if self.registry is not None:
+        chosen = self.registry
+        if isinstance(chosen, hub.Registry):
+            return chosen
+        if chosen is not None and chosen.startswith(("http://", "https://")):
+            named = {one.endpoint for one in known_registries(self.project)}
+            if chosen.rstrip("/") not in named:  # the configured ones and their tokens have nothing to do with it
+                return hub.default_registry(chosen, self.token)
+        registries = find_registries(self.project, chosen=chosen, token=self.token)
+        if chosen is not None:
             return registries.all[0]
         first = next(iter(registries.for_pack(name)), None)
         return first if first and registries.packs.get(first.name) else registries.named(hub.HUB)

@@ -98,9 +98,11 @@ def _ambient_token(endpoint: str) -> str | None:
     from huggingface_hub import get_token
 
     from skillhub.hub.failures import hub_failures
+    from skillhub.hub.trusted import is_trusted_job, trusted_token
 
-    with hub_failures(Registry(HUB, endpoint)):
-        return get_token()
+    registry = Registry(HUB, endpoint)
+    with hub_failures(registry):
+        return trusted_token(registry.address) if is_trusted_job() else get_token()
 
 
 def client(registry: Registry) -> HfApi:
