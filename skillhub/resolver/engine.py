@@ -231,8 +231,9 @@ class _Provider(BaseProvider[str, int]):
         version_range: RangeProtocol[int],
         conflict_counts: Mapping[str, int],
         culprit_counts: Mapping[str, int] | None = None,
-    ) -> tuple[int, int, int]:
-        return self._listings.rank(package), -conflict_counts[package], _bits(version_range).bit_count()
+    ) -> tuple[int, int]:
+        # the pack with the least choice: where nothing is left the way back is short; counting conflicts was no better
+        return self._listings.rank(package), _bits(version_range).bit_count()
 
     def widen_decision(self, package: str, version: int) -> None:
         return None

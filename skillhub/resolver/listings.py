@@ -234,6 +234,10 @@ class Listings:
             self._screened[key, number] = self.problem.screen(listing.name, listing.accepted[number].release)
         return self._screened[key, number]
 
+    def screened(self, key: str, number: int) -> Rejection | None:
+        """Return why a release must not be taken, as far as that was asked; None otherwise."""
+        return self._screened.get((key, number))
+
     def needs(self, key: str, number: int) -> Mapping[str, Bits]:
         """Return what a release requires: for each pack the releases that will do."""
         demands = self.demands(key, number)

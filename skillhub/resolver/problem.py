@@ -11,7 +11,7 @@ from skillhub.names import PackName, Requirement
 from skillhub.releases import Release, ReleaseIndex
 from skillhub.resolver.candidates import BaseClaim, Rejection
 
-DEFAULT_LIMIT = 200_000
+DEFAULT_LIMIT = 50_000
 """Steps after which the solver gives up."""
 
 Screen = Callable[[PackName, Release], Rejection | None]

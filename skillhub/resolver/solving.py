@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from skillhub.errors import ResolutionError, ResolverLimitError, SkillhubError, WrongBaseError
 from skillhub.names import PackName
 from skillhub.releases import ReleaseIndex
-from skillhub.resolver.engine import OutOfStepsError, UnsolvableError, solve
+from skillhub.resolver.candidates import BaseClaim
+from skillhub.resolver.engine import OutOfStepsError, Step, UnsolvableError, solve
+from skillhub.resolver.explanations import Explanation, explain
+from skillhub.resolver.hints import Failure, base_hint, find_hints
 from skillhub.resolver.listings import Listings
 from skillhub.resolver.problem import Problem, ReadIndexes
 from skillhub.resolver.resolution import Pick, Resolution, notes_on
+from skillhub.resolver.wording import enumerate_words, shortened
 
-_NAMED = 6  # packs that an error names where there may be hundreds
+_NAMED = 8  # packs that an error names where there may be hundreds
+_IN_DETAILS = 50
 
 
 def resolve(problem: Problem, read_indexes: ReadIndexes) -> Resolution:
@@ -30,34 +34,17 @@ def resolve(problem: Problem, read_indexes: ReadIndexes) -> Resolution:
         SkillhubError: as ``read_indexes`` and the problem's screen.
     """
     read = _remember(read_indexes)
+    listings = Listings(problem, read)
     try:
-        return choose(Listings(problem, read), problem.limit)
+        return _resolution(listings, solve(listings, problem.limit))
     except OutOfStepsError as error:
-        raise _gave_up(error.keys, problem) from error
+        raise _gave_up(error.keys, listings) from None
     except UnsolvableError as error:
-        raise _explain(problem, read) from error
+        raise _no_solution(listings, error.proof, read) from None
 
 
-def _explain(problem: Problem, read: ReadIndexes) -> SkillhubError:
-    wanted = ", ".join(sorted(one.text for one in problem.requirements))
-    if problem.base is not None:
-        try:
-            choose(Listings(replace(problem, base=None), read), problem.limit)
-        except (SkillhubError, OutOfStepsError, UnsolvableError):
-            pass
-        else:
-            return WrongBaseError(f"No releases of {wanted} fit {problem.base}.", hint="Use another base.")
-    return ResolutionError(f"No releases of {wanted} will do together.")
-
-
-def choose(listings: Listings, limit: int) -> Resolution:
-    """Return what to install.
-
-    Raises:
-        UnsolvableError: there is no solution.
-        OutOfStepsError: none was found within the limit.
-    """
-    chosen = solve(listings, limit)
+def _resolution(listings: Listings, chosen: Mapping[str, int]) -> Resolution:
+    """Return what to install, of the releases that were chosen."""
     picks, notes = [], []
     for key in sorted(chosen):
         listing, candidate = listings[key], listings[key].accepted[chosen[key]]
@@ -82,10 +69,38 @@ def _remember(read_indexes: ReadIndexes) -> ReadIndexes:
     return read
 
 
-def _gave_up(keys: Sequence[str], problem: Problem) -> ResolverLimitError:
-    named = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} others" if len(keys) > _NAMED else "")
+def _gave_up(keys: Sequence[str], listings: Listings) -> ResolverLimitError:
+    names = [str(listings[key].name) for key in keys]
     return ResolverLimitError(
-        f"No choice of releases was found in {problem.limit} steps, and none was ruled out; what could not be settled is {named}.",
-        hint="Ask for narrower versions of these packs, such as the ones that you know to work together.",
-        packs=list(keys[:50]),
+        f"No releases that will do together were found in {listings.problem.limit} steps. What could not be settled is "
+        f"{enumerate_words(names, most=_NAMED)}.",
+        hint="Ask for versions of these packs that are known to go together: 'OWNER/NAME==VERSION'.",
+        packs=names[:_IN_DETAILS],
     )
+
+
+def _no_solution(listings: Listings, proof: Step, read: ReadIndexes) -> SkillhubError:
+    """Return the error that explains why there is no solution, and what would help."""
+    problem = listings.problem
+    told = explain(listings, proof)
+    failure = Failure(problem, read, listings, tuple(one.written for one in told.wanted))
+    texts = list(dict.fromkeys(map(str, told.wanted)))
+    details = {"requirements": texts, "chain": list(told.lines), "rejected": told.reasons}
+    base = base_hint(failure)
+    message = _message(told, texts, problem.base if base else None)
+    if base:
+        return WrongBaseError(message, hint=base, **details)
+    return ResolutionError(message, hint="\n      ".join(find_hints(failure)), **details)
+
+
+def _message(told: Explanation, wanted: Sequence[str], base: BaseClaim | None) -> str:
+    """Return the explanation; it speaks of the base where that alone is in the way."""
+    asked = enumerate_words([shortened(text) for text in wanted])
+    if not told.lines:
+        start = f"No release that {asked} allows fits {base}" if base else f"No release of {asked} will do"
+        return f"{start}: {'; '.join(told.reasons.values())}."
+    if len(wanted) == 1:
+        start = f"No release of {asked} fits {base} with what it requires" if base else f"No release of {asked} will do"
+    else:
+        start = f"{asked} do not fit {base} together" if base else f"{asked} cannot be had together"
+    return "\n  ".join([f"{start}:", *told.lines, *(f"{name} {why}." for name, why in told.reasons.items())])
