@@ -186,12 +186,7 @@ def make_commit(
         raise stale_parent()
     parent = resolve_revision(connection, repository_id, head.target)
     before = read_files(connection, parent.tree)
-    files = dict(before)
-    for operation in operations:
-        if isinstance(operation, AddFile | AddLargeFile):
-            files[operation.path] = _record_file(connection, repository_id, author, operation, before)
-        else:
-            _delete(files, operation, parent.id)
+    files = _apply(connection, repository_id, author, operations, parent.id, before)
     if ref == DEFAULT_REF or pull_request_number(ref) is not None:
         check_published(connection, store, before, files)
     tree = store_trees(connection, files)
@@ -247,6 +242,24 @@ def squash_branch(connection: sqlite3.Connection, repository_id: int, branch: st
     )
     move_ref(connection, repository_id, BRANCH + branch, commit_id)
     return commit_id
+
+
+def _apply(
+    connection: sqlite3.Connection,
+    repository_id: int,
+    author: Author,
+    operations: Iterable[Operation],
+    parent: str,
+    before: Mapping[str, str],
+) -> dict[str, str]:
+    """Return what operations make of the parent's files, each path → blob id."""
+    files = dict(before)
+    for operation in operations:
+        if isinstance(operation, AddFile | AddLargeFile):
+            files[operation.path] = _record_file(connection, repository_id, author, operation, before)
+        else:
+            _delete(files, operation, parent)
+    return files
 
 
 def _record_file(

@@ -94,26 +94,30 @@ def open_pull_request(
     Raises:
         HubError: 404, there is no such branch; 412, the branch has no such commit.
     """
-    base = BRANCH + branch
-    head = find_ref(connection, repository_id, base)
-    if head is None:
-        raise revision_not_found(branch)
-    history = walk_history(connection, repository_id, resolve_revision(connection, repository_id, head.target))
-    start = next((commit.id for commit in history if parent is None or commit.id.startswith(parent)), None)
-    if start is None:
-        raise stale_parent()
+    start = _find_start(connection, repository_id, branch, parent)
     (number,) = connection.execute(
         "SELECT coalesce(max(number), 0) + 1 FROM pull_requests WHERE repository_id = ?", (repository_id,)
     ).fetchone()
     connection.execute(
         "INSERT INTO pull_requests VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-        (repository_id, number, author.account.id, title, status, base, start, now_milliseconds()),
+        (repository_id, number, author.account.id, title, status, BRANCH + branch, start, now_milliseconds()),
     )
     pull_request = get_pull_request(connection, repository_id, number)
     move_ref(connection, repository_id, pull_request.ref, start)
     if description.strip():
         add_event(connection, repository_id, pull_request, author, "comment", {"text": description.strip()})
     return pull_request
+
+
+def _find_start(connection: sqlite3.Connection, repository_id: int, branch: str, parent: str | None) -> str:
+    head = find_ref(connection, repository_id, BRANCH + branch)
+    if head is None:
+        raise revision_not_found(branch)
+    history = walk_history(connection, repository_id, resolve_revision(connection, repository_id, head.target))
+    start = next((commit.id for commit in history if parent is None or commit.id.startswith(parent)), None)
+    if start is None:
+        raise stale_parent()
+    return start
 
 
 def get_pull_request(connection: sqlite3.Connection, repository_id: int, number: int) -> PullRequest:
