@@ -49,7 +49,7 @@ COMMANDS = {
     "cache": ("caching", "Look at the store of downloaded files, and make room."),
     "run": ("composing", "Try a model with packs grafted onto it."),
     "fuse": ("composing", "Write a checkpoint with packs fused into it."),
-    "base": ("bases", "Fingerprint base models."),
+    "base": ("bases", "Fingerprint base models, and choose that of an environment."),
     "login": ("accounts", "Save a token for a registry."),
     "logout": ("accounts", "Remove the saved token of a registry."),
     "whoami": ("accounts", "Show whose token is sent to a registry."),
