@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -106,6 +105,8 @@ def find_locked(lock: Lock, text: str) -> LockedPack:
         names = ", ".join(pack.name for pack in found)
         raise UsageError(f"Several locked packs are called {text}: {names}.", hint="Give the full name.")
     if not found:
+        import difflib
+
         near = [name for name in _spellings(lock) if difflib.SequenceMatcher(None, text.lower(), name).ratio() > 0.7]
         hint = f"Did you mean {' or '.join(near[:3])}?" if near else "`skillhub tree` shows what is locked."
         raise NotFoundError(f"{text} is not in the lock.", hint=hint)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import url2pathname
 
 from skillhub import settings
 from skillhub.errors import NotFoundError, UsageError
@@ -60,7 +59,11 @@ class Registry:
     def folder(self) -> Path | None:
         """The folder of a vendored registry, whose endpoint is a ``file://`` address; None for one on the network."""
         parts = urlsplit(self.endpoint)
-        return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
+        if parts.scheme != "file":
+            return None
+        from urllib.request import url2pathname  # loads the standard library's HTTP and TLS, for this one function
+
+        return Path(url2pathname(parts.path))
 
     @property
     def login_command(self) -> str:
