@@ -141,9 +141,13 @@ class Catalog:
                     hint="Run the command once with the network: without --offline and with HF_HUB_OFFLINE unset.",
                 )
             try:
-                return registry, hub.find_adapter(registry, str(wanted.name), revision=wanted.revision or "main")
+                found = hub.find_adapter(registry, str(wanted.name), revision=wanted.revision or "main")
             except NotFoundError as missing:
                 error = missing
+                continue
+            if found.moved_to is not None:
+                self.notice(f"{wanted.name} has moved to {found.moved_to}: write that name instead.")
+            return registry, found
         raise error
 
     def _registries_for(self, name: PackName) -> Sequence[hub.Registry]:

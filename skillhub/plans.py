@@ -10,6 +10,7 @@ import msgspec
 from packaging.version import Version
 
 from skillhub import hub
+from skillhub.adapterplans import lock_adapter, stays_locked
 from skillhub.catalogs import Catalog, Source, folder_source
 from skillhub.environments import Environment
 from skillhub.errors import NetworkError, OfflineError, ResolutionError
@@ -20,7 +21,6 @@ from skillhub.lockfile import (
     Lock,
     LockedBase,
     LockedPack,
-    files_digest,
     relative_folder,
 )
 from skillhub.manifest import Manifest, parse_manifest
@@ -291,35 +291,36 @@ class _Locking:
         if seen.repository is not None and releases <= seen.identified:
             check_repository_id(source.registry, name, seen.repository, locked=known)
             return seen.repository
+        return self._identity(source.registry, name, source.repository or str(name), known, releases)
+
+    def _identity(
+        self, registry: hub.Registry, name: PackName, repository: str, known: str | None, releases: int = 0
+    ) -> str | None:
+        """Ask for a repository's id, compare it with those that were seen, and remember it."""
+        if self.planner.supply.offline or registry.folder is not None:
+            return known
         try:
-            found = hub.repository_id(source.registry, source.repository or str(name))
+            found = hub.repository_id(registry, repository)
         except OfflineError:
             return known
         except NetworkError as error:  # the digests decide; this only tells a repository that was made anew
             self.planner.notice(f"The identity of {name} was not checked: {error.message}")
             return known
-        check_repository_id(source.registry, name, found, locked=known, releases=releases)
+        check_repository_id(registry, name, found, locked=known, releases=releases)
         return found
 
     def _adapter(self, wanted: Wanted) -> LockedPack:
-        """Return the lock entry of a PEFT adapter, pinned by its commit."""
+        """Return the lock entry of a PEFT adapter: the old one, unless it is unlocked or another commit is asked for."""
         old = self.old.find(wanted.name)
-        is_new = old is None or old.kind != PEFT or wanted.key in self._asked or self.choice.is_unlocked(wanted.name)
-        pinned = old is not None and wanted.revision is not None and str(old.commit).startswith(wanted.revision)
-        if old is not None and (not is_new or pinned):
+        is_asked = wanted.key in self._asked
+        if old and not self.choice.is_unlocked(wanted.name) and stays_locked(wanted, old, is_asked=is_asked):
             return old
-        registry, found = self.planner.catalog.find_adapter(wanted)
-        return LockedPack(
-            name=str(wanted.name),
-            version=found.commit[:12],
-            manifest=files_digest(found.files),
-            kind=PEFT,
-            registry=registry.name,
-            repository=str(wanted.name),
-            commit=found.commit,
-            base=found.base,
-            files=found.files,
-        )
+
+        def identify(registry: hub.Registry, repository: str) -> str | None:
+            known = old.id if old and old.registry == registry.name else None
+            return self._identity(registry, wanted.name, repository, known)
+
+        return lock_adapter(self.planner.catalog, wanted, self.base, identify)
 
 
 def _refuse_twice(entries: Sequence[LockedPack]) -> None:

@@ -48,6 +48,7 @@ def run_command(
     """Answer PROMPT with the base model and packs grafted onto it; without PROMPT, talk to it.
 
     Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5.
+    PEFT adapters will do as well, installed (peft:acme/lora) or as a folder.
 
     \b
     Example:
@@ -94,7 +95,7 @@ def _load(
         chosen = options.chosen_environment(environment)
         names, weights = zip(*map(split_weight, packs), strict=True)
         with console.progress("tensors") as progress:
-            graft(model, list(names), weights=list(weights), environment=chosen, progress=progress)
+            graft(model, list(names), weights=list(weights), environment=chosen, progress=progress, notice=console.say)
     return lambda prompt: respond(model, tokenizer, prompt, max_new_tokens=max_new_tokens)
 
 
@@ -117,8 +118,9 @@ def fuse_command(
 ) -> None:
     """Write a checkpoint of the base model with packs fused into its weights.
 
-    Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5. The
-    checkpoint is written tensor by tensor, so the model may be larger than memory.
+    Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5.
+    PEFT adapters will do as well, installed (peft:acme/lora) or as a folder. The checkpoint is written tensor by tensor, so the
+    model may be larger than memory.
 
     \b
     Example:
@@ -138,6 +140,7 @@ def fuse_command(
             densities=densities,
             environment=options.chosen_environment(environment),
             progress=progress,
+            notice=console.say,
         )
     if as_json:
         console.emit_json({"checkpoint": str(out), "packs": list(names), "weights": list(weights), "method": method})
