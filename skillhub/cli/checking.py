@@ -88,7 +88,9 @@ def _count(environment: Environment) -> str:
 @options.environment_option
 @console.output_options
 @click.pass_context
-def outdated_command(context: click.Context, pre: bool, environment: Path | None, as_json: bool, **given: Any) -> None:
+def outdated_command(
+    context: click.Context, /, pre: bool, environment: Path | None, as_json: bool, **given: Any
+) -> None:
     """Show locked packs of which there is something newer; exit code 1 when there is.
 
     "Wanted" is what `skillhub upgrade` would lock, "Latest" the newest there is, with what keeps it from being wanted. Of a
