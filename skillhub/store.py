@@ -31,7 +31,7 @@ from pathlib import Path
 
 from skillhub import settings
 from skillhub.clones import shares_bytes
-from skillhub.errors import EnvironmentLockedError, IntegrityError
+from skillhub.errors import EnvironmentLockedError, IntegrityError, NetworkError, SkillhubError
 from skillhub.files import disk_errors, link_or_copy, locked, sha256_of_file
 
 READ_ONLY = 0o444
@@ -48,7 +48,7 @@ _REMOVAL_SECONDS = 600.0
 _POLL_SECONDS = 0.02
 
 Fetch = Callable[[Path], Path]
-"""Puts a file into the empty folder it is given, and returns where."""
+"""Puts a file into the folder it is given, and returns where. An earlier attempt may have left a part of it there."""
 
 
 @dataclass(frozen=True)
@@ -246,23 +246,39 @@ def ensure_blob(store: Store, digest: str, size: int | None, fetch: Fetch, *, wh
     with store.in_use(), store.lock(digest), disk_errors(path):
         os.utime(store.lock_path(digest))
         staging = store.staging_of(digest)
-        if staging.exists():
-            shutil.rmtree(staging)
         found = find_blob(store, digest)
         if found is not None:
             _log.debug("%s is in the store", what)
+            shutil.rmtree(staging, ignore_errors=True)
             return found
         _log.debug("fetching %s", what)
         try:
-            staging.mkdir(parents=True)
-            fetched = fetch(staging)
-            _check(fetched, digest, size, what)
+            fetched = _fetch_and_check(staging, fetch, digest, size, what)
             fetched.chmod(READ_ONLY)
             path.parent.mkdir(parents=True, exist_ok=True)
             fetched.replace(path)
-        finally:
+        except NetworkError:
+            raise  # what has arrived stays, for the next attempt to go on from
+        except (SkillhubError, OSError):
             shutil.rmtree(staging, ignore_errors=True)
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
         return path
+
+
+def _fetch_and_check(staging: Path, fetch: Fetch, digest: str, size: int | None, what: str) -> Path:
+    """Return the fetched file; where it went on from what an earlier attempt left, and is wrong, fetch it from nothing."""
+    goes_on = staging.exists()
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        fetched = fetch(staging)
+        _check(fetched, digest, size, what)
+    except IntegrityError:
+        if not goes_on:
+            raise
+        shutil.rmtree(staging)
+        return _fetch_and_check(staging, fetch, digest, size, what)
+    return fetched
 
 
 def _check(fetched: Path, digest: str, size: int | None, what: str) -> None:

@@ -208,6 +208,22 @@ def test_bytes_that_stay_wrong_never_enter_the_store(
 
 
 @pytest.mark.usefixtures("quick", "published")
+def test_what_had_arrived_is_not_downloaded_again(proxy: FaultyProxy, tmp_path: Path) -> None:
+    through = hub.Registry("hub", proxy.endpoint)
+    proxy.reset(on("GET", ".safetensors", CUT))
+    with pytest.raises(NetworkError):
+        install([NAME], environment=tmp_path / "env", registry=through)
+    begun = list((default_store().folder / "staging").rglob("*.safetensors"))
+    assert begun and all(path.stat().st_size for path in begun)
+    proxy.reset()
+    install([NAME], environment=tmp_path / "env", registry=through)
+    asked = [request for request in proxy.heard if "GET" in request and ".safetensors" in request.splitlines()[0]]
+    assert asked and all("range: bytes=" in request.lower() for request in asked)
+    assert verify(tmp_path / "env") == []
+    assert not list((default_store().folder / "staging").iterdir())
+
+
+@pytest.mark.usefixtures("quick", "published")
 def test_an_altered_index_or_manifest(proxy: FaultyProxy, tmp_path: Path) -> None:
     for words in ("releases.jsonl", "skillpack.json"):
         proxy.reset(on("GET", words, ALTER))

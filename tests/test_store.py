@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from skillhub.errors import DiskError, IntegrityError
-from skillhub.store import Store, copy_into, ensure_blob, find_blob, link_blob
+from skillhub.errors import DiskError, IntegrityError, NetworkError, SkillhubError, TrustError
+from skillhub.store import Fetch, Store, copy_into, ensure_blob, find_blob, link_blob
 
 DATA = b"some bytes" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -76,17 +76,38 @@ def test_an_altered_blob_is_fetched_again(store: Store, source: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
 
 
-def test_what_a_killed_process_left_is_cleared(store: Store, source: Path) -> None:
+@pytest.mark.parametrize("half", [DATA[:10], b"wrong" + DATA[5:10]])
+def test_what_a_killed_process_left_is_gone_on_from_and_is_cleared_in_the_end(store: Store, half: bytes) -> None:
     staging = store.staging_of(DIGEST)
     (staging / "deep").mkdir(parents=True)
-    (staging / "deep" / "half").write_bytes(DATA[:10])
+    (staging / "deep" / "half").write_bytes(half)
+    begun: list[int] = []
 
     def fetch(folder: Path) -> Path:
-        assert list(folder.iterdir()) == []
-        return copy_into(source)(folder)
+        file = folder / "deep" / "half"
+        file.parent.mkdir(exist_ok=True)
+        with file.open("ab") as stream:
+            begun.append(stream.tell())
+            stream.write(DATA[stream.tell() :])
+        return file
 
-    ensure_blob(store, DIGEST, len(DATA), fetch, what="it")
+    assert ensure_blob(store, DIGEST, len(DATA), fetch, what="it").read_bytes() == DATA
+    assert begun == ([10] if half == DATA[:10] else [10, 0])
     assert not staging.exists()
+
+
+def test_what_has_arrived_stays_only_when_the_network_fails(store: Store) -> None:
+    def fetch(error: Exception) -> Fetch:
+        def fail(folder: Path) -> Path:
+            (folder / "half").write_bytes(DATA[:10])
+            raise error
+
+        return fail
+
+    for error, stays in ((NetworkError("lost"), True), (OSError(28, "full"), False), (TrustError("no"), False)):
+        with pytest.raises((SkillhubError, OSError)):
+            ensure_blob(store, DIGEST, len(DATA), fetch(error), what="it")
+        assert store.staging_of(DIGEST).exists() == stays
 
 
 def test_a_linked_file_can_be_removed_without_harm(store: Store, source: Path, tmp_path: Path) -> None:

@@ -209,9 +209,9 @@ def download_file(
     size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Download one file into an empty folder: over plain HTTP, or through Xet where the registry offers that.
+    """Download one file into a folder: over plain HTTP, or through Xet where the registry offers that.
 
-    What arrived is not verified here: the caller must.
+    A part of the file that an earlier download left there is taken for its beginning. What arrived is not verified here: the caller must.
 
     Args:
         registry: where to download from.
@@ -241,7 +241,9 @@ def download_file(
     with disk_errors(into), hub_failures(registry, repository):
         target.parent.mkdir(parents=True, exist_ok=True)
         url = hf_hub_url(repository, path, revision=revision, endpoint=registry.endpoint)
-        with target.open("wb") as stream:
+        if target.exists():
+            target.chmod(0o644)
+        with target.open("ab+") as stream:
             received = receive_file(registry, url, stream, size=size, report=progress or (lambda count: None))
         if not received:
             target.unlink()

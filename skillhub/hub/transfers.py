@@ -6,6 +6,7 @@ same, so proxies and certificates are as it has them. Files that the registry of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class _Transfer:
     def receive(self, response: httpx2.Response) -> None:
         """Write what a response brings at the place that it is for."""
         if self.done and response.status_code != 206:  # the server sends all of it again
-            self._restart()
+            self.restart()
         encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
         for piece in response.iter_bytes() if encoded else response.iter_raw():
             self.stream.write(piece)
@@ -50,7 +51,14 @@ class _Transfer:
                 )
             self.report(len(piece))
 
-    def _restart(self) -> None:
+    def go_on(self) -> None:
+        """Count what is there already; where that may be all or too much, begin anew, as nothing would be left to ask for."""
+        self.done = self.stream.seek(0, os.SEEK_END)
+        self.report(self.done)
+        if self.size is not None and self.done >= self.size:
+            self.restart()
+
+    def restart(self) -> None:
         self.stream.seek(0)
         self.stream.truncate()
         self.report(-self.done)
@@ -73,12 +81,12 @@ class _Transfer:
 def receive_file(
     registry: Registry, url: str, stream: BinaryIO, *, size: int | None, report: Callable[[int], None]
 ) -> bool:
-    """Write the bytes behind an address into an empty file.
+    """Write the bytes behind an address into a file; what it holds already is taken for their beginning.
 
     Args:
         registry: whose address it is; its token goes there and to no other host.
         url: the address.
-        stream: the file.
+        stream: the file, open for reading, and for writing at its end.
         size: bytes to expect; more end the transfer.
         report: called with the number of bytes of each piece (below 0 when a piece has to be sent again), and with 0
             about once a second while waiting.
@@ -92,7 +100,8 @@ def receive_file(
         Exception: what huggingface_hub and its HTTP library raise.
     """
     transfer = _Transfer(registry, url, stream, size, report)
-    waits, headway = iter(_WAITS_SECONDS), 0
+    transfer.go_on()
+    waits, headway = iter(_WAITS_SECONDS), transfer.done
     while True:
         try:
             return _try(transfer)
@@ -114,7 +123,9 @@ def _try(transfer: _Transfer) -> bool:
     with transfer.request(follow=False) as response:
         if _is_for_xet(response):
             return False
-        if not response.is_redirect:
+        if response.status_code == 416 and transfer.done:  # the file is shorter than what is there already
+            transfer.restart()
+        elif not response.is_redirect:
             hf_raise_for_status(response)
             transfer.receive(response)
             return True
