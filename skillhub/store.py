@@ -6,7 +6,8 @@
     <cache>/store/lock                    held together by all who use blobs, alone by who removes some
 
 Staging lies on the store's own file system, so a blob appears by a rename: whole or not at all. Whoever holds a blob's
-lock owns its staging folder, so what lies there when the lock is taken was left by a process that was killed.
+lock owns its staging folder, so what lies there when the lock is taken was left by a process that was killed or lost the
+network: the download goes on from there, and the digest tells whether that was right.
 
 A blob that was fetched must still be there when it is linked, so installing holds the store (:meth:`Store.in_use`)
 around both, and removing waits until nobody does. Fetching holds it as well, so who holds the store alone may remove
