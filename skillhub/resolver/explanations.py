@@ -16,6 +16,7 @@ from skillhub.names import parse_requirement
 from skillhub.resolver.engine import Claim, Step
 from skillhub.resolver.listings import Demand, Listings, numbers_in
 from skillhub.resolver.wording import (
+    covers_all,
     enumerate_words,
     is_one,
     reasons_words,
@@ -140,25 +141,33 @@ def _conflict_text(listings: Listings, step: Step) -> str:
 
 def conclusion_words(listings: Listings, step: Step) -> str:
     """Return what follows at a step."""
-    out = [one for one in step.claims if one.holds]
-    needed = [one for one in step.claims if not one.holds]
-    subjects = [subject_words(listings[one.key], one.bits) for one in out]
-    others = [f"{listings[one.key].name} {versions_words(listings[one.key], one.bits)}" for one in needed]
     if not step.claims:
         return "no releases will do together"
-    if not needed:
-        return _cannot(listings, out[0]) if len(out) == 1 else f"{enumerate_words(subjects)} cannot be chosen together"
-    choice = enumerate_words(others, last="or")
+    out = [one for one in step.claims if one.holds]
+    if len(out) == len(step.claims):
+        return _cannot(listings, out)
+    needed = [_together(listings, one) for one in step.claims if not one.holds]
+    choice = enumerate_words(needed, last="or")
     if not out:
         return f"{choice} has to be chosen"
-    verb = "needs" if len(out) == 1 and is_one(listings[out[0].key], out[0].bits) else "need"
-    return f"{enumerate_words(subjects)} {verb} {choice}"
+    if len(out) > 1:
+        return f"{enumerate_words([_together(listings, one) for one in out])} need {choice}"
+    listing, bits = listings[out[0].key], out[0].bits
+    return f"{subject_words(listing, bits)} need{'s' if is_one(listing, bits) else ''} {choice}"
 
 
-def _cannot(listings: Listings, claim: Claim) -> str:
-    subject = subject_words(listings[claim.key], claim.bits)
-    every = f"every {listings[claim.key].name}"
-    return f"no {listings[claim.key].name} can be chosen" if subject == every else f"{subject} cannot be chosen"
+def _cannot(listings: Listings, claims: Sequence[Claim]) -> str:
+    if len(claims) > 1:
+        return f"{enumerate_words([_together(listings, one) for one in claims])} cannot be chosen together"
+    listing, bits = listings[claims[0].key], claims[0].bits
+    name = f"no {listing.name}" if covers_all(listing, bits) else subject_words(listing, bits)
+    return f"{name} can{'' if covers_all(listing, bits) else 'not'} be chosen"
+
+
+def _together(listings: Listings, claim: Claim) -> str:
+    """Return a pack's releases as one of several things."""
+    listing = listings[claim.key]
+    return str(listing.name) if covers_all(listing, claim.bits) else subject_words(listing, claim.bits)
 
 
 @dataclass

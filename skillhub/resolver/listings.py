@@ -129,7 +129,9 @@ class Listings:
         self.problem = problem
         self._read = read_indexes
         self._known: dict[str, Listing] = {}
-        asked = sorted(problem.requirements, key=lambda one: one.text)  # of several spellings one is taken, always the same
+        asked = sorted(
+            problem.requirements, key=lambda one: one.text
+        )  # of several spellings one is taken, always the same
         self._roots = {str(one.pack).lower(): one.pack for one in asked}
         self._folders = {name.name.lower(): key for key, name in self._roots.items() if name.owner is None}
         self._overrides = self._join_overrides()

@@ -53,11 +53,16 @@ def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return runs
 
 
+def covers_all(listing: Listing, bits: Bits) -> bool:
+    """Say whether a set has every release of a pack, of which there are several."""
+    return bits & listing.all == listing.all and len(listing.accepted) > 1
+
+
 def subject_words(listing: Listing, bits: Bits) -> str:
     """Return a pack's releases as a subject: ``acme/a 1.2 and newer``, ``every acme/a``."""
-    if bits & listing.all == listing.all and len(listing.accepted) != 1:
+    if covers_all(listing, bits):
         return f"every {listing.name}"
-    return f"{listing.name} {versions_words(listing, bits)}"
+    return f"{listing.name} {versions_words(listing, bits)}".rstrip()
 
 
 def is_one(listing: Listing, bits: Bits) -> bool:
