@@ -66,12 +66,17 @@ class Place:
         """Read what is published now.
 
         Raises:
+            UsageError: the repository has another name now.
             TrustError, IntegrityError: the index is not valid, or not an extension of what was seen before.
             SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
         """
         known = remembered_index(self.registry, self.name)
         head = hub.repository_head(self.registry, str(self.name))
         read = hub.read_releases(self.registry, str(self.name), revision=head) if head else None
+        if read and read.moved_to:
+            raise UsageError(
+                f"{self.name} has moved to {read.moved_to}.", hint="Write that name: everybody else is led to it."
+            )
         data = read.data if read else b""
         if data or known:
             remember_index(self.registry, self.name, data, known=known)
@@ -220,9 +225,14 @@ def propose(place: Place, announcement: Announcement, state: State) -> hub.Commi
     """Open a pull request; whether it comes true is for its reviewers to say.
 
     Raises:
+        NetworkError: the registry cannot be reached or answered that it failed; nobody can say whether it is open then.
         SkillhubError: as :func:`skillhub.hub.commit`.
     """
-    return _commit(place, announcement, state, create_pull_request=True)
+    try:
+        return _commit(place, announcement, state, create_pull_request=True)
+    except NetworkError as error:
+        error.hint = "Look at the repository's pull requests before you try again: it may be open. " + error.hint
+        raise
 
 
 def commit_of(announcement: Announcement, state: State) -> str | None:

@@ -6,6 +6,11 @@ sorts licences by that alone. It is no lawyer: it says what people overlook, and
 
 from __future__ import annotations
 
+from skillhub.frontmatter import read_front_matter, split_readme
+
+BASE_LICENSE = "base_license"
+"""Key of a manifest's provenance: the licence that the base's own folder stated when the pack was built."""
+
 OTHER = "other"
 """What the Hub calls a licence that it has no identifier for."""
 
@@ -59,6 +64,17 @@ def hub_license(text: str) -> str | None:
             name = name.removesuffix(ending)
     name = _SPDX.get(name, name)
     return name if name in _FAMILY_OF else None
+
+
+def stated_license(readme: bytes) -> str | None:
+    """Return the licence that a model's README states in its front matter, or None.
+
+    Raises:
+        UsageError: the front matter cannot be read.
+    """
+    front = read_front_matter(split_readme(readme.decode(errors="replace"))[0])
+    found = [one for one in front.texts("license") if one != OTHER] or front.texts("license_name")
+    return found[0] if found else None
 
 
 def license_family(text: str | None) -> str:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from skillhub import hub
 from skillhub.errors import NotFoundError, SkillhubError, TrustError, UsageError
-from skillhub.frontmatter import read_front_matter, split_readme
 from skillhub.indexes import read_index
-from skillhub.licenses import OTHER, license_conflict
+from skillhub.licenses import BASE_LICENSE, license_conflict, stated_license
 from skillhub.manifest import BaseInfo, Manifest
 from skillhub.names import PackName, Requirement, parse_requirement, parse_version
 from skillhub.packs import base_text
@@ -21,9 +20,6 @@ from skillhub.signing import signer_text, verify_digest
 
 WARNING = "warning"
 NOTE = "note"
-
-BASE_LICENSE = "base_license"
-"""Key of a manifest's provenance: the licence that the base's own folder stated when the pack was built."""
 
 _AUTHOR_FILE = "skillpack.toml"
 _MAX_README_BYTES = 8 << 20
@@ -140,6 +136,9 @@ def _lint_version(manifest: Manifest, index: ReleaseIndex) -> Iterator[Finding]:
     if version.is_prerelease:
         told = f"{version} is a pre-release: it is chosen only where somebody asks for pre-releases."
         yield Finding(NOTE, "pre-release", told)
+    if index.moved_to:
+        told = f"The pack has moved to {index.moved_to}: whoever installs it is told to write that name."
+        yield Finding(WARNING, "moved", told, "Publish it there.")
     if index.deprecated:
         yield Finding(NOTE, "deprecated", f"The pack is deprecated: {index.deprecated}.")
 
@@ -198,14 +197,3 @@ def _base_license(registry: hub.Registry, base: BaseInfo) -> str | None:
         return stated_license(read.data) if read else None
     except SkillhubError:  # it is not there, or not for us
         return None
-
-
-def stated_license(readme: bytes) -> str | None:
-    """Return the licence that a README's front matter states, or None.
-
-    Raises:
-        UsageError: the front matter cannot be read.
-    """
-    front = read_front_matter(split_readme(readme.decode(errors="replace"))[0])
-    found = [one for one in front.texts("license") if one != OTHER] or front.texts("license_name")
-    return found[0] if found else None

@@ -26,6 +26,7 @@ from skillhub.errors import UsageError
 from skillhub.fields import Label
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
+from skillhub.licenses import BASE_LICENSE, stated_license
 from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import Pack, file_entry, open_pack, write_manifest
 from skillhub.progress import Progress
@@ -37,6 +38,8 @@ BUDGET_TOLERANCE = 0.02
 """How much over its budget a payload may be."""
 
 BUDGET_ATTEMPTS = 8
+
+MAX_README_BYTES = 8 << 20
 
 
 def pack(
@@ -232,8 +235,18 @@ def _finish(
     paths = sorted(path.relative_to(staged).as_posix() for path in folder.iterdir())
     base = base_info(found.folder, record, repository=found.repo, revision=found.revision)
     variant = Variant(base=base, codec=codec, files=[file_entry(staged, path) for path in paths])
-    provenance = {"built_with": f"skillhub {__version__}"}
+    provenance = {"built_with": f"skillhub {__version__}"} | _base_license(found.folder)
     write_manifest(staged, structs.replace(manifest, variants=[variant], provenance=provenance))
+
+
+def _base_license(folder: Path) -> dict[str, str]:
+    """Return what the base's own README says of its licence; publishing compares the pack's with it."""
+    readme = (folder.parent if folder.is_file() else folder) / "README.md"
+    try:
+        found = stated_license(readme.read_bytes()[:MAX_README_BYTES])
+    except (OSError, UsageError):  # it says nothing that can be read
+        found = None
+    return {BASE_LICENSE: found} if found else {}
 
 
 def _report(progress: Progress | None, what: str, done: int, total: int) -> None:

@@ -197,7 +197,10 @@ def publish_draft(draft: Draft, access: Access, *, create_pr: bool = False) -> P
     if draft.published is not None:
         return _already_there(draft, announcement, draft.published, notice)
     if create_pr:
-        return _propose(draft, announcement)
+        refuse_proposal_to_nowhere(draft)
+        result = propose(place, announcement, draft.state)
+        release = Release(parse_version(draft.manifest.version), draft.event)
+        return Publication(release, str(place.name), result.commit, result.pull_request, signer=draft.signer)
     state = draft.state if draft.state.head is not None else place.read_or_create()
     found = find_published(place, state, draft.manifest)  # somebody else may have made the repository meanwhile
     if found is not None:
@@ -209,15 +212,17 @@ def publish_draft(draft: Draft, access: Access, *, create_pr: bool = False) -> P
     return Publication(release, str(place.name), commit, signer=draft.signer)
 
 
-def _propose(draft: Draft, announcement: Announcement) -> Publication:
-    place = draft.place
+def refuse_proposal_to_nowhere(draft: Draft) -> None:
+    """Refuse to propose a release to a repository that is not there.
+
+    Raises:
+        NotFoundError: it is not.
+    """
     if draft.state.head is None:
+        place = draft.place
         raise NotFoundError(
             f"There is no repository {place.name} at {place.registry.address}.", hint="Publish without --create-pr."
         )
-    result = propose(place, announcement, draft.state)
-    release = Release(parse_version(draft.manifest.version), draft.event)
-    return Publication(release, str(place.name), result.commit, result.pull_request, signer=draft.signer)
 
 
 def _already_there(draft: Draft, announcement: Announcement, found: Release, notice: Notice) -> Publication:
@@ -228,6 +233,8 @@ def _already_there(draft: Draft, announcement: Announcement, found: Release, not
     else:
         signed = "signed by another key" if found.event.signature else "not signed"
         notice(f"{told}, {signed if draft.signer else 'and signed'}; what is published never changes.")
+    if found.yanked is not None:
+        notice(f"It is yanked: {found.yanked}. To have it chosen again: skillhub unyank {place.name}=={found.version}.")
     commit = commit_of(announcement, draft.state) if same else None
     _tag(draft, commit, notice)
     signer = draft.signer if same else None

@@ -26,8 +26,8 @@ GROUND = [
     (SHARED, "files"),
 ]
 FORMATS = [
-    (SHARED, "names documents fields canonical bfloat16 requirementfiles frontmatter licenses"),
-    (SHARED, "routers"),
+    (SHARED, "names documents fields canonical bfloat16 requirementfiles frontmatter"),
+    (SHARED, "routers licenses"),
     (SHARED, "manifest remembered tensorfiles"),
     (SHARED, "releases lockfile authorfile packs checkpointfiles projects signing"),
     (SHARED, "fingerprint graphs adapters configuration"),

@@ -184,3 +184,35 @@ def test_a_pack_that_names_anothers_key_is_not_published_by_halves(
     with pytest.raises(UsageError, match="whose key is not here"):
         publish(pack, "linter/taken-pack", registry=owner)
     assert publish(pack, "linter/taken-pack", registry=owner, sign=False).signer is None
+
+
+def test_the_licence_in_the_bases_own_folder_is_noted_when_a_pack_is_built(
+    tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    import shutil
+
+    from skillhub.authorfile import AuthorFile
+    from skillhub.packer import pack
+
+    base = shutil.copytree(models[0], tmp_path / "base")
+    for number, (readme, noted) in enumerate(
+        [
+            ("---\nlicense: llama3.2\n---\n# A base", {"base_license": "llama3.2"}),
+            ("---\nlicense: other\nlicense_name: acme-terms\n---\n", {"base_license": "acme-terms"}),
+            ("---\n: [\n---\n", {}),
+            ("No front matter.", {}),
+        ]
+    ):
+        (base / "README.md").write_text(readme)
+        built = pack(models[1], base, tmp_path / str(number), metadata=AuthorFile(name="x", version="1.0"))
+        assert built.manifest.provenance.items() >= noted.items()
+        assert len(built.manifest.provenance) == 1 + len(noted)
+
+
+def test_a_pack_that_moved_is_published_under_its_new_name(owner: hub.Registry, tmp_path: Path) -> None:
+    publish(make_pack(tmp_path / "1", "first-name", "1.0"), "linter/first-name", registry=owner)
+    api = HfApi(endpoint=owner.endpoint, token=owner.token)
+    api.move_repo("linter/first-name", "linter/second-name")
+    with pytest.raises(UsageError, match="has moved to linter/second-name"):
+        publish(make_pack(tmp_path / "2", "first-name", "1.1"), "linter/first-name", registry=owner)
+    publish(make_pack(tmp_path / "3", "second-name", "1.1"), "linter/second-name", registry=owner)

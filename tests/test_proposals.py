@@ -58,3 +58,11 @@ def test_a_proposal_is_signed_as_a_release_is(shell: Shell, registry: RegistryPr
     assert f"Proposed {name} 1.1: {registry.endpoint}/{name}/discussions/1" in said and f"Signed by {signer}." in said
     HfApi(endpoint=registry.endpoint, token=registry.token).merge_pull_request(name, 1)
     shell.succeed("install", f"{name}==1.1", "-e", "env")
+
+
+@pytest.mark.usefixtures("homes")
+def test_nothing_is_proposed_to_a_repository_that_is_not_there(shell: Shell, tmp_path: Path) -> None:
+    make_pack(tmp_path / "pack", "nowhere-pack", "1.0")
+    for more in ((), ("--dry-run",)):
+        said = shell.fail(4, "publish", "pack", "root/nowhere-pack", "--create-pr", *more)
+        assert "Publish without --create-pr" in said

@@ -273,3 +273,27 @@ def test_names_are_looked_at_before_anything_is_asked_for(tmp_path: Path) -> Non
         yank("a/b==1.0", nowhere, reason="x" * 20_000)
     with pytest.raises(NotFoundError, match="No registry is called"):
         deprecate("a/b", Access("nowhere"))
+
+
+@pytest.mark.usefixtures("homes", "quick")
+def test_a_proposal_whose_answer_is_lost_is_not_made_twice(
+    proxy: FaultyProxy, owner: hub.Registry, tmp_path: Path
+) -> None:
+    name = make_released(owner, tmp_path, "proposed-once", "1.0")
+    proxy.reset(on("POST", "/commit/", AFTER))
+    pack = make_pack(tmp_path / "next", "proposed-once", "1.1")
+    with pytest.raises(NetworkError) as caught:
+        publish(pack, name, registry=hub.Registry("hub", proxy.endpoint, owner.token), create_pr=True)
+    assert "it may be open" in caught.value.hint
+    api = HfApi(endpoint=owner.endpoint, token=owner.token)
+    assert [one.num for one in api.get_repo_discussions(name)] == [1]
+
+
+@pytest.mark.usefixtures("homes")
+def test_publishing_a_yanked_release_again_says_that_it_is_yanked(owner: hub.Registry, tmp_path: Path) -> None:
+    name = make_released(owner, tmp_path, "yanked-again", "1.0")
+    yank(f"{name}==1.0", Access(owner), reason="bad")
+    notes: list[str] = []
+    pack = make_pack(tmp_path / "again", "yanked-again", "1.0", files=1, size=200)
+    assert publish(pack, name, registry=owner, notice=notes.append).already_there
+    assert f"skillhub unyank {name}==1.0" in notes[-1]

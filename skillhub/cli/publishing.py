@@ -63,7 +63,7 @@ def publish_command(
       skillhub publish ./math-pack acme/math-pack --dry-run
       skillhub publish ./math-pack acme/math-pack
     """
-    from skillhub.publisher import draft_release, publish_draft
+    from skillhub.publisher import draft_release, publish_draft, refuse_proposal_to_nowhere
 
     pack = open_pack(pack_folder)
     with console.progress() as progress:
@@ -71,6 +71,8 @@ def publish_command(
         draft = draft_release(
             pack, repository, access, sign=sign, allow_signer_change=allow_signer_change, dry_run=dry_run
         )
+        if create_pr:
+            refuse_proposal_to_nowhere(draft)
         if not as_json:
             for finding in draft.findings:
                 console.say(str(finding))
