@@ -28,7 +28,6 @@ from skillhub.registries import Registries
 from skillhub.releases import Release
 from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem
-from skillhub.resolver.solving import resolve
 from skillhub.sources import Wanted
 
 _FINGERPRINT = re.compile(r"skb1:[0-9a-f]{64}")
@@ -200,6 +199,8 @@ def _packs(wanted: Sequence[Wanted], *, hint: str) -> list[Wanted]:
 
 
 def _pick(catalog: Catalog, wanted: Sequence[Wanted], base: BaseClaim | None) -> tuple[Pick, ...]:
+    from skillhub.resolver.solving import resolve  # a solver, which an environment that has its base need not load
+
     for one in wanted:
         catalog.source(one.name)  # a pack that is not there is not found, rather than without solution
     problem = Problem(tuple(one.requirement for one in wanted), base=base, with_dependencies=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from skillhub import settings
 from skillhub.hub.failures import hub_failures, offline_error
@@ -52,6 +51,8 @@ def probe(registry: Registry) -> Answer:
 
 
 def _ahead(here: datetime, told: str | None) -> float | None:
+    from email.utils import parsedate_to_datetime
+
     try:
         there = parsedate_to_datetime(told or "")
     except ValueError:

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from skillhub.errors import NetworkError
@@ -91,6 +90,8 @@ def _tell(who: str, seconds: float | None) -> None:
 
 def asked_seconds(headers: Any) -> float | None:
     """Return how long an answer asks to wait, by ``RateLimit`` or ``Retry-After`` (seconds or a date), or None."""
+    from email.utils import parsedate_to_datetime
+
     from huggingface_hub.utils._http import parse_ratelimit_headers
 
     limit = parse_ratelimit_headers(headers)
