@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,3 +221,35 @@ def test_a_file_that_is_damaged_is_told_wherever_a_token_is_looked_up(homes: Pat
 def test_results_are_json_and_errors_as_well(stranger: Shell) -> None:
     done = stranger.run("whoami", "--json")
     assert done.returncode == 9 and json.loads(done.stdout)["error"] == "auth"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_on_a_terminal_the_token_is_asked_for_and_not_shown(stranger: Shell, registry: RegistryProcess) -> None:
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "skillhub", "login"],
+        env=stranger.variables,
+        cwd=stranger.home,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while b"Token for" not in shown:
+            shown += os.read(ours, 1024)
+        while termios.tcgetattr(ours)[3] & termios.ECHO:  # the prompt is written just before echo is off
+            os.sched_yield()
+        os.write(ours, registry.token.encode() + b"\n")
+        with suppress(OSError):  # the terminal ends with the process
+            while piece := os.read(ours, 1024):
+                shown += piece
+        assert process.wait(timeout=60) == 0, shown
+    os.close(ours)
+    text = shown.decode()
+    assert f"Token for {registry.endpoint}" in text and f"as {registry.user}" in text
+    assert registry.token not in text

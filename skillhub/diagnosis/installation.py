@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-import skillhub
+from skillhub import __version__
 from skillhub.diagnosis.checks import OK, PROBLEM, WARNING, Check
 
 DISTRIBUTION = "skillhub-packs"
@@ -44,8 +44,8 @@ def _check_python() -> Check:
 def _check_namesakes() -> Iterator[Check]:
     """Look for distributions of others that have a package of our name: they write into the same folder."""
     strangers = sorted({one.name for one in distributions() if one.name != DISTRIBUTION and _has_our_package(one)})
-    here = Path(skillhub.__file__).parent
-    told = f"{DISTRIBUTION} {skillhub.__version__}, in {here}."
+    here = Path(__file__).parents[1]
+    told = f"{DISTRIBUTION} {__version__}, in {here}."
     if not strangers:
         yield Check("skillhub", OK, told)
     for stranger in strangers:
