@@ -15,7 +15,18 @@ import pytest
 import torch
 import zstandard
 
-from skillhub import authorfile, environments, lockfile, manifest, policy, projects, releases, routers, sightings
+from skillhub import (
+    authorfile,
+    configuration,
+    environments,
+    lockfile,
+    manifest,
+    policy,
+    projects,
+    releases,
+    routers,
+    sightings,
+)
 from skillhub.canonical import is_buffer
 from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, symbols, zero
 from skillhub.codecs.lowrank import choose_groups
@@ -55,6 +66,7 @@ def tables() -> list[set[str]]:
         lockfile._LockFile,
         lockfile.LockedPack,
         environments.Receipt,
+        configuration.Configuration,
         policy.Policy,
         sightings.Sightings,
     ],
