@@ -111,16 +111,21 @@ def _front_matter(manifest: Manifest, before: FrontMatter, known_tags: Iterable[
     if manifest.summary:
         # a key of our own: a registry's list of models has the front matter, so a search needs no request a pack
         values["summary"] = _line(manifest.summary)[:_MAX_SUMMARY]
-    ours = {*_OURS, *values} | ({"license", "license_name"} if manifest.license else set())
+    ours = {*_OURS, *values}
+    if "license" in values and values["license"] != OTHER:
+        ours.add("license_name")  # of the licence before
     return write_front_matter(values, (lines for key, lines in before.lines.items() if key not in ours))
 
 
 def _license(manifest: Manifest) -> dict[str, Value]:
-    """Return the licence as the Hub wants it: one of its identifiers, or ``other`` and a name."""
+    """Return the licence as the Hub wants it: one of its identifiers, or ``other`` and a name like one."""
     if not manifest.license:
         return {}
     known = hub_license(manifest.license)
-    return {"license": known} if known else {"license": OTHER, "license_name": manifest.license}
+    if known:
+        return {"license": known}
+    name = re.sub(r"[^a-z0-9.]+", "-", manifest.license.lower()).strip("-.")
+    return {"license": OTHER, "license_name": name} if name and name != OTHER else {"license": OTHER}
 
 
 def _usage(name: PackName) -> str:

@@ -207,9 +207,9 @@ def publish_draft(draft: Draft, access: Access, *, create_pr: bool = False) -> P
         return _already_there(draft, announcement, found, notice)
     state, commit = announce(place, announcement, state)
     _tag(draft, commit, notice)
-    release = find_published(place, state, draft.manifest)
-    assert release is not None  # the announcement is done only then
-    return Publication(release, str(place.name), commit, signer=draft.signer)
+    published = find_published(place, state, draft.manifest)
+    assert published is not None  # the announcement is done only then
+    return Publication(published, str(place.name), commit, signer=draft.signer)
 
 
 def refuse_proposal_to_nowhere(draft: Draft) -> None:

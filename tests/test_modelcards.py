@@ -8,13 +8,14 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from skillhub.errors import UsageError
 from skillhub.frontmatter import read_front_matter, split_readme
 from skillhub.manifest import Manifest, Skill
 from skillhub.modelcards import model_card
 from skillhub.names import parse_pack_name, parse_version
-from skillhub.packs import Pack
+from skillhub.packs import Pack, open_pack, write_manifest
 from skillhub.releases import Release, ReleaseIndex, release_event
 from tests.support.packs import BASE, OTHER_BASE, make_pack
 
@@ -51,15 +52,25 @@ def test_the_card_follows_the_conventions_of_the_hub(pack: Pack) -> None:
 
 def test_a_licence_without_an_identifier_is_another_with_a_name() -> None:
     data = data_of(model_card(small_manifest([], license="Acme Model License"), NAME))
-    assert (data["license"], data["license_name"]) == ("other", "Acme Model License")
+    assert (data["license"], data["license_name"]) == ("other", "acme-model-license")
     assert data_of(model_card(small_manifest([], license="GPL-3.0-only"), NAME))["license"] == "gpl-3.0"
     assert "license" not in data_of(model_card(small_manifest([], license=None), NAME))
 
 
+def test_a_licence_that_the_author_names_on_the_page_stays() -> None:
+    readme = "---\nlicense: other\nlicense_name: acme-terms-2\nlicense_link: LICENSE\n---\n"
+    data = data_of(model_card(small_manifest([], license="other"), NAME, readme=readme))
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "acme-terms-2", "LICENSE")
+    assert "license_name" not in data_of(model_card(small_manifest([], license="mit"), NAME, readme=readme))
+
+
 def test_words_of_a_manifest_cannot_break_the_front_matter(tmp_path: Path) -> None:
     pack = make_pack(tmp_path / "pack", "math-pack", "1.0", license='"evil": { # | -', repo=None)
+    write_manifest(pack.folder, structs.replace(pack.manifest, summary='a: "b\\', skills=Skill(tags=["- x: {"])))
+    pack = open_pack(pack.folder)
     data = data_of(model_card(pack.manifest, NAME))
-    assert data["license_name"] == '"evil": { # | -'
+    assert (data["license"], data["license_name"]) == ("other", "evil")
+    assert (data["summary"], data["tags"]) == ('a: "b\\', ["skillpack", "- x: {"])
     assert "base_model" not in data
 
 
