@@ -151,9 +151,7 @@ class Catalog:
         raise error
 
     def _registries_for(self, name: PackName) -> Sequence[hub.Registry]:
-        allowed = self.registries.for_pack(name)
-        locked = [registry for registry in allowed if registry.name == self._locked.get(name)]
-        return locked or allowed
+        return self.registries.for_pack(name, self._locked.get(name))
 
 
 def folder_source(manifest: Manifest, folder: Path) -> Source:

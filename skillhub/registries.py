@@ -37,12 +37,18 @@ class Registries:
     elsewhere: tuple[hub.Registry, ...] = ()
     stand_in: hub.Registry | None = None
 
-    def for_pack(self, name: PackName) -> Sequence[hub.Registry]:
-        """Return where a pack may come from; the first of them that has it is the one."""
+    def for_pack(self, name: PackName, locked: str | None = None) -> Sequence[hub.Registry]:
+        """Return where a pack may come from; the first of them that has it is the one.
+
+        Args:
+            name: the pack.
+            locked: the registry that it is locked from, where it is; unless it is pinned elsewhere, it stays there.
+        """
         pinned_to = [registry for registry, patterns in self.packs.items() if _matches(name, patterns)]
         if pinned_to:
             return [one for one in (*self.all, *self.elsewhere) if one.name == pinned_to[0]]
-        return [one for one in self.all if not self.packs.get(one.name)]
+        open_to_all = [one for one in (*self.all, *self.elsewhere) if not self.packs.get(one.name)]
+        return [one for one in open_to_all if one.name == locked] or [one for one in open_to_all if one in self.all]
 
     def named(self, name: str) -> hub.Registry:
         """Return the registry of a name in a lock.

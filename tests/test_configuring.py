@@ -20,6 +20,7 @@ from skillhub.configuration import (
 from skillhub.errors import NotFoundError, UsageError
 from skillhub.projects import RegistryEntry
 from tests.support.commands import Shell
+from tests.support.faults import faulty_proxy
 from tests.support.packs import BASE, make_pack
 from tests.support.registry_process import RegistryProcess
 
@@ -123,6 +124,21 @@ def test_packs_come_from_a_registry_that_was_named(shell: Shell, registry: Regis
     elsewhere.succeed("config", "set", "owners", registry.user)
     elsewhere.succeed("install", "named-pack", "--base", BASE)
     assert elsewhere.json("list")["packs"][0]["registry"] == "corp"
+
+
+def test_what_is_locked_stays_with_its_registry_when_another_one_is_chosen(
+    shell: Shell, registry: RegistryProcess
+) -> None:
+    for name in ("stays-there", "comes-new"):
+        folder = make_pack(shell.home / name, name=name, repo=None).folder
+        shell.succeed("publish", folder, f"{registry.user}/{name}")
+    with faulty_proxy(registry.endpoint) as proxy:
+        shell.succeed("config", "registry", "add", "corp", proxy.endpoint)
+        shell.succeed("install", f"{registry.user}/stays-there", "--base", BASE, "--registry", "hub")
+        shell.succeed("install", f"{registry.user}/comes-new", "--base", BASE, "--registry", "corp")
+        assert proxy.seen and not [request for request in proxy.seen if "stays-there" in request]
+    found = {one["name"]: one["registry"] for one in shell.json("list")["packs"]}
+    assert found == {f"{registry.user}/comes-new": "corp", f"{registry.user}/stays-there": "hub"}
 
 
 COMMENTED = """\
