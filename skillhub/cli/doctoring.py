@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from skillhub.redaction import presentable
 if TYPE_CHECKING:
     from skillhub.diagnosis import Check
 
+_WIDTH = 74  # of a message; remedies are not broken, for they hold commands to copy
 _COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -49,7 +51,10 @@ def _print(checks: list[Check]) -> None:
     width = max(len(one.status) for one in checks)
     for one in checks:
         mark = click.style(f"{one.status:<{width}}", fg=_COLORS[one.status])
-        click.echo(f"{mark}  {one.name}: {presentable(one.message)}")
+        lines = textwrap.wrap(
+            f"{one.name}: {presentable(one.message)}", _WIDTH - width, break_long_words=False, break_on_hyphens=False
+        )
+        click.echo(f"{mark}  " + f"\n{'':<{width}}    ".join(lines))
         if one.remedy:
             click.echo(f"{'':<{width}}  → {presentable(one.remedy)}")
     counts = Counter(one.status for one in checks)

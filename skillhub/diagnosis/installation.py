@@ -89,9 +89,8 @@ def _check_requirements() -> Check:
     wrong = [text for one in needed if (text := _wrong(one))]
     if wrong:
         return Check(name, PROBLEM, f"{'; '.join(wrong)}.", f"Install them anew: pip install --upgrade {DISTRIBUTION}.")
-    return Check(
-        name, OK, f"All {len(needed)} packages are there, huggingface_hub {version('huggingface_hub')} among them."
-    )
+    told = ", ".join(f"{one.name} {version(one.name)}" for one in needed)
+    return Check(name, OK, f"All {len(needed)} that are needed are there: {told}.")
 
 
 def _wrong(required: Requirement) -> str | None:
