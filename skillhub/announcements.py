@@ -26,6 +26,7 @@ from skillhub.errors import (
     UsageError,
 )
 from skillhub.indexes import remember_index, remembered_index
+from skillhub.modelcards import README_FILE
 from skillhub.names import PackName, parse_pack_name
 from skillhub.progress import Notice, Progress, counting
 from skillhub.projects import RegistryEntry
@@ -177,6 +178,7 @@ class Announcement:
         is_done: says whether the index holds what is announced, given the state and the bytes that were appended since
             the first attempt; raises where it never can.
         progress: told the bytes that are sent of each attempt.
+        notice: told sentences for the user.
     """
 
     event: Event
@@ -184,6 +186,7 @@ class Announcement:
     files: Callable[[State, ReleaseIndex], Files]
     is_done: Callable[[State, bytes], bool]
     progress: Progress | None = None
+    notice: Notice = _silence
 
     @property
     def line(self) -> bytes:
@@ -252,6 +255,17 @@ def _commit(
     place: Place, announcement: Announcement, state: State, *, create_pull_request: bool = False
 ) -> hub.CommitResult:
     files = commit_files(announcement, state)
+    try:
+        return _send(place, announcement, state, files, create_pull_request=create_pull_request)
+    except hub.MetadataRefusedError as error:  # a page is no reason to keep a release back, or out
+        announcement.notice(f"{README_FILE} stays as it is: {error.message}")
+        rest = {path: source for path, source in files.items() if path != README_FILE}
+        return _send(place, announcement, state, rest, create_pull_request=create_pull_request)
+
+
+def _send(
+    place: Place, announcement: Announcement, state: State, files: Files, *, create_pull_request: bool
+) -> hub.CommitResult:
     return hub.commit(
         place.registry,
         str(place.name),

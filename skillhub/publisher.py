@@ -94,7 +94,7 @@ class Draft:
         def files(state: State, index: ReleaseIndex) -> Files:
             return _release_files(self, state, index, notice)
 
-        return Announcement(self.event, f"Release {self.manifest.version}", files, is_done, progress)
+        return Announcement(self.event, f"Release {self.manifest.version}", files, is_done, progress, notice)
 
     def file_sizes(self, notice: Notice) -> dict[str, int]:
         """Return what a commit would add or renew: path in the repository → bytes."""

@@ -140,7 +140,7 @@ def _announce(place: Place, state: State, event: Event, notice: Notice, message:
     def files(state: State, index: ReleaseIndex) -> Files:
         return _renewed_page(place, state, index, notice)
 
-    announcement = Announcement(event, message, files, is_done)
+    announcement = Announcement(event, message, files, is_done, notice=notice)
     _, commit = announce(place, announcement, state)
     return Withdrawal(str(place.name), place.registry.address, event, commit)
 

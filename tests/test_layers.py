@@ -36,8 +36,8 @@ FORMATS = [
 COLUMNS = [
     (DISTRIBUTION, "hub store"),
     (DISTRIBUTION, "sightings resolver policy pruning registries"),
-    (DISTRIBUTION, "indexes environments screening nearmisses sources"),
-    (DISTRIBUTION, "placement inventory modelcards catalogs requirements changes announcements lints"),
+    (DISTRIBUTION, "indexes environments screening nearmisses sources modelcards"),
+    (DISTRIBUTION, "placement inventory catalogs requirements changes announcements lints"),
     (DISTRIBUTION, "adapterplans"),
     (DISTRIBUTION, "plans frontpages"),
     (DISTRIBUTION, "basechoice publisher withdrawals vendoring checking consistency"),

@@ -297,3 +297,21 @@ def test_publishing_a_yanked_release_again_says_that_it_is_yanked(owner: hub.Reg
     pack = make_pack(tmp_path / "again", "yanked-again", "1.0", files=1, size=200)
     assert publish(pack, name, registry=owner, notice=notes.append).already_there
     assert f"skillhub unyank {name}==1.0" in notes[-1]
+
+
+@pytest.mark.usefixtures("homes")
+def test_metadata_that_the_registry_refuses_keeps_nothing_from_being_yanked(
+    owner: hub.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = make_released(owner, tmp_path, "refused-page", "1.0", "1.1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError('Invalid metadata in README.md.\n- "license" must be one of [mit]')  # the client's own words
+
+    monkeypatch.setattr(HfApi, "_validate_yaml", refuse)
+    notes: list[str] = []
+    yank(f"{name}==1.1", Access(owner, notice=notes.append))
+    assert list(yanked(owner, name)) == ["1.1"]
+    assert "README.md stays as it is: " in notes[0] and '"license" must be one of [mit]' in notes[0]
+    version, page = shown(owner, name)
+    assert version == "1.0" and "describes version 1.1:" in page

@@ -19,6 +19,7 @@ from skillhub.hub.registries import HUB, Registry, default_registry
 from skillhub.hub.repositories import (
     PACK_TAG,
     CommitResult,
+    MetadataRefusedError,
     commit,
     create_repository,
     create_tag,
@@ -43,6 +44,7 @@ __all__ = [
     "Account",
     "Answer",
     "CommitResult",
+    "MetadataRefusedError",
     "Registry",
     "RemoteAdapter",
     "RemoteFile",

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from skillhub import settings
-from skillhub.errors import AuthError, NotFoundError
+from skillhub.errors import AuthError, NotFoundError, UsageError
 from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry, client
 from skillhub.hub.uploads import UploadCount, addition, xet_uploads_told
 
+_REFUSED_METADATA = re.compile(r"Invalid metadata in README\.md\.\n(?:- )?(.*)", re.DOTALL)
+
 PACK_TAG = "skillpack"
 """The tag by which pack repositories are found among all models of a registry."""
+
+
+class MetadataRefusedError(UsageError):
+    """The registry does not take the metadata at the top of a README; nothing of the commit was sent."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def commit(
 
     Raises:
         AuthError: there is no token, or it may not do this.
+        MetadataRefusedError: the registry refuses the metadata of README.md.
         NetworkError: also when ``main`` has moved on from ``parent``.
         SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
     """
@@ -118,7 +127,12 @@ def commit(
     sizes = [len(source) if isinstance(source, bytes) else source.stat().st_size for source in files.values()]
     count = UploadCount(sum(sizes), progress)
     operations = [addition(path, source, count) for path, source in sorted(files.items())]
-    with hub_failures(registry, repository), disable_progress_bars(), xet_uploads_told(count):
+    with (
+        hub_failures(registry, repository),
+        _metadata_checked(registry),
+        disable_progress_bars(),
+        xet_uploads_told(count),
+    ):
         done = client(registry).create_commit(
             repository,
             operations=operations,
@@ -128,6 +142,21 @@ def commit(
         )
         count.finish()
         return CommitResult(done.oid, done.pr_url)
+
+
+@contextmanager
+def _metadata_checked(registry: Registry) -> Iterator[None]:
+    """Say it when the registry refuses a README's metadata, which the client asks before it sends a commit."""
+    try:
+        yield
+    except ValueError as error:
+        found = _REFUSED_METADATA.fullmatch(str(error))
+        if found is None:
+            raise
+        raise MetadataRefusedError(
+            f"{registry.address} does not take the metadata at the top of README.md: {'; '.join(found[1].split(chr(10)))}.",
+            hint="Correct it on the repository's page, or in skillpack.toml where it comes from there.",
+        ) from error
 
 
 def create_tag(registry: Registry, repository: str, tag: str, *, revision: str) -> None:
