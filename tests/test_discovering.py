@@ -75,6 +75,23 @@ def test_search_shows_a_table_and_names_that_look_alike(user: Shell, full: Regis
     assert user.json("search", "cooking") == {"schema": 0, "packs": [], "near": []}
 
 
+def test_a_registry_and_a_token_can_be_named(user: Shell, full: RegistryProcess) -> None:
+    stranger = Shell(user.home)
+    named = ["--registry", full.endpoint, "--token", full.token]
+    assert sorted(found(stranger, *named)) == ["chat-pack", "math-pack", "shared"]
+    assert sorted(found(stranger, *named[:2])) == ["math-pack", "shared"]
+    private = f"{full.user}/chat-pack"
+    stranger.fail(4, "show", "--remote", private, *named[:2])
+    assert stranger.json("show", "--remote", "--refresh", private, *named)["version"] == "1.0.0"
+    (told,) = stranger.json("download", private, "-o", "packs", "--refresh", *named)["downloaded"]
+    assert told["name"] == private
+    (user.home / "skillhub.toml").write_text(
+        f'[[registry]]\nname = "corp"\nurl = "{full.endpoint}"\n', encoding="utf-8"
+    )
+    assert stranger.json("search", "shared", "--registry", "corp")["packs"][0]["registry"] == "corp"
+    stranger.fail(4, "search", "--registry", "elsewhere")
+
+
 def test_search_says_what_it_cannot_do(user: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--base OWNER/NAME" in user.fail(2, "search", "--base", "./model")
     assert "cannot be reached" in Shell(user.home).fail(8, "search", "math")

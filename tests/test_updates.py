@@ -184,8 +184,12 @@ def test_one_head_a_pack_is_asked_for(user: Shell, author: Shell, market: Regist
         through.succeed("install", "root/one", "root/two", "root/three", "--base", BASE)
         assert requests_of(proxy, through, "outdated") == ["HEAD"] * 3
         assert requests_of(proxy, through, "outdated", "--offline") == []
+        assert "GET" in requests_of(proxy, through, "outdated", "--refresh")
         publish(author, "two", "1.1.0")
         assert sorted(requests_of(proxy, through, "outdated")) == ["GET", "HEAD", "HEAD", "HEAD"]
+        away = Shell(user.home)  # which reaches the registry only where it is named
+        away.fail(8, "outdated")
+        assert list(outdated(away, "--registry", proxy.endpoint, "--token", market.token)) == ["root/two"]
 
 
 def requests_of(proxy: FaultyProxy, shell: Shell, *arguments: str) -> list[str]:
