@@ -152,6 +152,10 @@ class Access:
             )
         return Place(registry, name if name.owner else PackName(hub.whoami(registry), name.name))
 
+    def elsewhere(self, name: PackName) -> Sequence[hub.Registry]:
+        """Return the configured registries that a pack may come from, besides the one that is written to."""
+        return () if isinstance(self.registry, hub.Registry) else find_registries(self.project).for_pack(name)
+
     def _registry_for(self, name: PackName) -> hub.Registry:
         chosen = self.registry
         if isinstance(chosen, hub.Registry):

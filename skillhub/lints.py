@@ -5,7 +5,8 @@ What would be wrong is refused; everything else is said and done as the author w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from skillhub import hub
@@ -17,6 +18,9 @@ from skillhub.names import PackName, Requirement, parse_requirement, parse_versi
 from skillhub.packs import base_text
 from skillhub.releases import Event, ReleaseIndex
 from skillhub.signing import signer_text, verify_digest
+
+RegistriesOf = Callable[[PackName], Sequence[hub.Registry]]
+"""From a pack to registries that it may come from."""
 
 WARNING = "warning"
 NOTE = "note"
@@ -84,19 +88,21 @@ def refuse_other_signer(manifest: Manifest, event: Event, index: ReleaseIndex, n
         )
 
 
-def lint_release(registry: hub.Registry, name: PackName, manifest: Manifest, index: ReleaseIndex) -> list[Finding]:
+def lint_release(
+    registry: hub.Registry, manifest: Manifest, index: ReleaseIndex, elsewhere: RegistriesOf = lambda name: ()
+) -> list[Finding]:
     """Return what the author of a new release should know.
 
     Args:
         registry: where it is to be published; asked for required packs and the base's licence.
-        name: the pack.
         manifest: of the release.
         index: what is published so far.
+        elsewhere: where required packs may come from besides.
     """
     return [
         *_lint_words(manifest),
         *_lint_version(manifest, index),
-        *_lint_requirements(registry, manifest),
+        *_lint_requirements(registry, manifest, elsewhere),
         *_lint_licenses(registry, manifest),
     ]
 
@@ -143,11 +149,11 @@ def _lint_version(manifest: Manifest, index: ReleaseIndex) -> Iterator[Finding]:
         yield Finding(NOTE, "deprecated", f"The pack is deprecated: {index.deprecated}.")
 
 
-def _lint_requirements(registry: hub.Registry, manifest: Manifest) -> Iterator[Finding]:
+def _lint_requirements(registry: hub.Registry, manifest: Manifest, elsewhere: RegistriesOf) -> Iterator[Finding]:
     for text in manifest.requires:
         required = parse_requirement(text)
         try:
-            index = read_index(registry, required.pack, offline=False).index
+            index = _find_index(registry, required.pack, elsewhere)
         except NotFoundError:
             told = f"{required.pack}, which the pack requires, is not at {registry.address}."
             yield Finding(
@@ -157,6 +163,16 @@ def _lint_requirements(registry: hub.Registry, manifest: Manifest) -> Iterator[F
             yield Finding(NOTE, "unread-requirement", f"Whether {text} exists is not known: {error.message}")
         else:
             yield from _lint_requirement(required, index, manifest)
+
+
+def _find_index(registry: hub.Registry, name: PackName, elsewhere: RegistriesOf) -> ReleaseIndex:
+    try:
+        return read_index(registry, name, offline=False).index
+    except NotFoundError:
+        for other in elsewhere(name):
+            with suppress(NotFoundError):
+                return read_index(other, name, offline=False).index
+        raise
 
 
 def _lint_requirement(required: Requirement, index: ReleaseIndex, manifest: Manifest) -> Iterator[Finding]:

@@ -48,6 +48,7 @@ class Publication:
         pull_request: address of the pull request that proposes it, if one was asked for and made.
         already_there: whether the release was published before, with the same content.
         signer: key that signed it, ``ed25519:`` and base64; None for an unsigned release.
+        findings: what its author should know of it.
     """
 
     release: Release
@@ -56,6 +57,7 @@ class Publication:
     pull_request: str | None = None
     already_there: bool = False
     signer: str | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def draft_release(
         return Draft(place, opened, manifest, event, state, published=found)
     if not allow_signer_change:
         refuse_other_signer(manifest, event, state.index, place.name)
-    findings = lint_release(place.registry, place.name, manifest, state.index)
+    findings = lint_release(place.registry, manifest, state.index, access.elsewhere)
     return Draft(place, opened, manifest, event, state, tuple(findings))
 
 
@@ -200,7 +202,9 @@ def publish_draft(draft: Draft, access: Access, *, create_pr: bool = False) -> P
         refuse_proposal_to_nowhere(draft)
         result = propose(place, announcement, draft.state)
         release = Release(parse_version(draft.manifest.version), draft.event)
-        return Publication(release, str(place.name), result.commit, result.pull_request, signer=draft.signer)
+        return Publication(
+            release, str(place.name), result.commit, result.pull_request, False, draft.signer, draft.findings
+        )
     state = draft.state if draft.state.head is not None else place.read_or_create()
     found = find_published(place, state, draft.manifest)  # somebody else may have made the repository meanwhile
     if found is not None:
@@ -209,7 +213,7 @@ def publish_draft(draft: Draft, access: Access, *, create_pr: bool = False) -> P
     _tag(draft, commit, notice)
     published = find_published(place, state, draft.manifest)
     assert published is not None  # the announcement is done only then
-    return Publication(published, str(place.name), commit, signer=draft.signer)
+    return Publication(published, str(place.name), commit, signer=draft.signer, findings=draft.findings)
 
 
 def refuse_proposal_to_nowhere(draft: Draft) -> None:

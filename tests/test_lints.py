@@ -13,7 +13,7 @@ from skillhub.announcements import Access
 from skillhub.errors import TrustError, UsageError
 from skillhub.lints import Finding, lint_release
 from skillhub.manifest import Evaluation, Manifest, Skill
-from skillhub.names import parse_pack_name, parse_version
+from skillhub.names import parse_version
 from skillhub.packs import Pack, open_pack, write_manifest
 from skillhub.publisher import draft_release, publish
 from skillhub.releases import Release, ReleaseIndex, release_event
@@ -48,8 +48,7 @@ def complete(pack: Pack, **changes: object) -> Pack:
 
 
 def findings(owner: hub.Registry, pack: Pack, index: ReleaseIndex | None = None) -> dict[str, Finding]:
-    name = parse_pack_name(f"linter/{pack.manifest.name}")
-    return {one.code: one for one in lint_release(owner, name, pack.manifest, index or ReleaseIndex())}
+    return {one.code: one for one in lint_release(owner, pack.manifest, index or ReleaseIndex())}
 
 
 def index_of(*versions: str, yanked: str | None = None, deprecated: str | None = None) -> ReleaseIndex:

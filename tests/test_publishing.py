@@ -18,7 +18,7 @@ from skillhub.signing import verify_digest
 from tests.support.commands import Shell
 from tests.support.faults import faulty_proxy
 from tests.support.packs import make_pack
-from tests.support.registry_process import RegistryProcess
+from tests.support.registry_process import RegistryProcess, running_registry
 
 
 def index_of(registry: RegistryProcess, name: str) -> list[dict[str, object]]:
@@ -141,7 +141,7 @@ def test_a_pinned_pack_goes_to_its_own_registry(shell: Shell, registry: Registry
     )
     told = elsewhere.json("publish", "pack", f"{registry.user}/inner-pack", "--dry-run")
     assert told["registry"] == registry.endpoint
-    elsewhere.fail(8, "publish", "pack", "acme/inner-pack", "--dry-run")  # HF_ENDPOINT, where nothing listens
+    elsewhere.fail(8, "publish", "pack", "acme/inner-pack", "-q", "--dry-run")  # HF_ENDPOINT, where nothing listens
     done = elsewhere.json(
         "publish", "pack", f"{registry.user}/inner-pack", "--registry", "corp", "--token", registry.token
     )
@@ -173,3 +173,19 @@ def test_a_terminal_shows_what_is_sent(shell: Shell, registry: RegistryProcess, 
     said, _ = done.communicate()
     assert done.returncode == 0 and b"Published" in said
     assert b"Checking shown-pack 1.0" in shown and b"shown-pack" in shown.partition(b"Sending ")[2]
+
+
+def test_what_a_pack_requires_may_be_at_another_configured_registry(
+    shell: Shell, registry: RegistryProcess, tmp_path: Path
+) -> None:
+    make_pack(tmp_path / "1", "base-skill", "1.0")
+    shell.succeed("publish", "1", f"{registry.user}/base-skill")
+    make_pack(tmp_path / "2", "next-skill", "1.0", requires=[f"{registry.user}/base-skill>=1", f"{registry.user}/none"])
+    (tmp_path / "skillhub.toml").write_text(f'[[registry]]\nname = "corp"\nurl = "{registry.endpoint}"\n')
+    with running_registry(tmp_path / "other") as other:
+        told = Shell(shell.home, other.endpoint).json("publish", "2", f"{other.user}/next-skill", "--dry-run")
+        assert told["registry"] == other.endpoint
+        found = [one for one in told["findings"] if "requirement" in one["code"]]
+        assert [(one["code"], one["message"].split(",")[0]) for one in found] == [
+            ("unknown-requirement", f"{registry.user}/none")
+        ]
