@@ -9,24 +9,39 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from skillhub.cli import COMMANDS
+from skillhub.cli import COMMANDS, commands
 from tests.support.commands import Shell
 
 
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
-    overview = shell.succeed("--help")
+    overview = Shell(tmp_path).succeed("--help")
     for name, (_, line) in COMMANDS.items():
-        assert name in overview
-        text = shell.succeed(name, "fingerprint", "--help") if name == "base" else shell.succeed(name, "--help")
-        assert f"skillhub {name} " in text.split("Example:")[1] or f"skillhub {name}\n" in text.split("Example:")[1]
+        assert f"  {name} " in overview
         assert line.rstrip(".").split()[0] in overview
+    for path, command in every_command(commands, "skillhub"):
+        text = command.get_help(click.Context(command, info_name=path))
+        example = text.split("Example:")[1]
+        assert path in example, path
         assert "\\b" not in text
+        assert isinstance(command, click.Group) or "--json" in text or path.startswith("skillhub completion"), path
+
+
+def every_command(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands below a group, and those below them, with the words that call them."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from every_command(command, f"{path} {name}")
 
 
 def test_readme_names_every_command() -> None:

@@ -19,45 +19,58 @@ from skillhub.errors import INTERRUPT_EXIT_CODE, TERMINATED_EXIT_CODE, DiskError
 from skillhub.files import disk_errors
 from skillhub.redaction import hide
 
-COMMANDS = {
-    "new": ("authoring", "Write a skillpack.toml for a new pack, with every key explained."),
-    "pack": ("packing", "Build a pack from a fine-tuned checkpoint and its base."),
-    "evaluate": ("packing", "Measure base, fine-tune and pack, and note it in the pack's manifest."),
-    "publish": ("publishing", "Publish a pack as a release on a registry."),
-    "yank": ("publishing", "Withdraw a release, so that nothing chooses it any more."),
-    "unyank": ("publishing", "Let a yanked release be chosen again."),
-    "deprecate": ("publishing", "Say that a pack should not be used any more."),
-    "key": ("authoring", "Make or show the key that releases are signed with."),
-    "init": ("locking", "Make a folder a project, with a skillhub.toml of its own."),
-    "install": ("installing", "Install packs into an environment."),
-    "uninstall": ("installing", "Remove installed packs."),
-    "upgrade": ("installing", "Move packs to newer releases."),
-    "lock": ("locking", "Bring the lock up to date; install nothing."),
-    "sync": ("locking", "Install exactly what the lock says."),
-    "list": ("inspecting", "List the installed packs."),
-    "show": ("showing", "Show what a pack says about itself."),
-    "tree": ("graphing", "Show what the locked packs require, as a tree."),
-    "why": ("graphing", "Show what asks for a pack."),
-    "freeze": ("graphing", "Print the locked packs as requirements."),
-    "outdated": ("checking", "Show locked packs of which there is something newer."),
-    "check": ("checking", "Check that what is asked for, locked and installed fits together."),
-    "verify": ("checking", "Check installed packs byte for byte."),
-    "trust": ("trusting", "Show what is remembered of a pack, or accept that it has changed."),
-    "search": ("discovering", "Find packs on a registry."),
-    "download": ("discovering", "Fetch packs as folders, without installing them."),
-    "vendor": ("discovering", "Write a folder to install the locked packs from without a network."),
-    "cache": ("caching", "Look at the store of downloaded files, and make room."),
-    "run": ("composing", "Try a model with packs grafted onto it."),
-    "fuse": ("composing", "Write a checkpoint with packs fused into it."),
-    "base": ("bases", "Fingerprint base models, and choose that of an environment."),
-    "login": ("accounts", "Save a token for a registry."),
-    "logout": ("accounts", "Remove the saved token of a registry."),
-    "whoami": ("accounts", "Show whose token is sent to a registry."),
-    "config": ("configuring", "Show and change settings, and name registries."),
-    "doctor": ("doctoring", "Check the installation, and say what to do about problems."),
-    "completion": ("completion", "Print the script for completion in a shell."),
+GROUPS = {
+    "Using packs": {
+        "search": ("discovering", "Find packs on a registry."),
+        "show": ("showing", "Show what a pack says about itself."),
+        "install": ("installing", "Install packs into an environment."),
+        "uninstall": ("installing", "Remove installed packs."),
+        "upgrade": ("installing", "Move packs to newer releases."),
+        "outdated": ("checking", "Show locked packs of which there is something newer."),
+        "list": ("inspecting", "List the installed packs."),
+        "tree": ("graphing", "Show what the locked packs require, as a tree."),
+        "why": ("graphing", "Show what asks for a pack."),
+        "check": ("checking", "Check that what is asked for, locked and installed fits together."),
+        "verify": ("checking", "Check installed packs byte for byte."),
+        "run": ("composing", "Try a model with packs grafted onto it."),
+        "fuse": ("composing", "Write a checkpoint with packs fused into it."),
+        "base": ("bases", "Fingerprint base models, and choose that of an environment."),
+    },
+    "Projects": {
+        "init": ("locking", "Make a folder a project, with a skillhub.toml of its own."),
+        "lock": ("locking", "Bring the lock up to date; install nothing."),
+        "sync": ("locking", "Install exactly what the lock says."),
+        "freeze": ("graphing", "Print the locked packs as requirements."),
+        "download": ("discovering", "Fetch packs as folders, without installing them."),
+        "vendor": ("discovering", "Write a folder to install the locked packs from without a network."),
+    },
+    "Making packs": {
+        "new": ("authoring", "Write a skillpack.toml for a new pack, with every key explained."),
+        "pack": ("packing", "Build a pack from a fine-tuned checkpoint and its base."),
+        "evaluate": ("packing", "Measure base, fine-tune and pack, and note it in the pack's manifest."),
+        "publish": ("publishing", "Publish a pack as a release on a registry."),
+        "yank": ("publishing", "Withdraw a release, so that nothing chooses it any more."),
+        "unyank": ("publishing", "Let a yanked release be chosen again."),
+        "deprecate": ("publishing", "Say that a pack should not be used any more."),
+        "key": ("authoring", "Make or show the key that releases are signed with."),
+    },
+    "This machine": {
+        "login": ("accounts", "Save a token for a registry."),
+        "logout": ("accounts", "Remove the saved token of a registry."),
+        "whoami": ("accounts", "Show whose token is sent to a registry."),
+        "config": ("configuring", "Show and change settings, and name registries."),
+        "trust": ("trusting", "Show what is remembered of a pack, or accept that it has changed."),
+        "cache": ("caching", "Look at the store of downloaded files, and make room."),
+        "doctor": ("doctoring", "Check the installation, and say what to do about problems."),
+        "completion": ("completion", "Print the script for completion in a shell."),
+    },
 }
-"""Command → (module in this package, help line). The function in the module is named ``<command>_command``."""
+"""What people want to do → command → (module in this package, help line).
+
+The function in the module is named ``<command>_command``.
+"""
+
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 class LazyGroup(click.Group):
@@ -83,9 +96,10 @@ class LazyGroup(click.Group):
         return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table of commands."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        """Write a table of commands for each thing that people want to do."""
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, text) in group.items()])
 
     def resolve_command(
         self, context: click.Context, args: list[str]
