@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +289,31 @@ def test_owners_are_added_for_short_names(user: Shell) -> None:
     user.succeed("install", "both", "--owner", "nobody", "--owner", OWNER)
     assert f'"{OWNER}/both"' in project(user.home)
     assert f'"{OWNER}"' in project(user.home).split("owners")[-1]
+
+
+def test_on_a_terminal_the_owner_is_asked_for_and_is_never_guessed(user: Shell) -> None:
+    def answer(text: str) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        os.write(ours, text.encode())
+        child = subprocess.Popen(
+            [sys.executable, "-m", "skillhub", "install", "both"],
+            env=user.variables,
+            cwd=user.home,
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to any more with EIO
+            while piece := os.read(ours, 4096):
+                said += piece
+        child.communicate()
+        os.close(ours)
+        return child.returncode, said.decode()
+
+    for nothing in ("\n", "7\n", "x\n"):
+        code, said = answer(nothing)
+        assert (code, f"1  {OWNER}/both" in said) == (4, True), said
+    assert answer("1\n")[0] == 0
+    assert versions(user.home) == {"both": "1.0"}
