@@ -148,10 +148,14 @@ def _usage(name: PackName) -> str:
 
 def _bases(variants: Iterable[Variant]) -> str:
     rows = [
-        f"| {_cell(describe_base(variant))} | {variant.size / 1e6:.1f} MB | {variant.codec.bits_per_weight:.3g} |"
+        f"| {_cell(describe_base(variant))} | {_size(variant.size)} | {variant.codec.bits_per_weight:.3g} |"
         for variant in variants
     ]
     return "\n".join(["| Base model | Size | Bits per weight |", "|---|---|---|", *rows])
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
 def _evaluation(scores: Iterable[Evaluation]) -> str:

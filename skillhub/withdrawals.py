@@ -95,7 +95,8 @@ def _change_release(
     found = state.index.find(version)
     if found is None:
         newest = sorted((one.version for one in state.index.releases), reverse=True)[:5]
-        there = f"There are {', '.join(str(one) for one in newest)}." if newest else "Nothing is published there."
+        listed = ", ".join(str(one) for one in newest)
+        there = f"The newest there: {listed}." if newest else "Nothing is published there."
         raise NotFoundError(f"There is no release {version} of {place.name} at {place.registry.address}.", hint=there)
     event = _event(verb, str(found.version), reason)
     if is_so(found.yanked):

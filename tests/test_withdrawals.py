@@ -135,7 +135,7 @@ def test_deprecating_is_told_to_whoever_installs(
 def test_what_cannot_be_withdrawn(owner: hub.Registry, registry: RegistryProcess, tmp_path: Path) -> None:
     name = make_released(owner, tmp_path / "packs", "kept-pack", "1.0")
     shell = Shell(tmp_path, registry.endpoint, owner.token)
-    assert "There are 1.0." in shell.fail(4, "yank", f"{name}==2.0", "--reason", "x")
+    assert "The newest there: 1.0." in shell.fail(4, "yank", f"{name}==2.0", "--reason", "x")
     shell.fail(4, "unyank", f"{name}==2.0")
     shell.fail(4, "yank", "withdrawer/nothing-here==1.0")
     shell.fail(4, "deprecate", "withdrawer/nothing-here")

@@ -122,6 +122,8 @@ def _print_done(draft: Draft, done: Publication) -> None:
         click.echo(f"Published {done.repository} {version} ({size}).")
     if not done.already_there:
         click.echo(f"Signed by {done.signer}." if done.signer else "Not signed.")
+    if done.release.yanked is not None:
+        return
     wanted = f"@{done.commit}" if done.pull_request else f"=={version}"
     click.echo(f"{'Try' if done.pull_request else 'Install'} it: skillhub install {done.repository}{wanted}")
 
