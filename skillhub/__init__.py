@@ -38,6 +38,7 @@ from skillhub.errors import (
 )
 
 if TYPE_CHECKING:
+    from skillhub.adapters import Adapter, open_adapter
     from skillhub.authorfile import AuthorFile
     from skillhub.checking import verify
     from skillhub.compose.fusion import fuse
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _MODULE_OF = {
+    "Adapter": "adapters",
     "AuthorFile": "authorfile",
     "InstalledPack": "environments",
     "Pack": "packs",
@@ -61,6 +63,7 @@ _MODULE_OF = {
     "graft": "compose.grafts",
     "grafted_packs": "compose.grafts",
     "install": "installer",
+    "open_adapter": "adapters",
     "open_pack": "packs",
     "pack": "packer",
     "publish": "publisher",
@@ -70,6 +73,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Adapter",
     "AuthError",
     "AuthorFile",
     "DiskError",
@@ -96,6 +100,7 @@ __all__ = [
     "graft",
     "grafted_packs",
     "install",
+    "open_adapter",
     "open_pack",
     "pack",
     "publish",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 
 import msgspec
@@ -181,6 +182,10 @@ class _Locking:
         return Lock(inputs, (base,), tuple(sorted(entries, key=lambda entry: entry.name.lower())))
 
     @cached_property
+    def _cut_off(self) -> datetime | None:
+        return parse_cut_off(self.project.exclude_newer) if self.project.exclude_newer else None
+
+    @cached_property
     def _asked(self) -> set[str]:
         return {one.key for one in self.choice.asked}
 
@@ -235,12 +240,10 @@ class _Locking:
                 )
 
     def _screen(self) -> Screen | None:
-        cut_off = parse_cut_off(self.project.exclude_newer) if self.project.exclude_newer else None
-
         def registry_of(name: PackName) -> hub.Registry | None:
             return self.planner.catalog.source(name).registry
 
-        return make_screen(read_policy(), cut_off, registry_of, offline=self.planner.supply.offline)
+        return make_screen(read_policy(), self._cut_off, registry_of, offline=self.planner.supply.offline)
 
     def _entry(self, pick: Pick) -> LockedPack:
         """Return the lock entry of a release: the old one where nothing about it changed."""
@@ -320,7 +323,7 @@ class _Locking:
             known = old.id if old and old.registry == registry.name else None
             return self._identity(registry, wanted.name, repository, known)
 
-        return lock_adapter(self.planner.catalog, wanted, self.base, identify)
+        return lock_adapter(self.planner.catalog, wanted, self.base, identify, old=old, cut_off=self._cut_off)
 
 
 def _refuse_twice(entries: Sequence[LockedPack]) -> None:

@@ -217,15 +217,26 @@ def test_pickles_other_kinds_and_what_is_no_adapter_are_refused_before_anything_
     assert "peft:" not in (project / "skillhub.toml").read_text()
 
 
-def test_the_policy_holds_for_adapters(shell: Shell, project: Path, api: HfApi, name: str, adapter: Path):
-    api.upload_folder(repo_id=name, folder_path=adapter)
+def test_the_policy_holds_for_adapters(shell: Shell, project: Path, api: HfApi, name: str, save: Save):
+    api.upload_folder(repo_id=name, folder_path=save(1))
     policy = project / "config" / "policy.toml"
     policy.parent.mkdir(exist_ok=True)
     policy.write_text('allowed_owners = ["acme"]\n')
     shell.fail(7, "install", f"peft:{name}")
     assert bytes_below(project) == {}
+    policy.write_text("cooldown_days = 3\n")
+    assert "less than the 3 days ago" in shell.fail(7, "install", f"peft:{name}")
     policy.unlink()
-    shell.succeed("install", f"peft:{name}")
+    assert "after the cut-off" in shell.fail(3, "install", f"peft:{name}", "--exclude-newer", "2020-01-01")
+    assert bytes_below(project) == {}
+    shell.succeed("install", f"peft:{name}", "--exclude-newer", "2999-01-01")
+    before = bytes_below(project)
+    policy.write_text("cooldown_days = 3\n")
+    shell.succeed("sync")
+    api.upload_folder(repo_id=name, folder_path=save(2))
+    done = shell.run("upgrade", "--all")
+    assert (done.returncode, "It stays at" in done.stderr) == (0, True)
+    assert bytes_below(project) == before
 
 
 def test_a_repository_that_was_made_anew_is_not_followed(

@@ -499,6 +499,7 @@ def test_installed_names_are_looked_up_in_the_environment(llama: Path, tmp_path:
         shutil.copytree(tmp_path / "pack", folder)
         receipt = Receipt(
             schema=0,
+            name="acme/one",
             registry="local",
             repository="acme/one",
             version="1.0.0",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from skillhub.adapters import (
@@ -40,12 +42,14 @@ class RemoteAdapter:
         commit: what it is pinned by.
         files: its files, sorted by path; paths are those in the repository.
         config: its config.
+        published: when its files last changed, as far as the registry tells; a vendored folder tells nothing.
         moved_to: full name of the repository that answered, where the registry sent us on to another one.
     """
 
     commit: str
     files: list[FileEntry]
     config: AdapterConfig
+    published: datetime | None = None
     moved_to: str | None = None
 
     @property
@@ -84,21 +88,35 @@ def find_adapter(registry: Registry, repository: str, revision: str = "main") ->
             hint="Make the folder again with `skillhub vendor`, and copy all of it.",
         )
     where = read.moved_to or repository
-    weights = _weights_entry(registry, where, read.commit)
     written = FileEntry(path=CONFIG_FILE, size=len(read.data), sha256=sha256_of_bytes(read.data))
-    return RemoteAdapter(read.commit, sorted([written, weights], key=lambda one: one.path), config, read.moved_to)
-
-
-def _weights_entry(registry: Registry, repository: str, commit: str) -> FileEntry:
+    published = None
     if registry.folder is not None:
-        entries = {entry.path: entry for entry in folders.list_files(registry, repository, revision=commit)}
-        if ADAPTER_FILE not in entries:
-            raise missing_weights(repository, is_pickled=PICKLE_FILE in entries)
-        return entries[ADAPTER_FILE]
-    found = _listed(registry, repository, commit, [ADAPTER_FILE, PICKLE_FILE])
-    if ADAPTER_FILE not in found:
-        raise missing_weights(repository, is_pickled=PICKLE_FILE in found)
-    listed = found[ADAPTER_FILE]
+        weights = _vendored_weights(registry, where, read.commit)
+    else:
+        listed = _listed(registry, where, read.commit, [CONFIG_FILE, ADAPTER_FILE, PICKLE_FILE])
+        if ADAPTER_FILE not in listed:
+            raise missing_weights(where, is_pickled=PICKLE_FILE in listed)
+        weights = _weights_entry(registry, where, read.commit, listed[ADAPTER_FILE])
+        published = _last_change(listed[path] for path in FILES if path in listed)
+    files = sorted([written, weights], key=lambda one: one.path)
+    return RemoteAdapter(read.commit, files, config, published, read.moved_to)
+
+
+def _last_change(files: Iterable[RepoFile]) -> datetime | None:
+    """Return when the newest of some files was committed; None where that is not told of each."""
+    commits = [file.last_commit for file in files]
+    dates = [commit.date.astimezone(UTC) for commit in commits if commit is not None]
+    return max(dates) if len(dates) == len(commits) else None
+
+
+def _vendored_weights(registry: Registry, repository: str, commit: str) -> FileEntry:
+    entries = {entry.path: entry for entry in folders.list_files(registry, repository, revision=commit)}
+    if ADAPTER_FILE not in entries:
+        raise missing_weights(repository, is_pickled=PICKLE_FILE in entries)
+    return entries[ADAPTER_FILE]
+
+
+def _weights_entry(registry: Registry, repository: str, commit: str, listed: RepoFile) -> FileEntry:
     if listed.lfs is not None:
         return FileEntry(path=ADAPTER_FILE, size=listed.lfs.size, sha256=listed.lfs.sha256)
     if listed.size > MAX_PLAIN_BYTES:
@@ -117,7 +135,9 @@ def _listed(registry: Registry, repository: str, revision: str, paths: list[str]
     from huggingface_hub.hf_api import RepoFile
 
     with hub_failures(registry, repository):
-        entries = retried(registry, lambda: client(registry).get_paths_info(repository, paths, revision=revision))
+        entries = retried(
+            registry, lambda: client(registry).get_paths_info(repository, paths, expand=True, revision=revision)
+        )
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and entry.path in paths}
 
 
