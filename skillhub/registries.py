@@ -167,8 +167,13 @@ def _with_token(registry: hub.Registry, token: str | None) -> hub.Registry:
 
 
 def _checked_address(text: str, what: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https", "file") or not (parts.netloc or parts.path):
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or True)
+        is_address = is_address or (parts.scheme == "file" and bool(parts.path))
+    except ValueError:  # brackets without an IPv6 address between them, or a port that is none
+        is_address = False
+    if not is_address:
         raise UsageError(
             f"{text!r} is no address ({what}).", hint="Write it with its scheme, such as https://hub.example.com."
         )

@@ -69,6 +69,9 @@ def test_the_users_address_counts_for_a_name_that_a_project_uses(configuration: 
         (RegistryEntry(name="corp"), "no address"),
         (RegistryEntry(name="corp", url="hub.corp.example"), "is no address"),
         (RegistryEntry(name="corp", url="ftp://hub.corp.example"), "is no address"),
+        (RegistryEntry(name="corp", url="http://[::1"), "is no address"),
+        (RegistryEntry(name="corp", url="https://hub.corp.example:x"), "is no address"),
+        (RegistryEntry(name="corp", url="https:///packs"), "is no address"),
         (RegistryEntry(name="local", url="https://hub.corp.example"), "local"),
     ],
 )
