@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from nab_resolver.errors import ResolutionError, ResolutionLimitError
-from nab_resolver.resolver import BaseProvider, Resolver
+from nab_resolver.resolver import BaseProvider, Resolver, ResolverObserver
 from nab_resolver.root import ROOT
 from nab_resolver.types import (
     Incompatibility,
@@ -155,15 +155,69 @@ class OutOfStepsError(Exception):
         self.keys = keys
 
 
-def solve(listings: Listings, limit: int) -> dict[str, int]:
+@dataclass
+class Meter:
+    """Counts the solver's steps: decisions, derivations, and the claims of each clause that a conflict is resolved to.
+
+    They take about as long each. The solver's own limit counts rounds, some of which take a thousand times as long as others.
+
+    Attributes:
+        limit: the steps that there are.
+        used: those that were needed so far.
+    """
+
+    limit: int
+    used: int = 0
+
+    def count(self, steps: int) -> None:
+        """Note some steps.
+
+        Raises:
+            _LimitError: there were fewer left.
+        """
+        self.used += steps
+        if self.used > self.limit:
+            raise _LimitError
+
+
+class _Observer(ResolverObserver[str, int]):
+    """Has the meter count."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def on_decision(self, package: str, version: int, level: int) -> None:
+        self._meter.count(1)
+
+    def on_derivation(self, package: str, *, positive: bool, cause: Incompatibility[str, int]) -> None:
+        self._meter.count(1)
+
+    def on_conflict_step(self, incompatibility: Incompatibility[str, int], **_: Any) -> None:
+        self._meter.count(len(incompatibility.terms))
+
+
+class _LimitError(Exception):
+    """There are no steps left."""
+
+
+def solve(listings: Listings, meter: Meter) -> dict[str, int]:
     """Return the number of the chosen release of each pack that comes in.
+
+    Args:
+        listings: the packs.
+        meter: says when to give up.
 
     Raises:
         UnsolvableError: there is no solution.
-        OutOfStepsError: none was found in ``limit`` steps.
+        OutOfStepsError: none was found within the meter's limit.
     """
     resolver: Resolver[str, int] = Resolver(
-        _Provider(listings), max_iterations=limit, range_type=Releases, root_version=0
+        _Provider(listings),
+        _Observer(meter),
+        max_iterations=meter.limit + 1,
+        range_type=Releases,
+        root_version=0,
+        format_range=_nothing,
     )
     wanted: list[RootRequirement[str, int]] = [
         RootRequirement(one.key, Releases(listings[one.key].matching(one.requirement)), origin=one)
@@ -171,13 +225,18 @@ def solve(listings: Listings, limit: int) -> dict[str, int]:
     ]
     try:
         return resolver.resolve(wanted)
-    except ResolutionLimitError as error:
+    except (_LimitError, ResolutionLimitError):
         counts = resolver.stats.package_conflict_counts
-        raise OutOfStepsError(sorted(counts, key=lambda key: (-counts[key], key))) from error
+        raise OutOfStepsError(sorted(counts, key=lambda key: (-counts[key], key)) or list(listings)) from None
     except ResolutionError as error:
         if error.incompatibility is None or type(error) is not ResolutionError:
             raise  # a fault of the solver's, which is no proof
         raise UnsolvableError(_convert(error.incompatibility)) from None
+
+
+def _nothing(releases: object) -> str:
+    """Word a set of releases for the solver's own report, which nobody reads."""
+    return ""
 
 
 class _Provider(BaseProvider[str, int]):

@@ -233,11 +233,9 @@ def _is_told_next(step: Step, proof: Step) -> bool:
 
 
 def _list_facts(listings: Listings, proof: Step) -> list[str]:
-    """Return what a long proof rests on: what is asked for, then what is nearest to its end."""
-    facts = [step for step in _steps(proof) if step.kind != "follows"]
-    facts.sort(key=lambda step: step.kind != "asked")
-    words = list(dict.fromkeys(fact_words(listings, step) for step in facts[:_MAX_FACTS]))
-    lines = [f"{one}." for one in words]
+    """Return what a long proof rests on besides what is asked for: what is nearest to its end."""
+    facts = [step for step in _steps(proof) if step.kind not in ("follows", "asked")]
+    lines = [f"{words}." for words in dict.fromkeys(fact_words(listings, step) for step in facts[:_MAX_FACTS])]
     if len(facts) > _MAX_FACTS:
         lines.append(f"{len(facts) - _MAX_FACTS} other requirements and conflicts take part.")
     return lines

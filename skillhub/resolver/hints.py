@@ -16,18 +16,19 @@ from skillhub.names import PackName, Requirement
 from skillhub.packs import short_fingerprint
 from skillhub.releases import ReleaseIndex
 from skillhub.resolver.candidates import list_bases
-from skillhub.resolver.engine import OutOfStepsError, UnsolvableError, solve
+from skillhub.resolver.engine import Meter, OutOfStepsError, UnsolvableError, solve
 from skillhub.resolver.listings import Listings
 from skillhub.resolver.problem import Problem, ReadIndexes
 from skillhub.resolver.resolution import Pick
 from skillhub.resolver.wording import enumerate_words, shortened
 
-_LIMIT = 1_000  # steps for one guess
+_LIMIT = 20_000  # steps for one guess
+_ALL = 50_000  # steps for all guesses together
 _MAX_GUESSES = 4  # of a kind
 _ENOUGH = 2  # hints
 
 
-@dataclass(frozen=True)
+@dataclass
 class Failure:
     """A problem without solution.
 
@@ -36,20 +37,27 @@ class Failure:
         read: reads the releases of packs.
         listings: the packs that came up.
         wanted: the user's requirements that have to do with it.
+        steps: how many are left for guesses.
     """
 
     problem: Problem
     read: ReadIndexes
     listings: Listings
     wanted: tuple[Requirement, ...]
+    steps: int = _ALL
 
-    def attempt(self, problem: Problem, *, read: ReadIndexes | None = None, limit: int = _LIMIT) -> list[Pick] | None:
+    def attempt(self, problem: Problem, *, read: ReadIndexes | None = None) -> list[Pick] | None:
         """Return the solution of another problem, or None."""
+        if not self.steps:
+            return None
+        meter = Meter(min(_LIMIT, self.steps))
         try:
             listings = Listings(problem, read or self.read)
-            chosen = solve(listings, limit)
+            chosen = solve(listings, meter)
         except (SkillhubError, UnsolvableError, OutOfStepsError):  # a guess that leads nowhere is no hint
             return None
+        finally:
+            self.steps = max(self.steps - meter.used, 0)
         found = [(listings[key].name, listings[key].accepted[number]) for key, number in sorted(chosen.items())]
         return [Pick(name, one.release, one.fingerprint) for name, one in found]
 
@@ -82,7 +90,7 @@ def base_hint(failure: Failure) -> str | None:
     known = [one for key in failure.listings for one in failure.listings[key].candidates]
     if not any(one.rejection is not None and one.rejection.kind == "base" for one in known):
         return None
-    picks = failure.attempt(replace(failure.problem, base=None), limit=failure.problem.limit)
+    picks = failure.attempt(replace(failure.problem, base=None))
     if picks is None:
         return None
     fits = [{one.fingerprint for one in pick.release.event.variants} for pick in picks]

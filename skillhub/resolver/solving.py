@@ -8,7 +8,7 @@ from skillhub.errors import ResolutionError, ResolverLimitError, SkillhubError, 
 from skillhub.names import PackName
 from skillhub.releases import ReleaseIndex
 from skillhub.resolver.candidates import BaseClaim
-from skillhub.resolver.engine import OutOfStepsError, Step, UnsolvableError, solve
+from skillhub.resolver.engine import Meter, OutOfStepsError, Step, UnsolvableError, solve
 from skillhub.resolver.explanations import Explanation, explain
 from skillhub.resolver.hints import Failure, base_hint, find_hints
 from skillhub.resolver.listings import Listings
@@ -36,7 +36,7 @@ def resolve(problem: Problem, read_indexes: ReadIndexes) -> Resolution:
     read = _remember(read_indexes)
     listings = Listings(problem, read)
     try:
-        return _resolution(listings, solve(listings, problem.limit))
+        return _resolution(listings, solve(listings, Meter(problem.limit)))
     except OutOfStepsError as error:
         raise _gave_up(error.keys, listings) from None
     except UnsolvableError as error:
@@ -95,7 +95,7 @@ def _no_solution(listings: Listings, proof: Step, read: ReadIndexes) -> Skillhub
 
 def _message(told: Explanation, wanted: Sequence[str], base: BaseClaim | None) -> str:
     """Return the explanation; it speaks of the base where that alone is in the way."""
-    asked = enumerate_words([shortened(text) for text in wanted])
+    asked = enumerate_words([shortened(text) for text in wanted], most=_NAMED)
     if not told.lines:
         start = f"No release that {asked} allows fits {base}" if base else f"No release of {asked} will do"
         return f"{start}: {'; '.join(told.reasons.values())}."
