@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
-from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UsageError
+from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UnsafeContentError, UsageError
 from skillhub.fields import FingerprintText, Sha256
 from skillhub.files import disk_errors, locked, safe_join, write_atomically
 from skillhub.lockfile import LOCK_FILE, PACK, PEFT, files_digest
@@ -150,8 +150,18 @@ class Environment:
 
         Raises:
             EnvironmentLockedError: another process held it for ten minutes.
+            UnsafeContentError: a folder that packs are installed into and removed from leads elsewhere.
         """
-        return locked(self.folder / ".skillhub" / "lock")
+        lock = self.folder / ".skillhub" / "lock"
+        owners = self.packs_folder.iterdir() if self.packs_folder.is_dir() else ()
+        for path in (lock.parent, lock, self.packs_folder, *owners):
+            if path.is_symlink():  # in a project of somebody else's, what is not locked would be removed there
+                raise UnsafeContentError(
+                    f"{path} is a symbolic link: packs would be installed and removed where it leads.",
+                    hint="Remove the link, then run the same command again.",
+                    path=str(path),
+                )
+        return locked(lock)
 
 
 def find_project(start: Path | None = None) -> Environment | None:

@@ -1,0 +1,47 @@
+"""What a project that was cloned from a stranger can try with the files in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import Shell
+from tests.support.packs import BASE
+
+PROJECT = f'requirements = []\n\n[[base]]\nfingerprint = "{BASE}"\n'
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Shell:
+    """A user without a network."""
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A project that asks for nothing, in a folder beside others of the user's."""
+    (tmp_path / "own" / "photos" / "2024").mkdir(parents=True)
+    (tmp_path / "own" / "photos" / "2024" / "sea.jpg").write_text("sea")
+    (tmp_path / "own" / "photos" / ".hidden").write_text("hidden")
+    folder = tmp_path / "clone"
+    (folder / ".skillhub").mkdir(parents=True)
+    (folder / "skillhub.toml").write_text(PROJECT)
+    return folder
+
+
+@pytest.mark.parametrize("link", [".skillhub", ".skillhub/packs", ".skillhub/packs/photos", ".skillhub/lock"])
+def test_a_folder_of_packs_that_leads_elsewhere_is_left_alone(link: str, user: Shell, clone: Path) -> None:
+    """Whatever is installed and not locked is removed; behind such a link lie the user's own folders."""
+    own = clone.parent / "own"
+    places = {".skillhub": own, ".skillhub/packs": own, ".skillhub/packs/photos": own / "photos"}
+    target = places.get(link, own / "photos" / "2024" / "sea.jpg")
+    if link == ".skillhub":
+        (clone / link).rmdir()
+        (own / "packs").symlink_to(own)
+    (clone / link).parent.mkdir(exist_ok=True)
+    (clone / link).symlink_to(target)
+    for command in (["sync"], ["lock"], ["uninstall", "photos/2024"]):
+        assert "is a symbolic link" in user.fail(12, *command, "-e", clone)
+    assert (own / "photos" / "2024" / "sea.jpg").read_text() == "sea"
+    assert (own / "photos" / ".hidden").read_text() == "hidden"
