@@ -3,7 +3,7 @@
     python benchmarks/soak.py [--kills 200] [--seed 0]
 
 A real registry process, real commands, SIGKILL after a random part of the time that the command takes: ``install``,
-``upgrade``, ``sync``, ``cache prune`` and ``publish`` in turn, and, in every sixth turn, the registry itself while a
+``upgrade``, ``sync``, ``cache prune`` or ``clean``, and ``publish`` in turn, and, in every sixth turn, the registry itself while a
 command installs from it. After every kill: each pack that an environment lists is whole, byte for byte; the store holds
 only what its names say; a release is whole or not there at all. Then the same command runs again without any repair by
 hand, and ``verify`` finds nothing. Covers one machine and loopback; does not cover power loss (no fsync of folders is
@@ -35,6 +35,9 @@ from tests.support.packs import BASE, make_pack
 from tests.support.registry_process import RegistryProcess, running_registry
 
 SKILLHUB = str(Path(sys.executable).parent / "skillhub")
+WARM_UP = 12_000
+"""Number of the first turns, in which each command runs once to its end and tells how long it takes."""
+
 OLD, NEW = {"soak-pack": "1.0", "shared": "1.0"}, {"soak-pack": "1.1", "shared": "1.1"}
 
 
@@ -49,6 +52,8 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, running_registry(Path(scratch) / "registry") as registry:
         soak = Soak(Path(scratch), registry, random.Random(arguments.seed))
+        for number in range(WARM_UP, WARM_UP + 2 * len(soak.turns)):
+            soak.turns[number % len(soak.turns)](number)
         for number in range(arguments.kills):
             kill = soak.turns[number % len(soak.turns)]
             try:
@@ -126,18 +131,22 @@ class Soak:
         return self._kill_in("sync", environment, ("sync", "--locked"), {}, OLD)
 
     def kill_prune(self, number: int) -> str:
-        """Kill the removal of everything from the store; environments must stay whole, and installing goes on."""
+        """Kill the removal of what no environment shares, or of everything; environments stay whole, installing goes on."""
         environment = self._locked_only(number)
         self._finish("sync", "--environment", str(environment))
-        ended = self._kill(["cache", "prune", "--max-size", "0"], "prune")
+        choices = [(["prune", "--max-size", "0"], "prune"), (["clean", "--yes"], "clean")]
+        command, name = choices[number // len(self.turns) % 2]
+        if name == "prune":
+            shutil.rmtree(environment / ".skillhub")
+        ended = self._kill(["cache", *command], name)
         self._check_store()
-        assert self._whole_packs(environment) == OLD
-        left = len(list(self._blobs()))
-        self._finish("cache", "prune", "--max-size", "0")
+        assert self._whole_packs(environment) == ({} if name == "prune" else OLD)
+        left = len(self._blobs())
+        self._finish("cache", *command)
         self._finish("sync", "--reinstall", "--locked", "--environment", str(environment))
         self._finish("verify", "--environment", str(environment))
         shutil.rmtree(environment)
-        return f"prune: {'ended first' if ended else 'blobs were left' if left else 'nothing was left'}"
+        return f"{name}: {'ended first' if ended else 'blobs were left' if left else 'nothing was left'}"
 
     def kill_publish(self, number: int) -> str:
         """Kill one publish of a new version."""
@@ -227,18 +236,20 @@ class Soak:
         return found.returncode == 0
 
     def _kill(self, command: list[str], name: str) -> bool:
-        """Start a command and kill it after a random part of its usual time; say whether it had ended before."""
+        """Start a command and kill it after a random part of its usual time; say whether it had ended before.
+
+        The first of its kind is left alone, and tells the usual time.
+        """
         started = time.perf_counter()
         child = subprocess.Popen(
             [SKILLHUB, *command], env=self.variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            child.wait(timeout=self.chance.uniform(0.1, 1.1) * self.durations.get(name, 1.0))
+            usual = self.durations.get(name)
+            child.wait(timeout=self.chance.uniform(0.1, 1.05) * usual if usual else None)
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
-            # the next one is given a little longer, until one ends by itself and tells how long it takes
-            self.durations[name] = self.durations.get(name, 1.0) * 1.02
             return False
         self.durations[name] = time.perf_counter() - started
         return True
