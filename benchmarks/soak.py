@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -35,6 +36,9 @@ from tests.support.packs import BASE, make_pack
 from tests.support.registry_process import RegistryProcess, running_registry
 
 SKILLHUB = str(Path(sys.executable).parent / "skillhub")
+LARGE: dict[str, Any] = {"files": 24, "size": 400_000}
+"""What takes so long to move that a kill meets it on its way."""
+
 WARM_UP = 12_000
 """Number of the first turns, in which each command runs once to its end and tells how long it takes."""
 
@@ -104,9 +108,9 @@ class Soak:
         """Publish two packs, lock and install them, and publish newer releases of both."""
         owner = self.registry.user
         for version in ("1.0", "1.1"):
-            shared = make_pack(self.scratch / f"shared-{version}", "shared", version)
+            shared = make_pack(self.scratch / f"shared-{version}", "shared", version, **LARGE)
             pack = make_pack(
-                self.scratch / f"pack-{version}", "soak-pack", version, requires=[f"{owner}/shared>={version}"]
+                self.scratch / f"pack-{version}", "soak-pack", version, requires=[f"{owner}/shared>={version}"], **LARGE
             )
             for one in (shared, pack):
                 self._finish("publish", str(one.folder), f"{owner}/{one.manifest.name}")
@@ -151,7 +155,7 @@ class Soak:
     def kill_publish(self, number: int) -> str:
         """Kill one publish of a new version."""
         version, repository = f"0.1.{number}", f"{self.registry.user}/shared"
-        pack = make_pack(self.scratch / f"pack-{number}", "shared", version)
+        pack = make_pack(self.scratch / f"pack-{number}", "shared", version, **LARGE)
         ended = self._kill(["publish", str(pack.folder), repository], "publish")
         visible = self._is_installable(version, number)
         self._finish("publish", str(pack.folder), repository)
@@ -246,7 +250,7 @@ class Soak:
         )
         try:
             usual = self.durations.get(name)
-            child.wait(timeout=self.chance.uniform(0.1, 1.05) * usual if usual else None)
+            child.wait(timeout=self.chance.uniform(0.3, 1.05) * usual if usual else None)
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
