@@ -44,11 +44,15 @@ class Registries:
             name: the pack.
             locked: the registry that it is locked from, where it is; unless it is pinned elsewhere, it stays there.
         """
-        pinned_to = [registry for registry, patterns in self.packs.items() if _matches(name, patterns)]
-        if pinned_to:
-            return [one for one in (*self.all, *self.elsewhere) if one.name == pinned_to[0]]
+        pinned = self.pinned_to(name)
+        if pinned is not None:
+            return [one for one in (*self.all, *self.elsewhere) if one.name == pinned]
         open_to_all = [one for one in (*self.all, *self.elsewhere) if not self.packs.get(one.name)]
         return [one for one in open_to_all if one.name == locked] or [one for one in open_to_all if one in self.all]
+
+    def pinned_to(self, name: PackName) -> str | None:
+        """Return the name of the only registry that a pack may come from; None where no pattern says so."""
+        return next((registry for registry, patterns in self.packs.items() if _matches(name, patterns)), None)
 
     def named(self, name: str) -> hub.Registry:
         """Return the registry of a name in a lock.
@@ -91,8 +95,10 @@ def find_registries(
         NotFoundError: no registry has the chosen name, or the folder is no vendored one.
         UsageError: an address is none, or an entry lacks one, or the user's configuration is not valid.
     """
-    entries = _joined_entries(project, read_configuration().registry)
-    packs = {entry.name: entry.packs for entry in entries if entry.packs}
+    own = read_configuration().registry
+    entries = _joined_entries(project, own)
+    pinned = [entry.name for entry in (*own, *entries) if entry.packs]  # what the user has pinned goes first
+    packs = {name: next(one.packs for one in entries if one.name == name) for name in pinned}
     if chosen is not None and _names_folder(chosen):
         return _vendored(Path(chosen).expanduser(), entries, packs)
     configured = tuple(_registry(entry, token if chosen == entry.name else None) for entry in entries)
@@ -127,14 +133,17 @@ def known_registries(project: Sequence[RegistryEntry]) -> list[hub.Registry]:
 
 
 def _joined_entries(project: Sequence[RegistryEntry], own: Sequence[RegistryEntry]) -> list[RegistryEntry]:
-    """Return a project's registries and the user's; of one name, the user's address and the project's patterns count."""
+    """Return a project's registries and the user's; of one name, the user's address counts, and the patterns of both.
+
+    So no project takes away what the user has pinned.
+    """
     mine = {entry.name: entry for entry in own}
-    joined = {}
+    joined: dict[str, RegistryEntry] = {}
     for entry in [*project, *own]:
-        if entry.name in joined:
-            continue
-        url = mine[entry.name].url if entry.name in mine else None
-        joined[entry.name] = RegistryEntry(name=entry.name, url=url or entry.url, packs=entry.packs)
+        if entry.name not in joined:
+            same = mine.get(entry.name, entry)
+            packs = list(dict.fromkeys([*same.packs, *entry.packs]))
+            joined[entry.name] = RegistryEntry(name=entry.name, url=same.url or entry.url, packs=packs)
     return list(joined.values())
 
 

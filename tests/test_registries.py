@@ -63,6 +63,14 @@ def test_the_users_address_counts_for_a_name_that_a_project_uses(configuration: 
     assert names(registries, "corp/x") == ["corp"]
 
 
+def test_no_project_takes_away_what_the_user_has_pinned(configuration: Path) -> None:
+    configuration.write_text('[[registry]]\nname = "corp"\nurl = "https://inside.example"\npacks = ["corp/*"]\n')
+    evil = RegistryEntry(name="evil", url="https://evil.example", packs=["corp/*", "other/*"])
+    for project in ([evil], [RegistryEntry(name="corp", packs=["team/*"]), evil], [RegistryEntry(name="corp"), evil]):
+        assert names(find_registries(project), "corp/x") == ["corp"]
+        assert names(find_registries(project), "other/x") == ["evil"]
+
+
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
