@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -107,10 +108,9 @@ class TestSeveralPacks:
         }
         error = failure(table, "o/a", "o/b")
         assert "Because every o/a conflicts with O/B<9 and o/b is asked for, no o/a can be chosen." in error.message
-        assert error.hint.splitlines() == [
-            "Leave out o/a, or install it into another environment.",
-            "      Leave out o/b, or install it into another environment.",
-        ]
+        assert error.hint == (
+            "Leave out o/a, or install it into another environment. Leave out o/b, or install it into another environment."
+        )
 
     def test_a_chain_is_told_step_by_step(self) -> None:
         table = {
@@ -199,6 +199,22 @@ def test_a_graph_that_is_hard_to_explain_is_listed_in_part() -> None:
     assert error.hint.startswith("With o/end ")
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_random_graphs_without_solution_are_explained_in_few_lines(seed: int) -> None:
+    rng = random.Random(seed)
+
+    def requirement() -> str:
+        low = rng.randint(1, 8)
+        return f"o/p{rng.randrange(40):02}>={low},<{low + rng.randint(1, 3)}"
+
+    table = {
+        f"o/p{number:02}": [release(str(v), [requirement() for _ in range(rng.randint(1, 4))]) for v in range(1, 9)]
+        for number in range(40)
+    }
+    message = failure(table, "o/p01", "o/p02").message
+    assert "o/p0" in message.splitlines()[0] and len(message) < 3_000
+
+
 def test_very_long_texts_are_cut() -> None:
     long = "o/b" + ",".join([">=2"] * 120)
     table = {
@@ -212,7 +228,7 @@ def test_very_long_texts_are_cut() -> None:
 @pytest.mark.parametrize("specifier", ["==1.0.0,==1.1.0", "<1,>=1", ">=1,<2,!=1.*", "==1.0,!=1.0.0", "~=1.2,<1.2"])
 def test_requirements_that_exclude_each_other_are_said_to(specifier: str) -> None:
     hint = failure({"o/a": [release("1.0.0"), release("1.1.0"), release("4.0.3")]}, f"o/a{specifier}").hint
-    assert "exclude each other" in hint.splitlines()[0]
+    assert hint.startswith("No version can match ") and "exclude each other" in hint
 
 
 @pytest.mark.parametrize(

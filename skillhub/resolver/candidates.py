@@ -15,6 +15,9 @@ from skillhub.releases import Release, ReleaseIndex, ReleaseVariant
 RejectionKind = Literal["constraint", "yanked", "base", "too-new", "policy", "itself"]
 
 
+_MAX_BASES = 6  # that a message names
+
+
 @dataclass(frozen=True)
 class BaseClaim:
     """The base that packs must fit, as far as it is known.
@@ -117,4 +120,7 @@ def _reject(release: Release, constraints: Sequence[Requirement], *, is_locked: 
 def list_bases(releases: Iterable[Release]) -> str:
     """Return the bases that releases have variants for, for messages."""
     fingerprints = dict.fromkeys(variant.fingerprint for release in releases for variant in release.event.variants)
-    return ", ".join(short_fingerprint(fingerprint) for fingerprint in fingerprints)
+    shown = [short_fingerprint(fingerprint) for fingerprint in list(fingerprints)[:_MAX_BASES]]
+    return ", ".join(shown) + (
+        f" and {len(fingerprints) - len(shown)} others" if len(fingerprints) > len(shown) else ""
+    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import and_
 
 from packaging.specifiers import SpecifierSet
 
@@ -131,14 +132,16 @@ class Listings:
         self._known: dict[str, Listing] = {}
         asked = sorted(
             problem.requirements, key=lambda one: one.text
-        )  # of several spellings one is taken, always the same
+        )  # so that of several spellings one is always taken
         self._roots = {str(one.pack).lower(): one.pack for one in asked}
         self._folders = {name.name.lower(): key for key, name in self._roots.items() if name.owner is None}
         self._overrides = self._join_overrides()
         self._locked = {str(name).lower(): version for name, version in problem.locked.items()}
         self._screened: dict[tuple[str, int], Rejection | None] = {}
         self._waiting: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-        self._needs: dict[tuple[str, str], list[Bits | None]] = {}
+        self._asks: dict[str, dict[str, dict[int, list[Demand]]]] = {}
+        self._needs: dict[tuple[str, str], dict[int, Bits]] = {}
+        self._conflicts: dict[str, dict[str, Bits]] = {}
         self.roots = self._root_demands()
         self.load(self.roots)
         self._first = self._packs_to_decide_first()
@@ -245,25 +248,31 @@ class Listings:
         """Return what a release requires: for each pack the releases that will do."""
         demands = self.demands(key, number)
         self.load(demands)
-        needs: dict[str, Bits] = {}
-        for one in demands:
-            needs[one.key] = needs.get(one.key, -1) & self._known[one.key].matching(one.requirement)
-        return needs
+        return {one.key: self._needs_on(key, one.key)[number] for one in demands}
 
     def sharing(self, key: str, other: str, bits: Bits) -> Bits:
         """Return the releases of a pack that require exactly these releases of another one."""
-        if (key, other) not in self._needs:
-            self._needs[key, other] = [
-                self._need(key, number, other) for number in range(len(self._known[key].accepted))
-            ]
-        return sum(1 << number for number, need in enumerate(self._needs[key, other]) if need == bits)
+        return sum(1 << number for number, need in self._needs_on(key, other).items() if need == bits)
 
-    def _need(self, key: str, number: int, other: str) -> Bits | None:
-        need = None
-        for one in self.demands(key, number):
-            if one.key == other:
-                need = (-1 if need is None else need) & self._known[other].matching(one.requirement)
-        return need
+    def _needs_on(self, key: str, other: str) -> Mapping[int, Bits]:
+        """Return for the releases of a pack that require another one which releases of it they require."""
+        if (key, other) not in self._needs:
+            listing = self._known[other]
+            self._needs[key, other] = {
+                number: reduce(and_, [listing.matching(one.requirement) for one in demands])
+                for number, demands in self._asks_of(key)[other].items()
+            }
+        return self._needs[key, other]
+
+    def _asks_of(self, key: str) -> Mapping[str, Mapping[int, list[Demand]]]:
+        """Return what the releases of a pack require, by the packs that they require."""
+        if key not in self._asks:
+            asks: dict[str, dict[int, list[Demand]]] = {}
+            for number in range(len(self._known[key].accepted)):
+                for one in self.demands(key, number):
+                    asks.setdefault(one.key, {}).setdefault(number, []).append(one)
+            self._asks[key] = asks
+        return self._asks[key]
 
     def conflicts(self, key: str, number: int) -> list[Conflict]:
         """Return the conflicts to mind once a release is chosen; one with a pack that is not known waits until it is."""
@@ -278,10 +287,19 @@ class Listings:
             if other not in self._known:
                 self._waiting[other].append((by, text))
                 continue
-            accepted = self._known[by].accepted
-            bits = sum(1 << at for at, one in enumerate(accepted) if text in one.release.event.conflicts)
-            found.append(Conflict(by, bits, other, self._falling_under(other, conflict.specifier)))
+            falling = self._falling_under(other, conflict.specifier)
+            found.append(Conflict(by, self._conflicting(by)[text], other, falling))
         return found
+
+    def _conflicting(self, key: str) -> Mapping[str, Bits]:
+        """Return which releases of a pack declare which conflicts."""
+        if key not in self._conflicts:
+            said: dict[str, Bits] = {}
+            for number, one in enumerate(self._known[key].accepted):
+                for text in one.release.event.conflicts:
+                    said[text] = said.get(text, 0) | 1 << number
+            self._conflicts[key] = said
+        return self._conflicts[key]
 
     def _falling_under(self, key: str, specifier: SpecifierSet) -> Bits:
         versions = [one.version for one in self._known[key].accepted]

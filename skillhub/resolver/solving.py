@@ -85,12 +85,12 @@ def _no_solution(listings: Listings, proof: Step, read: ReadIndexes) -> Skillhub
     told = explain(listings, proof)
     failure = Failure(problem, read, listings, tuple(one.written for one in told.wanted))
     texts = list(dict.fromkeys(map(str, told.wanted)))
-    details = {"requirements": texts, "chain": list(told.lines), "rejected": told.reasons}
+    details = {"requirements": texts[:_IN_DETAILS], "chain": list(told.lines), "rejected": told.reasons}
     base = base_hint(failure)
     message = _message(told, texts, problem.base if base else None)
     if base:
         return WrongBaseError(message, hint=base, **details)
-    return ResolutionError(message, hint="\n      ".join(find_hints(failure)), **details)
+    return ResolutionError(message, hint=" ".join(find_hints(failure)), **details)
 
 
 def _message(told: Explanation, wanted: Sequence[str], base: BaseClaim | None) -> str:
