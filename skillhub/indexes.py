@@ -17,11 +17,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from packaging.version import Version
+
 from skillhub import hub
 from skillhub.errors import IntegrityError, NotFoundError, OfflineError, TrustError
 from skillhub.files import disk_errors, write_atomically
 from skillhub.names import PackName
-from skillhub.releases import RELEASES_FILE, ReleaseIndex, check_is_extension, parse_releases
+from skillhub.releases import RELEASES_FILE, Release, ReleaseIndex, check_is_extension, parse_releases
 from skillhub.sightings import hold, remember_releases, state_path
 
 _PARALLEL_READS = 8
@@ -178,17 +180,35 @@ def read_indexes(registry: hub.Registry, names: Iterable[PackName], *, offline: 
         return dict(zip(wanted, read, strict=True))
 
 
+def check_seen_release(registry: hub.Registry, name: PackName, version: Version, digest: str) -> None:
+    """Check that a release is the one that was first seen under its version, where it was seen; no request is made.
+
+    Raises:
+        TrustError: its manifest is another one.
+        SkillhubError: as :func:`remembered_index`.
+    """
+    known = remembered_index(registry, name)
+    release = parse_releases(known, where=f"{RELEASES_FILE} of {name}").find(version) if known else None
+    if release is not None:
+        _check_digest(name, release, digest)
+
+
 def _check_digests(seen: ReleaseIndex, found: ReleaseIndex, name: PackName) -> None:
     for release in seen.releases:
         now = found.find(release.version)
-        if now is not None and now.manifest_digest != release.manifest_digest:
-            raise TrustError(
-                f"{name} {release.version} is not what it was when it was first seen: its manifest's digest was "
-                f"{release.manifest_digest[:12]}… and is {now.manifest_digest[:12]}….",
-                hint="A published version never changes. Do not install it until its owner has explained the change.",
-                expected=release.manifest_digest,
-                found=now.manifest_digest,
-            )
+        if now is not None:
+            _check_digest(name, release, now.manifest_digest)
+
+
+def _check_digest(name: PackName, seen: Release, found: str) -> None:
+    if found != seen.manifest_digest:
+        raise TrustError(
+            f"{name} {seen.version} is not what it was when it was first seen: its manifest's digest was "
+            f"{seen.manifest_digest[:12]}… and is {found[:12]}….",
+            hint="A published version never changes. Do not install it until its owner has explained the change.",
+            expected=seen.manifest_digest,
+            found=found,
+        )
 
 
 def remembered_index(registry: hub.Registry, name: PackName) -> bytes | None:

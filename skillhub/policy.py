@@ -110,8 +110,10 @@ def check_lock(policy: Policy, lock: Lock) -> None:
         if entry.registry == LOCAL:
             continue
         name = entry.pack_name
-        if not policy.allows_owner(name):
-            raise _forbidden(f"{name} is not by one of the owners that the policy allows", policy)
+        source = PackName(*entry.repository.rpartition("/")[::2])  # another one where the pack moved, or the lock lies
+        for place in (name, source):
+            if not policy.allows_owner(place):
+                raise _forbidden(f"{place} is not by one of the owners that the policy allows", policy)
         if entry.kind == PACK and entry.signer is None and policy.requires_signature(name):
             raise _forbidden(f"{name} {entry.version} is not signed, which the policy requires", policy)
 

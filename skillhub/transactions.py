@@ -20,6 +20,7 @@ from skillhub.configuration import read_configuration
 from skillhub.environments import Environment, read_project, unfinished_paths, write_project
 from skillhub.errors import IntegrityError, LockStaleError, SkillhubError, UsageError
 from skillhub.files import disk_errors
+from skillhub.lockchecks import check_entries
 from skillhub.lockfile import LOCAL, Lock, read_lock, write_lock
 from skillhub.names import PackName
 from skillhub.nearmisses import warn_of_near_misses
@@ -212,6 +213,7 @@ def _apply(session: Session, outcome: Outcome, project: Project, terms: Terms) -
         if arriving:
             supply = session.planner(project).supply
             staged.enter_context(supply.store.in_use())
+            check_entries(supply, read_policy(), place, arriving)
             for entry in arriving:
                 fetch_pack(supply, place, entry, fingerprint)
             for entry in arriving:

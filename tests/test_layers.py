@@ -38,7 +38,7 @@ COLUMNS = [
     (DISTRIBUTION, "sightings resolver policy pruning registries"),
     (DISTRIBUTION, "indexes environments screening nearmisses sources modelcards"),
     (DISTRIBUTION, "placement inventory catalogs requirements changes announcements lints"),
-    (DISTRIBUTION, "adapterplans"),
+    (DISTRIBUTION, "adapterplans lockchecks"),
     (DISTRIBUTION, "plans frontpages"),
     (DISTRIBUTION, "basechoice publisher withdrawals vendoring checking consistency"),
     (DISTRIBUTION, "sessions diagnosis"),
