@@ -15,7 +15,14 @@ from click.shell_completion import CompletionItem
 
 from skillhub import __version__
 from skillhub.cli import console
-from skillhub.errors import INTERRUPT_EXIT_CODE, TERMINATED_EXIT_CODE, DiskError, SkillhubError, missing_extra
+from skillhub.errors import (
+    INTERRUPT_EXIT_CODE,
+    TERMINATED_EXIT_CODE,
+    DiskError,
+    NotFoundError,
+    SkillhubError,
+    missing_extra,
+)
 from skillhub.files import disk_errors
 from skillhub.redaction import hide
 
@@ -137,12 +144,23 @@ def commands(context: click.Context) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of the outcome (the table is in README)."""
     signal.signal(signal.SIGTERM, _terminate)
+    _fill_in_streams()
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries are ours to report, in one sentence at the end
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # no more than versions in the User-Agent
     arguments = sys.argv[1:] if arguments is None else arguments
     _hide_tokens(arguments)
     console.guard_logs()
     sys.exit(_run(arguments))
+
+
+def _fill_in_streams() -> None:
+    """Let a stream that the caller has closed (``2>&-``) lead nowhere.
+
+    Else printing would fail, and the next file to be opened would get the stream's number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
 
 
 def _hide_tokens(arguments: list[str]) -> None:
@@ -199,8 +217,21 @@ def _report_disk(error: OSError, *, as_json: bool, with_cause: bool) -> int:
         console.report(wanted, as_json=as_json, with_cause=with_cause)
         return wanted.exit_code
     except OSError:
+        if not _is_somewhere():
+            lost = NotFoundError("The current folder was removed.", hint="Go to one that exists: cd ~.")
+            console.report(lost, as_json=as_json, with_cause=with_cause)
+            return lost.exit_code
         console.report_internal(error, as_json=as_json, with_cause=with_cause)
         return SkillhubError.exit_code
+
+
+def _is_somewhere() -> bool:
+    """Say whether the current folder exists."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
         grid.add_column(title, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(_plain(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 160  # a file or a pipe needs no folding
+    # a file or a pipe needs no folding; and there are terminals that say they have no columns at all
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
     Console(width=width, highlight=False).print(grid)
 
 
@@ -176,7 +178,7 @@ def report(error: SkillhubError, *, as_json: bool, with_cause: bool) -> None:
     if as_json:
         click.echo(presentable(json.dumps(error.to_json(), ensure_ascii=False, default=str)))
         return
-    color = None if "NO_COLOR" not in os.environ else False
+    color = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
     click.echo(f"{click.style('error', fg='red', bold=True)}: {presentable(error.message)}", err=True, color=color)
     if error.hint:
         click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {presentable(error.hint)}", err=True, color=color)
