@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -237,7 +238,8 @@ def main() -> None:
     lines = [
         f"Medians of {arguments.times} runs in one process, releases from memory, explanations and hints included; the limit "
         f"is the usual one, {DEFAULT_LIMIT:,} steps. The peer, resolvelib {version}, ran once, in its own process, for "
-        f"{PEER_SECONDS} s at most.",
+        f"{PEER_SECONDS} s at most. Where the load is above the number of cores, wall times are other processes' as well: "
+        f"at the end it was {os.getloadavg()[0]:.1f}.",
         "",
         "`wide`, `narrow`, `dense` and `crowded` are 500 packs of 20 versions, 10 of them asked for: every release requires "
         "0-3 packs (`dense`: 0-4, `crowded`: 0-6), in ranges of 8-20 versions (`narrow`: 3-12, `crowded`: 2-6). `deep` is a "

@@ -1,4 +1,4 @@
-"""Candidates with their reasons, conflicts, notes, and who knows the solver."""
+"""Candidates with their reasons, notes, and who knows the solver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packaging.version import Version
 import skillhub.resolver
 from skillhub.names import parse_pack_name
 from skillhub.releases import ReleaseIndex
-from skillhub.resolver import BaseClaim, find_candidates, find_conflict
+from skillhub.resolver import BaseClaim, find_candidates
 from skillhub.resolver.engine import Releases
 from skillhub.resolver.resolution import notes_on
 from tests.solving_examples import OURS, release, requirements
@@ -59,12 +59,6 @@ def test_files_of_a_repository_claim_a_base() -> None:
     assert [one.fingerprint for one in found] == [OTHER_BASE, None]
     assert all(one.rejection for one in find_candidates(index, base=BaseClaim(name="org/unknown")))
     assert str(BaseClaim(fingerprint=BASE)) == BASE[:17] and str(BaseClaim()) == "the base"
-
-
-def test_conflicts_count_for_pre_releases_and_in_any_case() -> None:
-    name = parse_pack_name("c/d")
-    assert find_conflict(["c/e", "C/D<2"], name, Version("1.0rc1")) == "C/D<2"
-    assert find_conflict(["c/e", "C/D<2"], name, Version("2.0")) is None
 
 
 def test_yanks_deprecation_and_moves_are_told() -> None:

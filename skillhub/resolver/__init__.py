@@ -7,7 +7,7 @@ which is not imported here, because most commands need no solver.
 from __future__ import annotations
 
 from skillhub.resolver.candidates import BaseClaim, Candidate, Rejection, find_candidates
-from skillhub.resolver.resolution import Pick, Resolution, find_conflict
+from skillhub.resolver.resolution import Pick, Resolution
 
 __all__ = [
     "BaseClaim",
@@ -16,5 +16,4 @@ __all__ = [
     "Rejection",
     "Resolution",
     "find_candidates",
-    "find_conflict",
 ]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from packaging.version import Version
-
-from skillhub.names import PackName, parse_requirement
+from skillhub.names import PackName
 from skillhub.releases import Release, ReleaseIndex
 
 
@@ -39,15 +36,6 @@ class Resolution:
 
     picks: tuple[Pick, ...]
     notes: tuple[str, ...] = ()
-
-
-def find_conflict(conflicts: Sequence[str], name: PackName, version: Version) -> str | None:
-    """Return the text among ``conflicts`` that a pack's version falls under, or None."""
-    for text in conflicts:
-        conflict = parse_requirement(text)
-        if conflict.pack.matches(name) and conflict.specifier.contains(version, prereleases=True):
-            return text
-    return None
 
 
 def notes_on(name: PackName, release: Release, index: ReleaseIndex) -> list[str]:
