@@ -24,6 +24,8 @@ technical cause for ``--verbose``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 ERROR_SCHEMA = 0
@@ -62,6 +64,16 @@ class SkillhubError(Exception):
             "hint": self.hint,
             "details": self.details,
         }
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Let the errors of a block say first where the words are that they speak of."""
+    try:
+        yield
+    except SkillhubError as error:
+        error.message = f"{where}: {error.message}"
+        raise
 
 
 class UsageError(SkillhubError):

@@ -9,11 +9,11 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from skillhub.environments import Environment
-from skillhub.errors import UsageError
+from skillhub.errors import UsageError, located
 from skillhub.lockfile import LOCAL, PEFT, Lock, LockedPack, inputs_digest, relative_folder
 from skillhub.names import PackName, Requirement, is_folder, parse_requirement
 from skillhub.progress import Notice
-from skillhub.projects import Project
+from skillhub.projects import PROJECT_FILE, Project
 from skillhub.sources import Wanted, parse_wanted
 
 
@@ -21,9 +21,13 @@ def project_requirements(project: Project, lock: Lock, start: Path) -> list[Want
     """Return the requirements of the ``skillhub.toml`` in the folder ``start``.
 
     A folder that is locked keeps its name although it may be gone: its pack can still come from the store.
+
+    Raises:
+        SkillhubError: as :func:`skillhub.sources.parse_wanted`; the message names the file.
     """
     local = {entry.repository: entry for entry in lock.packs if entry.registry == LOCAL}
-    return [_project_requirement(text, local, start) for text in project.requirements]
+    with located(str(start / PROJECT_FILE)):
+        return [_project_requirement(text, local, start) for text in project.requirements]
 
 
 def _project_requirement(text: str, local: Mapping[str, LockedPack], start: Path) -> Wanted:
@@ -45,7 +49,8 @@ def parse_rules(texts: Sequence[str], *, what: str) -> tuple[Requirement, ...]:
     Raises:
         UsageError: one is no requirement, or its name lacks an owner.
     """
-    rules = tuple(parse_requirement(text) for text in texts)
+    with located(f"{what}s"):
+        rules = tuple(parse_requirement(text) for text in texts)
     for rule in rules:
         if rule.pack.owner is None:
             raise UsageError(

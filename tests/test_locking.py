@@ -317,3 +317,14 @@ def test_on_a_terminal_the_owner_is_asked_for_and_is_never_guessed(user: Shell) 
         assert (code, f"1  {OWNER}/both" in said) == (4, True), said
     assert answer("1\n")[0] == 0
     assert versions(user.home) == {"both": "1.0"}
+
+
+def test_a_requirement_that_cannot_be_read_is_told_with_its_file(user: Shell) -> None:
+    (user.home / "skillhub.toml").write_text('requirements = ["acme/math-pack=>1"]\n')
+    said = user.fail(2, "install", "acme/chat-pack")
+    assert said.startswith(f"error: {user.home / 'skillhub.toml'}: The versions in 'acme/math-pack=>1' cannot be read.")
+    (user.home / "skillhub.toml").write_text("")
+    (user.home / "wanted.txt").write_text("acme/math-pack\nacme/chat-pack=2\n")
+    assert "error: wanted.txt, line 2: The versions in" in user.fail(2, "install", "-r", "wanted.txt")
+    said = user.fail(2, "install", f"{OWNER}/math", "--base", BASE, "--constraint", "acme/shared=1")
+    assert "error: constraints: The versions in 'acme/shared=1' cannot be read." in said

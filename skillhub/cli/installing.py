@@ -10,7 +10,7 @@ import click
 
 from skillhub.cli import completion, console, options
 from skillhub.cli.outcomes import change_line, describe_asked, print_outcome
-from skillhub.errors import UsageError
+from skillhub.errors import UsageError, located
 from skillhub.names import is_folder
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def _read_files(files: Sequence[Path]) -> tuple[list[Wanted], dict[PackName, fro
         if line.constraint:
             constraints.append(line.text)
             continue
-        one = parse_wanted(line.text, start=line.start)
+        with located(line.where):
+            one = parse_wanted(line.text, start=line.start)
         wanted.append(one)
         if line.hashes:
             hashes[one.name] = hashes.get(one.name, frozenset()) | frozenset(line.hashes)
