@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,8 @@ from skillhub.resolver import Resolution
 from skillhub.resolver.problem import Problem
 from skillhub.resolver.solving import resolve
 from tests.solving_examples import Shelf, Table, chosen, complaints, every_answer, random_problem, release
+
+ROOT = Path(__file__).resolve().parents[1]
 
 GRAPHS = 400
 """Per test case: there are ten of them."""
@@ -83,6 +89,27 @@ def test_neither_order_changes_the_answer(seed: int) -> None:
             assert (again.message, again.hint) == (expected.message, expected.hint)
         else:
             assert again == expected
+
+
+def test_the_order_of_sets_in_memory_changes_no_answer() -> None:
+    script = (
+        "from tests.solving_examples import *\n"
+        "for seed in range(150):\n"
+        "    problem, table = random_problem(seed)\n"
+        "    try:\n"
+        "        print(chosen(resolve(problem, Shelf(table))))\n"
+        "    except Exception as error:\n"
+        "        print(error, error.hint)\n"
+    )
+
+    def output(seed: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        return subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT, check=True
+        ).stdout
+
+    first = output("1")
+    assert len(first.splitlines()) >= 150 and output("2") == first
 
 
 @pytest.mark.parametrize("seed", range(0, 1000, 5))
