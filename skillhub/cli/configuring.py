@@ -22,6 +22,7 @@ from skillhub.configuration import (
 from skillhub.errors import UsageError
 from skillhub.policy import policy_path
 from skillhub.projects import RegistryEntry
+from skillhub.redaction import presentable
 
 _DEFAULT = "default"
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SKILLHUB_OFFLINE")
@@ -52,7 +53,7 @@ _IN_FILE = {
 """Settings of ``config.toml`` → what they mean."""
 
 _IN_ENVIRONMENT: dict[str, tuple[tuple[str, ...], Callable[[], object]]] = {
-    "endpoint": (("HF_ENDPOINT",), settings.endpoint),
+    "endpoint": (("HF_ENDPOINT",), lambda: presentable(settings.endpoint())),
     "offline": (_OFFLINE_VARIABLES, settings.offline),
     "cache": (("SKILLHUB_CACHE",), settings.cache_folder),
     "home": (("SKILLHUB_HOME",), settings.home_folder),
@@ -227,10 +228,10 @@ def _print_registries(own: Configuration) -> None:
 def _describe(own: Configuration) -> list[dict[str, Any]]:
     from skillhub.hub import HUB
 
-    named = [{"name": one.name, "url": one.url or settings.endpoint(), "packs": one.packs} for one in own.registry]
-    if HUB not in {one.name for one in own.registry}:
-        named.append({"name": HUB, "url": settings.endpoint(), "packs": []})
-    return named
+    entries = [*own.registry, *([] if HUB in {one.name for one in own.registry} else [RegistryEntry(name=HUB)])]
+    return [
+        {"name": one.name, "url": presentable(one.url or settings.endpoint()), "packs": one.packs} for one in entries
+    ]
 
 
 def _all_settings(own: Configuration) -> list[_Setting]:
