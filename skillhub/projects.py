@@ -101,7 +101,7 @@ def updated_text(data: bytes, project: Project) -> bytes:
     import tomlkit
 
     before = parse_project(data) if data else Project()
-    document = tomlkit.parse(data.decode())
+    document = tomlkit.parse(data.decode("utf-8-sig"))
     for name in Project.__struct_fields__:
         value = getattr(project, name)
         if value == getattr(before, name) and (name in document or name != "requirements"):

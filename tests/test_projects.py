@@ -39,6 +39,11 @@ def test_comments_and_quotes_stay() -> None:
     assert "spanish" not in text
 
 
+def test_a_byte_order_mark_is_no_obstacle() -> None:
+    project = Project(requirements=["acme/french"])
+    assert parse_project(updated_text(b"\xef\xbb\xbf" + WRITTEN, project)) == project
+
+
 @given(before=TEXTS, after=TEXTS, constraints=TEXTS, pre_releases=st.booleans())
 def test_what_is_written_is_what_is_read(
     before: list[str], after: list[str], constraints: list[str], pre_releases: bool
