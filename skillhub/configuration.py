@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 CONFIGURATION_FILE = "config.toml"
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)B?", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kMGT])(i?))?B?", re.IGNORECASE)
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 
 
 class Configuration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +71,7 @@ class Configuration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def parse_size(text: str, *, where: str = "") -> int:
-    """Return the bytes that a size means: ``50GB``, ``1.5 MB`` or ``2000000``; units are powers of 1000.
+    """Return the bytes that a size means: ``50GB``, ``1.5 MB`` or ``2000000``; a ``kB`` has 1000, a ``KiB`` 1024.
 
     Raises:
         ValueError: it is no size; the message begins with ``where``.
@@ -79,7 +79,8 @@ def parse_size(text: str, *, where: str = "") -> int:
     found = _SIZE.fullmatch(text.strip())
     if not found:
         raise ValueError(f"{where}: {text!r} is not a size such as 50GB".removeprefix(": "))
-    return int(float(found[1]) * 1000 ** _POWERS[found[2].lower()])
+    unit = (1024 if found[3] else 1000) ** _POWERS[found[2].lower()] if found[2] else 1
+    return int(float(found[1]) * unit)
 
 
 def configuration_path() -> Path:

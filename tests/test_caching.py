@@ -141,6 +141,7 @@ def test_without_a_condition_only_leftovers_go(filled: Shell) -> None:
     done = filled.run("cache", "prune")
     assert done.returncode == 0 and "0 files (0 B) from the store and 1 leftover;" in done.stdout
     assert "--max-size" in done.stderr
+    assert "is not an age" in filled.fail(2, "cache", "prune", "--older-than", "9" * 400 + "d")
     assert len(blobs_of(filled)) == 8
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,25 @@ def test_changes_at_the_same_time_are_all_kept(homes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("50GB", 50 * 10**9), ("1.5 MB", 1_500_000), ("2000", 2000), ("3k", 3000), ("2tb", 2 * 10**12)]
+    ("text", "size"),
+    [("50GB", 50 * 10**9), ("1.5 MB", 1_500_000), ("2000", 2000), ("3k", 3000), ("2tb", 2 * 10**12), ("2MiB", 2 << 20)],
 )
 def test_a_size_has_units_of_a_thousand(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1e9", "9" * 400, f"0.{'1' * 400}", "5 i", "5XB", "nan", "inf"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size such as 50GB"):
+        parse_size(text)
+
+
+def test_settings_are_shown_without_passwords(user: Shell) -> None:
+    user = replace(user, endpoint="http://ann:pass5word@127.0.0.1:9")
+    (user.home / "config").mkdir()
+    (user.home / "config" / "config.toml").write_text(
+        '[[registry]]\nname = "corp"\nurl = "https://ann:pass5word@hub.corp.example"\n'
+    )
+    for arguments in (["list"], ["get", "endpoint"], ["registry", "list"]):
+        shown = user.succeed("config", *arguments) + user.succeed("config", *arguments, "--json")
+        assert "pass5word" not in shown and "http://***@127.0.0.1:9" in shown

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from skillhub.inventory import StoredPack
     from skillhub.pruning import Removed
 
-Value = TypeVar("Value", int, float)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_AGE = re.compile(r"([0-9]+)\s*([hdw])", re.IGNORECASE)
+_AGE = re.compile(r"([0-9]{1,6})\s*([hdw])", re.IGNORECASE)
 _SECONDS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
@@ -35,16 +34,6 @@ def _age(text: str) -> int:
     if not found:
         raise ValueError(f"{text!r} is not an age such as 30d, 12h or 2w")
     return int(found[1]) * _SECONDS[found[2].lower()]
-
-
-def _read_by(parse: Callable[[str], Value]) -> Callable[[click.Context, click.Parameter, str | None], Value | None]:
-    def read(context: click.Context, parameter: click.Parameter, text: str | None) -> Value | None:
-        try:
-            return None if text is None else parse(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error), context, parameter) from error
-
-    return read
 
 
 def _environments_option(command: Command) -> Command:
@@ -200,10 +189,12 @@ def _time(seconds: float) -> str:
 @click.option(
     "--max-size",
     metavar="SIZE",
-    callback=_read_by(parse_size),
+    callback=options.read_by(parse_size),
     help="Remove the least recently used files until the rest takes at most this, such as 20GB.",
 )
-@click.option("--older-than", metavar="AGE", callback=_read_by(_age), help="Only what was last used before, as in 30d.")
+@click.option(
+    "--older-than", metavar="AGE", callback=options.read_by(_age), help="Only what was last used before, as in 30d."
+)
 @click.option("--unused", is_flag=True, help="Only what no environment has that is known here.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @_environments_option

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 _MOST_CHOICES = 9
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Value = TypeVar("Value")
+
+
+def read_by(parse: Callable[[str], Value]) -> Callable[[click.Context, click.Parameter, str | None], Value | None]:
+    """Return a callback for an option whose text a function reads; its ``ValueError`` says what is wrong with the text."""
+
+    def read(context: click.Context, parameter: click.Parameter, text: str | None) -> Value | None:
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+
+    return read
 
 
 def environment_option(command: Command) -> Command:

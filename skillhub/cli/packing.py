@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skillhub.authorfile import AUTHOR_FILE, AuthorFile, read_author_file
-from skillhub.cli import console
+from skillhub.cli import console, options
+from skillhub.configuration import parse_size
 from skillhub.errors import UsageError
 from skillhub.packs import Pack, open_pack
 
@@ -19,20 +20,11 @@ if TYPE_CHECKING:
 MUCH_LEFT_OUT = 0.6
 """Squared error of a module class from which the summary suggests a larger budget."""
 
-_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
-
-def parse_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """Read a size such as ``8MB`` or ``500 kB`` as bytes."""
-    if text is None:
-        return None
-    digits = text.rstrip("BKMGIbkmgi ")
-    try:
-        size = int(float(digits) * _SIZE_UNITS[text[len(digits) :].strip().upper()])
-    except (ValueError, KeyError, OverflowError) as error:
-        raise click.BadParameter(f"{text!r} is not a size; write one such as 8MB") from error
-    if size <= 0:
-        raise click.BadParameter(f"{text!r} is not more than nothing")
+def _budget(text: str) -> int:
+    size = parse_size(text)
+    if size == 0:
+        raise ValueError(f"{text!r} is not more than nothing")
     return size
 
 
@@ -51,7 +43,9 @@ def parse_size(context: click.Context, parameter: click.Parameter, text: str | N
     help=f"The author's file; {AUTHOR_FILE} here or in TUNED when not given.",
 )
 @click.option("--preset", type=click.Choice(["near", "small", "tiny"]), default="near", show_default=True)
-@click.option("--budget", metavar="SIZE", callback=parse_size, help="Size to aim at instead of a preset, such as 8MB.")
+@click.option(
+    "--budget", metavar="SIZE", callback=options.read_by(_budget), help="Size to aim at instead of a preset, as in 8MB."
+)
 @console.output_options
 def pack_command(
     tuned: str,
