@@ -106,7 +106,7 @@ def find_registries(
         configured += (_default(token if chosen in (None, hub.HUB) else None),)
     if chosen is None:
         return Registries(configured, packs)
-    named = [one for one in configured if chosen in (one.name, one.endpoint)]
+    named = [one for one in configured if one.name == chosen or one.endpoint == chosen.rstrip("/")]
     if named:
         others = tuple(one for one in configured if one is not named[0])
         return Registries((_with_token(named[0], token),), packs, others)
@@ -120,16 +120,34 @@ def find_registries(
     return Registries((mirror,), packs, pinned, stand_in=mirror)
 
 
+def find_registry(project: Sequence[RegistryEntry], chosen: str, *, token: str | None = None) -> hub.Registry:
+    """Return the one registry that was chosen; at an address that is not configured, nobody else's token is looked up.
+
+    Args:
+        project: registries of ``skillhub.toml``.
+        chosen: a configured name, an address, or a vendored folder, of which the first registry is meant.
+        token: for that registry; None means the saved one.
+
+    Raises:
+        SkillhubError: as :func:`find_registries`.
+    """
+    if chosen.startswith(("http://", "https://")):
+        address = _checked_address(chosen, "--registry")
+        if address not in {one.endpoint for one in known_registries(project)}:
+            return hub.default_registry(address, token)
+    return find_registries(project, chosen=chosen, token=token).all[0]
+
+
 def known_registries(project: Sequence[RegistryEntry]) -> list[hub.Registry]:
     """Return the configured registries that have an address, without tokens: to look up what is remembered of them.
 
     Raises:
-        UsageError: the user's configuration is not valid.
+        UsageError: an address is none, or the user's configuration is not valid.
     """
     entries = _joined_entries(project, read_configuration().registry)
-    return [hub.Registry(hub.HUB, settings.endpoint())] + [
-        hub.Registry(entry.name, entry.url.rstrip("/")) for entry in entries if entry.url and entry.name != hub.HUB
-    ]
+    named = {entry.name: _own_address(entry, entry.url) for entry in entries if entry.url and entry.name != hub.HUB}
+    named = {hub.HUB: _checked_address(settings.endpoint(), "HF_ENDPOINT"), **named}
+    return [hub.Registry(name, address) for name, address in named.items()]
 
 
 def _joined_entries(project: Sequence[RegistryEntry], own: Sequence[RegistryEntry]) -> list[RegistryEntry]:
@@ -162,9 +180,12 @@ def _registry(entry: RegistryEntry, token: str | None) -> hub.Registry:
             f"The registry {entry.name} has no address here.",
             hint=f"Say where it is: skillhub config registry add {entry.name} URL.",
         )
-    address = _checked_address(entry.url, f"the url of the registry {entry.name}")
-    found = hub.default_registry(address, token)
+    found = hub.default_registry(_own_address(entry, entry.url), token)
     return hub.Registry(entry.name, found.endpoint, found.token)
+
+
+def _own_address(entry: RegistryEntry, url: str) -> str:
+    return _checked_address(url, f"the url of the registry {entry.name}")
 
 
 def _default(token: str | None) -> hub.Registry:

@@ -11,7 +11,7 @@ from skillhub.errors import NotFoundError, SkillhubError, UsageError
 from skillhub.hub.folders import VENDOR_SCHEMA, VendoredFolder
 from skillhub.names import parse_pack_name
 from skillhub.projects import RegistryEntry
-from skillhub.registries import Registries, find_registries, single_registry
+from skillhub.registries import Registries, find_registries, find_registry, known_registries, single_registry
 
 pytestmark = pytest.mark.usefixtures("homes")
 
@@ -87,6 +87,19 @@ def test_an_entry_that_cannot_be_used_is_refused_with_the_remedy(entry: Registry
     with pytest.raises(UsageError, match=match) as caught:
         find_registries([entry])
     assert caught.value.hint
+
+
+def test_one_registry_is_found_without_looking_others_up() -> None:
+    broken = RegistryEntry(name="broken", url="https://broken.example:x")
+    with pytest.raises(UsageError, match="is no address"):
+        known_registries([broken])
+    unknown = RegistryEntry(name="unknown")  # has no address here, which matters to whoever asks for it
+    assert find_registry([unknown], "https://one.example/", token="tok").endpoint == "https://one.example"
+    assert find_registry([MIRROR], "https://mirror.example/").name == "mirror"
+    assert find_registry([CORP], "corp").name == "corp"
+    for wrong in ("http://[::1", "https://", "https://hub:port"):
+        with pytest.raises(UsageError, match="is no address"):
+            find_registry([], wrong)
 
 
 def test_a_chosen_name_is_asked_alone_and_others_keep_what_is_locked_from_them() -> None:

@@ -147,9 +147,9 @@ def _own_registry(chosen: str | None) -> hub.Registry:
 
 def _find_registry(chosen: str | None, project: list[RegistryEntry]) -> hub.Registry:
     from skillhub import hub
-    from skillhub.registries import find_registries
+    from skillhub.registries import find_registry
 
-    return find_registries(project, chosen=chosen or hub.HUB).all[0]
+    return find_registry(project, chosen or hub.HUB)
 
 
 def _project_registries() -> list[RegistryEntry]:
