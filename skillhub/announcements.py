@@ -30,7 +30,7 @@ from skillhub.modelcards import README_FILE
 from skillhub.names import PackName, parse_pack_name
 from skillhub.progress import Notice, Progress, counting
 from skillhub.projects import RegistryEntry
-from skillhub.registries import find_registries, known_registries
+from skillhub.registries import find_registries, find_registry
 from skillhub.releases import RELEASES_FILE, Event, ReleaseIndex, append_event, event_line, parse_releases
 
 _FAILED_ATTEMPTS = 4
@@ -150,7 +150,7 @@ class Access:
                 f"{registry.folder} is a vendored folder, which nothing can be published to.",
                 hint="Name a registry that is on the network: --registry URL.",
             )
-        return Place(registry, name if name.owner else PackName(hub.whoami(registry), name.name))
+        return Place(registry, name if name.owner else PackName(hub.fetch_account(registry).name, name.name))
 
     def elsewhere(self, name: PackName) -> Sequence[hub.Registry]:
         """Return the configured registries that a pack may come from, besides the one that is written to."""
@@ -160,13 +160,9 @@ class Access:
         chosen = self.registry
         if isinstance(chosen, hub.Registry):
             return chosen
-        if chosen is not None and chosen.startswith(("http://", "https://")):
-            named = {one.endpoint for one in known_registries(self.project)}
-            if chosen.rstrip("/") not in named:  # the configured ones and their tokens have nothing to do with it
-                return hub.default_registry(chosen, self.token)
-        registries = find_registries(self.project, chosen=chosen, token=self.token)
         if chosen is not None:
-            return registries.all[0]
+            return find_registry(self.project, chosen, token=self.token)
+        registries = find_registries(self.project, token=self.token)
         first = next(iter(registries.for_pack(name)), None)
         return first if first and registries.packs.get(first.name) else registries.named(hub.HUB)
 

@@ -227,7 +227,7 @@ def _search(name: str, registries: Registries) -> list[str]:
     found: list[str] = []
     for registry in registries.all:
         try:
-            found += hub.search_packs(registry, name)
+            found += hub.find_namesakes(registry, name)
         except SkillhubError:  # the search only helps with the hint
             continue
     return list(dict.fromkeys(found))

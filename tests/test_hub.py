@@ -7,6 +7,10 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -125,9 +129,43 @@ def test_nothing_listening_is_a_network_error(closed: hub.Registry, repository: 
     assert "hf_secret" not in str(caught.value.to_json())
 
 
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{}", b"3", b'{"name": null, "auth": []}', b'{"id": 1, "siblings": 2}', b"<p>Hi"]
+)
+def test_answers_of_something_else_are_a_network_error(body: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        stranger = hub.Registry("hub", f"http://127.0.0.1:{server.server_port}", "token-of-mine")
+        calls: list[Callable[[], object]] = [
+            lambda: hub.fetch_account(stranger),
+            lambda: hub.repository_head(stranger, "acme/x"),
+            lambda: hub.repository_id(stranger, "acme/x"),
+            lambda: hub.release_times(stranger, "acme/x"),
+            lambda: hub.find_packs(stranger, "x"),
+            lambda: hub.base_file_digests(stranger, "acme/x"),
+        ]
+        for call in calls:
+            with suppress(NetworkError):
+                call()
+        server.shutdown()
+        thread.join()
+
+
 def test_without_a_token_nothing_is_written(nobody: hub.Registry, repository: str) -> None:
     for write in (
-        lambda: hub.whoami(nobody),
+        lambda: hub.fetch_account(nobody),
         lambda: hub.create_repository(nobody, "acme/x"),
         lambda: hub.commit(nobody, repository, {"x": b"x"}, message="x", parent=None),
         lambda: hub.create_tag(nobody, repository, "v1", revision="main"),
@@ -141,7 +179,7 @@ def test_without_a_token_nothing_is_written(nobody: hub.Registry, repository: st
 def test_a_wrong_token_and_a_foreign_repository_are_refused(registry: RegistryProcess, repository: str) -> None:
     wrong = hub.Registry("hub", registry.endpoint, "hf_wrong_token")
     with pytest.raises(AuthError) as caught:
-        hub.whoami(wrong)
+        hub.fetch_account(wrong)
     assert "hf_wrong_token" not in str(caught.value.to_json())
     stranger = hub.Registry("hub", registry.endpoint, registry.add_user("stranger-hub"))
     with pytest.raises(AuthError):
@@ -165,13 +203,13 @@ def test_a_commit_is_made_on_the_parent_only(mine: hub.Registry, repository: str
 
 
 def test_whoami_and_search(mine: hub.Registry, registry: RegistryProcess) -> None:
-    assert hub.whoami(mine) == registry.user
+    assert hub.fetch_account(mine).name == registry.user
     name = f"{registry.user}/Findable"
     hub.create_repository(mine, name)
     hub.create_repository(mine, name)
-    assert hub.search_packs(mine, "findable") == []
+    assert hub.find_namesakes(mine, "findable") == []
     hub.commit(mine, name, {"README.md": b"---\ntags: [skillpack]\n---\n"}, message="Tag it", parent=None)
-    assert hub.search_packs(mine, "findable") == [name]
+    assert hub.find_namesakes(mine, "findable") == [name]
 
 
 def test_a_base_is_fetched_without_what_is_no_part_of_it(nobody: hub.Registry, repository: str) -> None:
@@ -264,8 +302,8 @@ def test_offline_nothing_is_asked(
         lambda: hub.download_file(mine, repository, "config.json", into=tmp_path),
         lambda: hub.fetch_base(mine, repository),
         lambda: hub.repository_head(mine, repository),
-        lambda: hub.whoami(mine),
-        lambda: hub.search_packs(mine, "x"),
+        lambda: hub.fetch_account(mine),
+        lambda: hub.find_namesakes(mine, "x"),
         lambda: hub.base_file_digests(mine, repository),
     ):
         with pytest.raises(OfflineError) as caught:

@@ -72,7 +72,7 @@ def test_one_commit_makes_a_release(owner: hub.Registry, tmp_path: Path) -> None
     head = hub.repository_head(owner, "publisher/first-pack")
     assert [(tag.name, tag.target_commit) for tag in tags] == [("v1.0", head)]
     assert done.commit == head
-    assert hub.search_packs(owner, "first-pack") == ["publisher/first-pack"]
+    assert hub.find_namesakes(owner, "first-pack") == ["publisher/first-pack"]
     root = hub.read_file(owner, "publisher/first-pack", "skillpack.json", limit=1 << 20)
     assert root is not None
     assert root.data == pack.manifest.to_bytes()

@@ -20,7 +20,6 @@ from skillhub.errors import (
     UsageError,
 )
 from skillhub.hub.folders import list_files, read_repository, registry_folder
-from skillhub.hub.searching import find_packs
 from skillhub.indexes import read_index
 from skillhub.manifest import FileEntry
 from skillhub.names import PackName
@@ -147,12 +146,11 @@ def test_notes_that_cannot_be_read_are_named(registry: hub.Registry, vendored: P
 
 def test_a_vendored_folder_cannot_be_asked_for_more(registry: hub.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    with pytest.raises(UsageError, match="cannot be searched"):
-        find_packs(registry, "math")
+    for find in (hub.find_packs, hub.find_namesakes):
+        with pytest.raises(UsageError, match="cannot be searched"):
+            find(registry, "math")
     with pytest.raises(NotFoundError, match="is a vendored folder"):
         hub.base_file_digests(registry, "acme/base-model")
-    with pytest.raises(NotFoundError, match="is a vendored folder"):
-        hub.search_packs(registry, "math")
 
 
 def test_the_hubs_client_is_not_imported(vendored: Path, tmp_path: Path) -> None:

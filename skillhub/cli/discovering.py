@@ -20,7 +20,6 @@ from skillhub.sources import parse_wanted
 
 if TYPE_CHECKING:
     from skillhub import hub
-    from skillhub.hub.searching import FoundPack
     from skillhub.sessions import Session
 
 _TEXT_WIDTH = 48  # of what stands below a pack's name, so the table fits 80 columns
@@ -51,9 +50,9 @@ def search_command(
     Example:
       skillhub search math --base HuggingFaceTB/SmolLM2-135M-Instruct
     """
-    from skillhub.hub.searching import find_packs
+    from skillhub import hub
 
-    find = partial(find_packs, query=query, base=_base_repository(base), owner=owner, tags=tags, limit=limit)
+    find = partial(hub.find_packs, query=query, base=_base_repository(base), owner=owner, tags=tags, limit=limit)
     session = options.make_session(None, registry=registry, token=token, offline=False, refresh=False, as_json=as_json)
     asked = _registries(session)
     found = [(one, pack) for one in asked for pack in find(one)][:limit]
@@ -93,14 +92,14 @@ def _project(environment: Environment | None) -> Project:
 
 def _near_names(registries: Sequence[hub.Registry], query: str) -> list[str]:
     """Return names of packs that are spelt nearly like a query that found nothing."""
-    from skillhub.hub.searching import find_packs
+    from skillhub import hub
 
-    names = [pack.name for one in registries for pack in find_packs(one, limit=_NEAR_AMONG)]
+    names = [pack.name for one in registries for pack in hub.find_packs(one, limit=_NEAR_AMONG)]
     spelt = {name.lower().rpartition("/" if "/" not in query else "\0")[2]: name for name in reversed(names)}
     return [spelt[one] for one in difflib.get_close_matches(query.lower(), spelt, n=3, cutoff=0.7)]
 
 
-def _describe(registry: hub.Registry, pack: FoundPack) -> dict[str, Any]:
+def _describe(registry: hub.Registry, pack: hub.FoundPack) -> dict[str, Any]:
     return {
         "name": pack.name,
         "registry": registry.name,
@@ -113,7 +112,7 @@ def _describe(registry: hub.Registry, pack: FoundPack) -> dict[str, Any]:
     }
 
 
-def _print_found(found: Sequence[tuple[hub.Registry, FoundPack]], *, several: bool) -> None:
+def _print_found(found: Sequence[tuple[hub.Registry, hub.FoundPack]], *, several: bool) -> None:
     rows = []
     for registry, pack in found:
         marks = [mark for mark, is_set in (("gated", pack.gated), ("private", pack.private)) if is_set]

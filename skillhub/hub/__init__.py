@@ -17,7 +17,6 @@ from skillhub.hub.identities import release_times, repository_id
 from skillhub.hub.probing import Answer, probe
 from skillhub.hub.registries import HUB, Registry, default_registry
 from skillhub.hub.repositories import (
-    PACK_TAG,
     CommitResult,
     MetadataRefusedError,
     commit,
@@ -25,9 +24,8 @@ from skillhub.hub.repositories import (
     create_tag,
     repository_head,
     require_token,
-    search_packs,
-    whoami,
 )
+from skillhub.hub.searching import PACK_TAG, FoundPack, find_namesakes, find_packs
 from skillhub.hub.tokens import (
     exposed_token_files,
     registries_of_token,
@@ -44,6 +42,7 @@ __all__ = [
     "Account",
     "Answer",
     "CommitResult",
+    "FoundPack",
     "MetadataRefusedError",
     "Registry",
     "RemoteAdapter",
@@ -58,6 +57,8 @@ __all__ = [
     "fetch_account",
     "fetch_base",
     "find_adapter",
+    "find_namesakes",
+    "find_packs",
     "is_vendored",
     "log_in",
     "probe",
@@ -70,10 +71,8 @@ __all__ = [
     "repository_head",
     "repository_id",
     "require_token",
-    "search_packs",
     "store_token",
     "stored_token",
     "token_variable",
     "vendored_registries",
-    "whoami",
 ]

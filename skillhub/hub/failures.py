@@ -29,6 +29,7 @@ from skillhub.errors import (
     SkillhubError,
     UsageError,
 )
+from skillhub.hub.answers import bounded_answers
 from skillhub.hub.registries import Registry
 from skillhub.hub.waits import hear_client
 
@@ -50,7 +51,8 @@ def hub_failures(registry: Registry, repository: str | None = None) -> Iterator[
     """
     hear_client()
     try:
-        yield
+        with bounded_answers(registry.address):
+            yield
     except SkillhubError:
         raise
     except Exception as error:
@@ -98,6 +100,12 @@ def _translate_transfer(error: BaseException, registry: Registry, repository: st
         of = f" of {repository}" if repository else ""
         return NetworkError(
             f"A transfer{of} with {registry.address} failed.", hint=_TRY_AGAIN, endpoint=registry.address
+        )
+    if isinstance(error, LookupError | TypeError | AttributeError):  # an answer without what the client takes from it
+        return NetworkError(
+            f"{registry.address} does not answer like a Hugging Face Hub.",
+            hint="Check HF_ENDPOINT and the proxy.",
+            endpoint=registry.address,
         )
     return None
 

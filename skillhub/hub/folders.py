@@ -150,6 +150,15 @@ def read_file(registry: Registry, repository: str, path: str, *, revision: str =
     return data
 
 
+def has_file(registry: Registry, repository: str, path: str) -> bool:
+    """Say whether a vendored repository has a file.
+
+    Raises:
+        UnsafeContentError: the path leaves the repository, or is a symbolic link.
+    """
+    return _file_of(registry, repository, path) is not None
+
+
 def copy_file(
     registry: Registry,
     repository: str,

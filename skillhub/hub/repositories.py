@@ -1,4 +1,4 @@
-"""Writing to a registry: repositories, commits and tags; and who a token belongs to."""
+"""Writing to a registry: repositories, commits and tags."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from skillhub.hub.registries import Registry, client
 from skillhub.hub.uploads import UploadCount, addition, xet_uploads_told
 
 _REFUSED_METADATA = re.compile(r"Invalid metadata in README\.md\.\n(?:- )?(.*)", re.DOTALL)
-
-PACK_TAG = "skillpack"
-"""The tag by which pack repositories are found among all models of a registry."""
 
 
 class MetadataRefusedError(UsageError):
@@ -51,18 +48,6 @@ def require_token(registry: Registry) -> None:
             f"There is no token for {registry.address}.",
             hint=f"Log in: {registry.login_command}. HF_TOKEN is for the registry that HF_ENDPOINT names.",
         )
-
-
-def whoami(registry: Registry) -> str:
-    """Return the name of the user that the registry's token belongs to.
-
-    Raises:
-        AuthError: there is no token, or it is not valid.
-        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
-    """
-    require_token(registry)
-    with hub_failures(registry):
-        return str(client(registry).whoami()["name"])
 
 
 def repository_head(registry: Registry, repository: str) -> str | None:
@@ -169,17 +154,3 @@ def create_tag(registry: Registry, repository: str, tag: str, *, revision: str) 
     require_token(registry)
     with hub_failures(registry, repository):
         client(registry).create_tag(repository, tag=tag, revision=revision, exist_ok=True)
-
-
-def search_packs(registry: Registry, name: str) -> list[str]:
-    """Return the full names of the pack repositories whose bare name is ``name``, sorted.
-
-    Raises:
-        SkillhubError: as :func:`skillhub.hub.failures.hub_failures`.
-    """
-    if settings.offline():
-        raise offline_error(registry.address)
-    with hub_failures(registry):
-        models = client(registry).list_models(search=name, filter=PACK_TAG, limit=100)
-        found = {model.id for model in models if model.id.rpartition("/")[2].lower() == name.lower()}
-    return sorted(found, key=str.lower)

@@ -11,11 +11,13 @@ from skillhub import settings
 from skillhub.errors import UsageError
 from skillhub.hub.failures import hub_failures, offline_error
 from skillhub.hub.registries import Registry, client
-from skillhub.hub.repositories import PACK_TAG
 from skillhub.names import parse_pack_name
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
+
+PACK_TAG = "skillpack"
+"""The tag by which pack repositories are found among all models of a registry."""
 
 MAX_FOUND = 1000
 """Packs that one search returns at most."""
@@ -89,6 +91,16 @@ def find_packs(
             expand=["cardData", "downloads", "gated", "lastModified", "private"],
         )
         return [_found(model) for model in models if _is_pack_name(model.id)]
+
+
+def find_namesakes(registry: Registry, name: str) -> list[str]:
+    """Return the full names of the packs whose bare name is ``name``, sorted.
+
+    Raises:
+        SkillhubError: as :func:`find_packs`.
+    """
+    found = {pack.name for pack in find_packs(registry, name, limit=100)}
+    return sorted((one for one in found if parse_pack_name(one).name.lower() == name.lower()), key=str.lower)
 
 
 def _is_pack_name(text: str) -> bool:
