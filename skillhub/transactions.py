@@ -27,6 +27,7 @@ from skillhub.nearmisses import warn_of_near_misses
 from skillhub.placement import fetch_pack, staged_pack
 from skillhub.plans import Choice, make_lock
 from skillhub.policy import check_lock, read_policy
+from skillhub.progress import Notice
 from skillhub.projects import Base, Project
 from skillhub.pruning import prune_to_limit
 from skillhub.requirements import combine_requirements, merge_requirements, project_requirements, stale_reason
@@ -106,7 +107,8 @@ def change(session: Session, place: Environment, edit: Edit, terms: Terms) -> Ou
         if not terms.dry_run:
             clear_unfinished(place)
         found, old = read_project(place), read_lock(place.lock_path)
-        project, wanted, asked = _edited(session, place, found, old, edit)
+        replaced: list[str] = []
+        project, wanted, asked = _edited(session, place, found, old, edit, notice=replaced.append)
         base = edit.base or environment_base(session.planner, project, wanted, edit.base_text)
         project = msgspec.structs.replace(project, base=[base])
         lock = _lock(session, place, project, wanted, old, terms)
@@ -122,6 +124,8 @@ def change(session: Session, place: Environment, edit: Edit, terms: Terms) -> Ou
         )
         names = tuple(one.name for one in asked) or tuple(entry.pack_name for entry in lock.packs)
         outcome = Outcome(place, base, lock, lock != old, () if terms.lock_only else changes, names)
+        for text in replaced:  # not before it is certain that a lock comes of it
+            session.notice(text)
         if not terms.dry_run:
             _apply(session, outcome, project, terms)
         return outcome
@@ -139,9 +143,12 @@ def clear_unfinished(environment: Environment) -> None:
 
 
 def _edited(
-    session: Session, place: Environment, before: Project, lock: Lock | None, edit: Edit
+    session: Session, place: Environment, before: Project, lock: Lock | None, edit: Edit, *, notice: Notice
 ) -> tuple[Project, list[Wanted], list[Wanted]]:
-    """Return the project as it will be, all its requirements, and those that the user names now."""
+    """Return the project as it will be, all its requirements, and those that the user names now.
+
+    ``notice`` is told which old requirements go.
+    """
     project = msgspec.structs.replace(
         before,
         constraints=_joined(before.constraints, edit.constraints),
@@ -152,7 +159,7 @@ def _edited(
     )
     own = session.complete(project_requirements(before, lock or Lock(""), place.folder), [project], lock)
     asked = combine_requirements(session.complete(edit.add, [project], lock))
-    wanted = merge_requirements(own, asked, session.notice)
+    wanted = merge_requirements(own, asked, notice)
     texts = [one.text(place.folder) for one in wanted]
     return msgspec.structs.replace(project, requirements=texts), wanted, asked
 

@@ -211,7 +211,7 @@ def test_locking_installs_nothing_and_tells_what_it_chose(user: Shell) -> None:
     assert not (user.home / "skillhub.lock").exists()
     assert "Locked 2 packs." in user.succeed("lock")
     assert not (user.home / ".skillhub" / "packs").exists()
-    assert user.json("lock", "--check")["changed"] is False
+    assert user.json("lock", "--check")["lock_changed"] is False
     user.succeed("sync", "--locked")
     assert versions(user.home) == {"math": "1.1", "shared": "1.1"}
 
@@ -328,3 +328,9 @@ def test_a_requirement_that_cannot_be_read_is_told_with_its_file(user: Shell) ->
     assert "error: wanted.txt, line 2: The versions in" in user.fail(2, "install", "-r", "wanted.txt")
     said = user.fail(2, "install", f"{OWNER}/math", "--base", BASE, "--constraint", "acme/shared=1")
     assert "error: constraints: The versions in 'acme/shared=1' cannot be read." in said
+
+
+def test_what_takes_the_place_of_a_requirement_is_told_only_when_it_does(user: Shell) -> None:
+    user.succeed("install", f"{OWNER}/shared")
+    assert user.fail(3, "install", f"{OWNER}/shared>=9").startswith("error: ")
+    assert f"{OWNER}/shared<2 takes the place of {OWNER}/shared." in user.run("install", f"{OWNER}/shared<2").stderr
