@@ -15,13 +15,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packaging.version import Version
 
 from skillhub import hub
 from skillhub.errors import IntegrityError, NotFoundError, OfflineError, TrustError
 from skillhub.files import disk_errors, write_atomically
+from skillhub.hub.folders import has_file
+from skillhub.manifest import MANIFEST_FILE
 from skillhub.names import PackName
 from skillhub.releases import RELEASES_FILE, Release, ReleaseIndex, check_is_extension, parse_releases
 from skillhub.sightings import hold, remember_releases, state_path
@@ -90,7 +92,15 @@ def read_index(
         )
     data = read.data if read else b""
     index = remember_index(registry, name, data, known=known)
+    if registry.folder is not None:
+        index = _vendored_part(registry, name, index)
     return SeenIndex(index, read.commit if read else None, read.moved_to if read else None)
+
+
+def _vendored_part(registry: hub.Registry, name: PackName, index: ReleaseIndex) -> ReleaseIndex:
+    """Return the releases that a vendored folder has; the index that it came with names all that were published."""
+    here = [one for one in index.releases if has_file(registry, str(name), f"{one.folder}/{MANIFEST_FILE}")]
+    return replace(index, releases=tuple(here))
 
 
 def _gone(registry: hub.Registry, name: PackName) -> TrustError:

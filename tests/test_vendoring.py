@@ -152,6 +152,20 @@ def test_a_missing_file_and_a_missing_pack_are_said(machine: Shell, source: Regi
     assert "no repository" in other.fail(4, "sync", "--registry", machine.home / "vendored")
 
 
+def test_only_releases_that_are_in_the_folder_are_chosen(
+    machine: Shell, author: Shell, source: RegistryProcess, tmp_path: Path
+) -> None:
+    name = publish(author, source, "several")
+    publish(author, source, "several", "1.1.0")
+    machine.succeed("install", f"{name}==1.0.0")
+    machine.succeed("vendor", "vendored")
+    other = new_machine(tmp_path / "other")
+    other.succeed("install", name, "--base", BASE, "--registry", machine.home / "vendored")
+    assert [one["version"] for one in other.json("list")["packs"]] == ["1.0.0"]
+    said = other.fail(3, "install", f"{name}==1.1.0", "--registry", machine.home / "vendored")
+    assert f"No release of {name}==1.1.0 will do: 1.0.0 does not match." in said
+
+
 def test_vendoring_again_brings_the_folder_up_to_date(machine: Shell, author: Shell, source: RegistryProcess) -> None:
     name = publish(author, source, "moving")
     machine.succeed("install", name)
