@@ -245,6 +245,8 @@ def main() -> None:
         "0-3 packs (`dense`: 0-4, `crowded`: 0-6), in ranges of 8-20 versions (`narrow`: 3-12, `crowded`: 2-6). `deep` is a "
         "ladder of so many packs without solution, `pigeons` the pigeonhole problem, for which no short proof is found.",
         "",
+        "Where resolvelib fails on a circle, it had found an answer and followed packs that require each other without end.",
+        "",
         "| Graph | Outcome | CPU s | Wall s | Lines | Bytes | resolvelib, s |",
         "|---|---|---|---|---|---|---|",
         *rows,
