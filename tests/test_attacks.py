@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from httpx2 import Headers, Request, Response
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from skillhub import hub
 from skillhub.documents import canonical_json
 from skillhub.environments import as_environment, installed_packs
 from skillhub.errors import IntegrityError, NetworkError, SkillhubError, TrustError, UnsafeContentError
+from skillhub.hub.waits import asked_seconds, wait_after
 from skillhub.indexes import read_index
 from skillhub.installer import install
 from skillhub.lockfile import read_lock
@@ -180,12 +184,16 @@ class Flood:
         sent: bytes of the bodies that it sent.
         headers: more headers of its answers to GET.
         piece: what it sends over and over.
+        status: of its answers to GET.
+        commit: that it says it is at.
     """
 
     endpoint: str = ""
     sent: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     piece: bytes = b"x" * 65_536
+    status: int = 200
+    commit: str = "a" * 40
 
 
 @pytest.fixture
@@ -196,10 +204,10 @@ def flood() -> Iterator[Flood]:
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
-            self._answer({"Content-Length": "1000"})
+            self._answer(200, {"Content-Length": "1000"})
 
         def do_GET(self) -> None:
-            self._answer({"Transfer-Encoding": "chunked", **flood.headers})
+            self._answer(flood.status, {"Transfer-Encoding": "chunked", **flood.headers})
             self.close_connection = True
             try:
                 while flood.sent < 1 << 30:
@@ -208,9 +216,9 @@ def flood() -> Iterator[Flood]:
             except OSError:
                 pass  # the client has had enough
 
-        def _answer(self, headers: dict[str, str]) -> None:
-            self.send_response(200)
-            for name, value in {"ETag": '"abc"', "X-Repo-Commit": "a" * 40, **headers}.items():
+        def _answer(self, status: int, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {"ETag": '"abc"', "X-Repo-Commit": flood.commit, **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
 
@@ -253,3 +261,62 @@ def test_a_file_that_never_ends_is_given_up(headers: dict[str, str], flood: Floo
         hub.download_file(hub.Registry("hub", flood.endpoint), "acme/x", "f", revision="main", into=tmp_path, size=1000)
     assert flood.sent < ENOUGH
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < ENOUGH
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}], ids=["plain", "gzip"])
+def test_an_answer_of_an_api_route_that_never_ends_is_given_up(
+    headers: dict[str, str], flood: Flood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """huggingface_hub reads such answers whole."""
+    monkeypatch.setattr("skillhub.hub.answers.MAX_ANSWER_BYTES", 1_000_000)
+    flood.headers = headers
+    flood.piece = gzip.compress(b"x" * 10_000_000) if headers else flood.piece
+    with pytest.raises(NetworkError, match="sends more than"):
+        hub.repository_id(hub.Registry("hub", flood.endpoint), "acme/x")
+    assert flood.sent < ENOUGH
+
+
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_an_error_or_a_redirection_that_never_ends_is_given_up(
+    status: int, flood: Flood, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("skillhub.hub.answers.MAX_ANSWER_BYTES", 1_000_000)
+    flood.status, flood.headers = status, {"Location": "/elsewhere"}
+    registry = hub.Registry("hub", flood.endpoint)
+    for ask in (
+        lambda: hub.read_file(registry, "acme/x", "releases.jsonl", limit=1_000_000),
+        lambda: hub.download_file(registry, "acme/x", "f", into=tmp_path, size=1000),
+    ):
+        with pytest.raises(NetworkError, match="sends more than"):
+            ask()
+    assert flood.sent < ENOUGH
+
+
+@pytest.mark.parametrize("commit", ["../../evil/x", "main", "\x9b31m" + "a" * 37, "a" * 39, ""])
+def test_a_commit_that_is_none_is_not_taken(commit: str, flood: Flood) -> None:
+    """It would go into addresses, into locks and onto the screen."""
+    flood.commit = commit
+    with pytest.raises(NetworkError, match="does not answer like"):
+        hub.read_file(hub.Registry("hub", flood.endpoint), "acme/x", "releases.jsonl", limit=1000)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry-After": "31536000"},
+        {"Retry-After": "9" * 500},
+        {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"},
+        {"RateLimit": '"api";r=0;t=' + "9" * 400},
+    ],
+    ids=["a year", "digits", "a date", "digits of RateLimit"],
+)
+def test_nobody_waits_as_long_as_a_registry_likes(headers: dict[str, str]) -> None:
+    error = HfHubHTTPError("429", response=Response(429, headers=headers, request=Request("GET", "http://x")))
+    with pytest.raises(NetworkError, match=r"asks to wait \d+ s") as caught:
+        wait_after(hub.Registry("hub", "http://x"), error, 0.0)
+    assert json.loads(json.dumps(caught.value.to_json(), allow_nan=False))
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "\xb2"}, {"RateLimit": '"api";r=0;t=' + "9" * 5000}])
+def test_a_wait_that_cannot_be_read_is_none(headers: dict[str, str]) -> None:
+    assert asked_seconds(Headers({key.encode(): value.encode("latin-1") for key, value in headers.items()})) is None

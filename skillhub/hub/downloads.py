@@ -24,6 +24,7 @@ MAX_RELEASES_BYTES = 64 << 20
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 20
+_COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # it goes into addresses, into locks and onto the screen
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _head(registry: Registry, url: str) -> tuple[str, str, str | None]:
     metadata = get_hf_file_metadata(
         url, token=registry.token or False, endpoint=registry.endpoint, timeout=_TIMEOUT_SECONDS
     )
-    if metadata.commit_hash is None:
+    if metadata.commit_hash is None or not _COMMIT.fullmatch(metadata.commit_hash):
         raise NetworkError(
             f"{registry.address} does not answer like a Hugging Face Hub.", hint="Check HF_ENDPOINT and the proxy."
         )

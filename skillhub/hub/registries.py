@@ -103,9 +103,11 @@ def _ambient_token(endpoint: str) -> str | None:
     from skillhub.hub.failures import hub_failures
     from skillhub.hub.trusted import is_trusted_job, trusted_token
 
+    if not is_trusted_job():
+        return get_token()
     registry = Registry(HUB, endpoint)
     with hub_failures(registry):
-        return trusted_token(registry.address) if is_trusted_job() else get_token()
+        return trusted_token(registry.address)
 
 
 def client(registry: Registry) -> HfApi:

@@ -22,6 +22,7 @@ MAX_WAIT_SECONDS = 300.0
 
 _WAITS_SECONDS = (0.3, 1.0)
 _UNTOLD_SECONDS = 1.0
+_LONGEST_SECONDS = 10**9  # an answer can ask for more than a float holds
 
 Result = TypeVar("Result")
 
@@ -94,15 +95,15 @@ def asked_seconds(headers: Any) -> float | None:
 
     from huggingface_hub.utils._http import parse_ratelimit_headers
 
-    limit = parse_ratelimit_headers(headers)
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
     text = headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
     try:
+        limit = parse_ratelimit_headers(headers)
+        if limit is not None and limit.remaining == 0:
+            return float(min(limit.reset_in_seconds, _LONGEST_SECONDS))
+        if text.isdecimal():
+            return float(min(int(text), _LONGEST_SECONDS))
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except ValueError:  # no date, or a number of thousands of digits
         return None
     return max((until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
 
