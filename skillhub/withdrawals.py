@@ -28,15 +28,13 @@ class Withdrawal:
     """What withdrawing came to.
 
     Attributes:
-        repository: full name of the pack.
-        registry: address of its registry.
+        place: the pack's repository.
         event: the line in the index.
         commit: the commit that holds it; None where that is not known any more, or nothing had to be done.
         already_so: whether it was so before.
     """
 
-    repository: str
-    registry: str
+    place: Place
     event: Event
     commit: str | None
     already_so: bool = False
@@ -81,7 +79,7 @@ def deprecate(name: str, access: Access, *, reason: str | None = None) -> Withdr
     place, state = _read(parse_pack_name(name), access)
     old = state.index.deprecated
     if old is not None and reason in (None, old):
-        return Withdrawal(str(place.name), place.registry.address, event, None, already_so=True)
+        return Withdrawal(place, event, None, already_so=True)
     return _announce(place, state, event, access.notice, f"Deprecate {place.name}")
 
 
@@ -100,7 +98,7 @@ def _change_release(
         raise NotFoundError(f"There is no release {version} of {place.name} at {place.registry.address}.", hint=there)
     event = _event(verb, str(found.version), reason)
     if is_so(found.yanked):
-        return Withdrawal(str(place.name), place.registry.address, event, None, already_so=True)
+        return Withdrawal(place, event, None, already_so=True)
     return _announce(place, state, event, access.notice, f"{verb.capitalize()} {found.version}")
 
 
@@ -143,7 +141,7 @@ def _announce(place: Place, state: State, event: Event, notice: Notice, message:
 
     announcement = Announcement(event, message, files, is_done, notice=notice)
     _, commit = announce(place, announcement, state)
-    return Withdrawal(str(place.name), place.registry.address, event, commit)
+    return Withdrawal(place, event, commit)
 
 
 def _renewed_page(place: Place, state: State, index: ReleaseIndex, notice: Notice) -> Files:

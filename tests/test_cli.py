@@ -84,7 +84,7 @@ def test_pack_publish_install_use_and_uninstall(shell: Shell, models: tuple[Path
     assert (shell.home / "fused" / "model.safetensors").is_file()
     assert (shell.home / "fused" / "tokenizer.json").is_file()
 
-    assert shell.json("uninstall", name)["uninstalled"][0]["name"] == name
+    assert shell.json("uninstall", name)["changes"][0]["name"] == name
     assert shell.json("list")["packs"] == []
 
 

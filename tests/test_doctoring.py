@@ -90,7 +90,7 @@ def test_offline_no_server_is_asked(shell: Shell, registry: RegistryProcess) -> 
 
 def test_a_registry_that_does_not_answer_is_a_problem(tmp_path: Path) -> None:
     found = examine(Shell(tmp_path), code=1)
-    assert found["registry hub"]["status"] == "problem" and found["registry hub"]["remedy"]
+    assert found["registry hub"]["status"] == "problem" and found["registry hub"]["hint"]
     done = Shell(tmp_path).run("doctor")
     assert done.returncode == 1 and "1 problem" in done.stdout
 
@@ -111,9 +111,9 @@ def test_a_wrong_clock_is_a_warning(tmp_path: Path) -> None:
 def test_a_token_that_is_not_accepted_is_a_problem(shell: Shell) -> None:
     wrong = replace(shell, token="hf_revokedrevoked")
     found = examine(wrong, code=1)
-    assert found["token hub"]["status"] == "problem" and "HF_TOKEN" in found["token hub"]["remedy"]
+    assert found["token hub"]["status"] == "problem" and "HF_TOKEN" in found["token hub"]["hint"]
     assert "revokedrevoked" not in json.dumps(found)
-    assert "skillhub login" in examine(replace(shell, token=None))["token hub"]["remedy"]
+    assert "skillhub login" in examine(replace(shell, token=None))["token hub"]["hint"]
 
 
 def test_a_token_of_another_registry_is_noticed_and_not_tried(shell: Shell, registry: RegistryProcess) -> None:
@@ -135,7 +135,7 @@ def test_tokens_that_others_may_read_are_noticed(shell: Shell, registry: Registr
     assert "tokens" not in examine(shell)
     (shell.home / "hf" / "token").chmod(0o644)
     found = examine(shell)
-    assert found["tokens"]["status"] == "warning" and "chmod 600" in found["tokens"]["remedy"]
+    assert found["tokens"]["status"] == "warning" and "chmod 600" in found["tokens"]["hint"]
 
 
 def make_distribution(folder: Path, name: str, version: str, *, record: str = "") -> None:
@@ -151,7 +151,7 @@ def test_a_namesake_is_noticed(tmp_path: Path, stranger: str) -> None:
     record = "skillhub/__init__.py,sha256=x,1\nskillhub/cli.py,sha256=x,1\n"
     make_distribution(tmp_path / "site", stranger, "0.2", record=record)
     found = examine(Shell(tmp_path), "--offline", code=1, PYTHONPATH=path_with(tmp_path / "site"))
-    assert found["skillhub"]["status"] == "problem" and f"pip uninstall {stranger}" in found["skillhub"]["remedy"]
+    assert found["skillhub"]["status"] == "problem" and f"pip uninstall {stranger}" in found["skillhub"]["hint"]
 
 
 def test_a_distribution_that_only_sounds_alike_is_left_alone(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_distribution_that_only_sounds_alike_is_left_alone(tmp_path: Path) -> 
 def test_an_outdated_package_is_a_problem(tmp_path: Path) -> None:
     make_distribution(tmp_path / "site", "tomlkit", "0.1")
     found = examine(Shell(tmp_path), "--offline", code=1, PYTHONPATH=path_with(tmp_path / "site"))
-    assert "tomlkit is 0.1" in found["packages"]["message"] and "pip install" in found["packages"]["remedy"]
+    assert "tomlkit is 0.1" in found["packages"]["message"] and "pip install" in found["packages"]["hint"]
 
 
 def path_with(folder: Path) -> str:
@@ -198,7 +198,7 @@ def test_settings_that_cannot_be_read_are_problems(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
     found = examine(Shell(tmp_path), "--offline", code=1)
-    assert found["state"]["status"] == "problem" and "SKILLHUB_STATE" in found["state"]["remedy"]
+    assert found["state"]["status"] == "problem" and "SKILLHUB_STATE" in found["state"]["hint"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -210,7 +210,7 @@ def test_a_folder_that_may_not_be_written_is_a_problem(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
 def test_a_store_on_another_file_system_is_a_warning(tmp_path: Path) -> None:
     found = examine(Shell(tmp_path), "--offline", SKILLHUB_CACHE="/dev/shm/skillhub-is-never-made-here")
-    assert found["sharing"]["status"] == "warning" and "SKILLHUB_CACHE" in found["sharing"]["remedy"]
+    assert found["sharing"]["status"] == "warning" and "SKILLHUB_CACHE" in found["sharing"]["hint"]
     assert not Path("/dev/shm/skillhub-is-never-made-here").exists()
 
 
@@ -227,7 +227,7 @@ def test_environments_that_are_stale_or_damaged_are_told(shell: Shell) -> None:
     assert found["status"] == "warning" and "not up to date" in found["message"]
     (shell.home / ".skillhub" / "packs" / "_" / "poorly" / "skillpack.json").unlink()
     found = examine(shell, "--offline", code=1)["environment"]
-    assert found["status"] == "problem" and "sync --reinstall" in found["remedy"]
+    assert found["status"] == "problem" and "sync --reinstall" in found["hint"]
 
 
 def test_leftovers_and_a_store_over_its_limit_are_told(shell: Shell) -> None:
@@ -237,7 +237,7 @@ def test_leftovers_and_a_store_over_its_limit_are_told(shell: Shell) -> None:
     (shell.home / "cache" / "store" / "staging" / ("0" * 64)).mkdir(parents=True)
     shell.succeed("config", "set", "cache_limit", "1kB")
     found = examine(shell, "--offline")
-    assert found["store"]["status"] == "warning" and "cache prune" in found["store"]["remedy"]
+    assert found["store"]["status"] == "warning" and "cache prune" in found["store"]["hint"]
     assert found["leftovers"]["status"] == "warning"
 
 

@@ -271,7 +271,7 @@ def test_freeze_as_a_process(project: Shell) -> None:
     ]
     assert project.succeed("freeze", "--hashes").splitlines()[-1] == f"./own --hash=sha256:{DIGEST}"
     told = project.json("freeze")["requirements"]
-    assert told[0] == {"requirement": "acme/chat==1.0.0", "sha256": DIGEST, "name": "acme/chat", "version": "1.0.0"}
+    assert told[0] == {"requirement": "acme/chat==1.0.0", "digest": DIGEST, "name": "acme/chat", "version": "1.0.0"}
 
 
 def test_an_environment_without_a_lock_is_said(tmp_path: Path) -> None:

@@ -143,8 +143,14 @@ def test_show_reads_a_folder(user: Shell) -> None:
     told = user.json("show", "./own")
     assert told["folder"] == "own" and told["manifest"]["version"] == "0.1"
     assert "own 0.1: own for tests" in user.succeed("show", "./own")
-    assert "is not a pack" in user.fail(4, "show", "./nowhere")
+    assert "There is no folder" in user.fail(4, "show", "./nowhere")
     assert "folder" in user.fail(2, "show", "--remote", "./own")
+
+
+def test_show_leaves_words_alone_that_are_no_secrets(user: Shell) -> None:
+    path = user.home / "own" / "skillpack.json"
+    path.write_bytes(path.read_bytes().replace(b"own for tests", b"Basic arithmetic"))
+    assert "own 0.1: Basic arithmetic" in user.succeed("show", "./own")
 
 
 def test_show_asks_no_server_unless_it_is_told_to(user: Shell, tmp_path: Path) -> None:
@@ -171,7 +177,7 @@ def test_show_asks_a_registry(online: Shell, market: RegistryProcess, tmp_path: 
 
 def test_show_asks_a_registry_for_an_adapter(online: Shell) -> None:
     told = online.json("show", "--remote", "peft:root/lora")
-    assert (told["kind"], told["base"], told["bytes"] > 3000) == ("peft", "acme/base-model", True)
+    assert (told["kind"], told["base"], told["size"] > 3000) == ("peft", "acme/base-model", True)
     assert "a PEFT adapter" in online.succeed("show", "--remote", f"peft:root/lora@{told['commit']}")
 
 

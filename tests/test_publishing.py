@@ -140,12 +140,12 @@ def test_a_pinned_pack_goes_to_its_own_registry(shell: Shell, registry: Registry
         f'[[registry]]\nname = "other"\nurl = "{registry.endpoint}"\n'
     )
     told = elsewhere.json("publish", "pack", f"{registry.user}/inner-pack", "--dry-run")
-    assert told["registry"] == registry.endpoint
+    assert told["endpoint"] == registry.endpoint
     elsewhere.fail(8, "publish", "pack", "acme/inner-pack", "-q", "--dry-run")  # HF_ENDPOINT, where nothing listens
     done = elsewhere.json(
         "publish", "pack", f"{registry.user}/inner-pack", "--registry", "corp", "--token", registry.token
     )
-    assert done["registry"] == registry.endpoint and done["commit"]
+    assert done["endpoint"] == registry.endpoint and done["commit"]
     assert "No registry is called nowhere" in elsewhere.fail(
         4, "publish", "pack", "acme/inner-pack", "--registry", "nowhere"
     )
@@ -184,7 +184,7 @@ def test_what_a_pack_requires_may_be_at_another_configured_registry(
     (tmp_path / "skillhub.toml").write_text(f'[[registry]]\nname = "corp"\nurl = "{registry.endpoint}"\n')
     with running_registry(tmp_path / "other") as other:
         told = Shell(shell.home, other.endpoint).json("publish", "2", f"{other.user}/next-skill", "--dry-run")
-        assert told["registry"] == other.endpoint
+        assert told["endpoint"] == other.endpoint
         found = [one for one in told["findings"] if "requirement" in one["code"]]
         assert [(one["code"], one["message"].split(",")[0]) for one in found] == [
             ("unknown-requirement", f"{registry.user}/none")

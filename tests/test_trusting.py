@@ -36,8 +36,8 @@ def test_what_is_remembered_is_shown(user: Shell) -> None:
     assert max(map(len, shown.splitlines())) <= 80
     told = user.json("trust", "show", "acme/math-pack")
     assert (told["schema"], told["name"]) == (0, "acme/math-pack")
-    (place,) = told["registries"]
-    assert place["registry"] == "https://registry.example/hub" and place["repository"] == "66f0"
+    (place,) = told["seen"]
+    assert place["endpoint"] == "https://registry.example/hub" and place["repository"] == "66f0"
     assert [(one["version"], one["signed"]) for one in place["releases"]] == [("1.0", False), ("1.1", False)]
 
 
@@ -46,7 +46,7 @@ def test_what_is_forgotten_is_met_anew(user: Shell) -> None:
     assert remembered_index(REGISTRY, NAME) is None
     check_repository_id(REGISTRY, NAME, "77f0", locked="66f0")
     assert "Forgotten once" in user.succeed("trust", "show", "acme/math-pack")
-    assert user.json("trust", "forget", "acme/math-pack")["registries"] == ["https://registry.example/hub"]
+    assert user.json("trust", "forget", "acme/math-pack")["endpoints"] == ["https://registry.example/hub"]
 
 
 def test_mistakes_are_told(user: Shell) -> None:

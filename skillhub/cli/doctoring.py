@@ -16,7 +16,7 @@ from skillhub.redaction import presentable
 if TYPE_CHECKING:
     from skillhub.diagnosis import Check
 
-_WIDTH = 74  # of a message; remedies are not broken, for they hold commands to copy
+_WIDTH = 74  # of a message; hints are not broken, for they hold commands to copy
 _COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -55,8 +55,8 @@ def _print(checks: list[Check]) -> None:
             f"{one.name}: {presentable(one.message)}", _WIDTH - width, break_long_words=False, break_on_hyphens=False
         )
         click.echo(f"{mark}  " + f"\n{'':<{width}}    ".join(lines))
-        if one.remedy:
-            click.echo(f"{'':<{width}}  → {presentable(one.remedy)}")
+        if one.hint:
+            click.echo(f"{'':<{width}}  → {presentable(one.hint)}")
     counts = Counter(one.status for one in checks)
     told = [
         f"{counts[status]} {status}{'s' * (counts[status] != 1)}" for status in ("problem", "warning") if counts[status]

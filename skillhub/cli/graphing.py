@@ -109,7 +109,7 @@ def freeze_command(hashes: bool, environment: Path | None, as_json: bool) -> Non
         for one in sorted(lock.packs, key=key_of)
     ]
     if as_json:
-        described = [{"requirement": text, "sha256": one.manifest, **_describe(one)} for one, text in frozen]
+        described = [{"requirement": text, "digest": one.manifest, **_describe(one)} for one, text in frozen]
         console.emit_json({"environment": str(chosen.folder), "requirements": described})
         return
     for one, text in frozen:

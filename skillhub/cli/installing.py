@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skillhub.cli import completion, console, options
-from skillhub.cli.outcomes import change_line, describe_asked, print_outcome
+from skillhub.cli.outcomes import change_line, describe_asked, describe_change, print_outcome
 from skillhub.errors import UsageError, located
 from skillhub.names import is_folder
 
@@ -144,9 +144,10 @@ def uninstall_command(names: tuple[str, ...], environment: Path | None, as_json:
     """
     from skillhub.installer import uninstall
 
-    removed = uninstall(names, environment=options.existing_environment(environment))
+    place = options.existing_environment(environment)
+    removed = uninstall(names, environment=place)
     if as_json:
-        console.emit_json({"uninstalled": [{"name": str(one.name), "version": one.before} for one in removed]})
+        console.emit_json({"environment": str(place.folder), "changes": [describe_change(one) for one in removed]})
         return
     for one in removed:
         click.echo(change_line(one))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from skillhub.cli import console, options
-from skillhub.cli.outcomes import describe_change, print_outcome
+from skillhub.cli.outcomes import print_outcome
 from skillhub.environments import Environment, as_environment, find_project
 from skillhub.errors import UsageError
 from skillhub.projects import PROJECT_FILE
@@ -106,8 +107,7 @@ def lock_command(check: bool, dry_run: bool, environment: Path | None, as_json: 
         outcome = lock(session, place, Terms(locked=check, dry_run=dry_run or check))
     moved = locked_changes(before, outcome.lock, outcome.environment)
     if as_json:
-        told = [describe_change(one) for one in moved]
-        console.emit_json({"lock": str(place.lock_path), "changed": outcome.lock_changed, "packs": told})
+        print_outcome(replace(outcome, changes=tuple(moved)), dry_run=dry_run or check, as_json=True)
         return
     for one in moved:
         click.echo(_lock_line(one.before, one.after, str(one.name)))

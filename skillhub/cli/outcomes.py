@@ -64,7 +64,7 @@ def describe_change(one: Change) -> dict[str, object]:
         "name": str(one.name),
         "before": one.before,
         "after": one.after,
-        "bytes": one.size,
+        "size": one.size,
     }
 
 
@@ -78,7 +78,7 @@ def describe(one: InstalledPack) -> dict[str, object]:
         "fingerprint": one.fingerprint,
         "registry": one.receipt.registry,
         "folder": str(one.folder),
-        "bytes": one.size,
+        "size": one.size,
     }
 
 

@@ -109,16 +109,16 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
                 "version": pack.manifest.version,
                 "digest": pack.digest,
                 "fingerprint": variant.base.fingerprint,
-                "bytes": variant.size,
-                "checkpoint_bytes": checkpoint,
+                "size": variant.size,
+                "checkpoint_size": checkpoint,
                 "bits_per_weight": variant.codec.bits_per_weight,
                 "classes": classes,
             }
         )
         return
     rows = [
-        [name, str(row["tensors"]), console.size_text(row["bytes"]), f"{row['relative_error']:.3f}", row["codecs"]]
-        for name, row in sorted(classes.items(), key=lambda item: -item[1]["bytes"])
+        [name, str(row["tensors"]), console.size_text(row["size"]), f"{row['relative_error']:.3f}", row["codecs"]]
+        for name, row in sorted(classes.items(), key=lambda item: -item[1]["size"])
     ]
     console.table(["Module class", "Tensors", "Size", "Error", "Codecs"], rows, right=(1, 2, 3))
     _print_worst(variant)
@@ -159,7 +159,7 @@ def _by_class(variant: Variant) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "tensors": len(entries),
-            "bytes": sum(entry.bytes for entry in entries),
+            "size": sum(entry.bytes for entry in entries),
             "relative_error": max(entry.relative_error for entry in entries),
             "codecs": ", ".join(sorted({codec for entry in entries for codec in entry.codecs})),
         }

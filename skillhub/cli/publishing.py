@@ -12,7 +12,7 @@ from skillhub.cli import console
 from skillhub.packs import open_pack
 
 if TYPE_CHECKING:
-    from skillhub.announcements import Access
+    from skillhub.announcements import Access, Place
     from skillhub.progress import Progress
     from skillhub.publisher import Draft, Publication
     from skillhub.withdrawals import Withdrawal
@@ -102,8 +102,7 @@ def _described(draft: Draft, done: Publication | None) -> dict[str, Any]:
 
     release = done.release if done else draft.published
     return {
-        "repository": str(draft.place.name),
-        "registry": draft.place.registry.address,
+        **_where(draft.place),
         "version": draft.manifest.version,
         "digest": release.manifest_digest if release else draft.manifest.digest,
         "signer": done.signer if done else draft.signer,
@@ -112,6 +111,10 @@ def _described(draft: Draft, done: Publication | None) -> dict[str, Any]:
         "already_there": draft.published is not None if done is None else done.already_there,
         "findings": to_builtins(draft.findings),
     }
+
+
+def _where(place: Place) -> dict[str, Any]:
+    return {"name": str(place.name), "registry": place.registry.name, "endpoint": place.registry.address}
 
 
 def _print_done(draft: Draft, done: Publication) -> None:
@@ -220,8 +223,7 @@ def _report(done: Withdrawal, *, as_json: bool) -> None:
     event = done.event
     if as_json:
         told = {"event": event.event, "version": event.version, "reason": event.reason}
-        where = {"repository": done.repository, "registry": done.registry}
-        console.emit_json({**where, **told, "commit": done.commit, "already_so": done.already_so})
+        console.emit_json({**_where(done.place), **told, "commit": done.commit, "already_so": done.already_so})
         return
-    what = f"{done.repository} {event.version}" if event.version else done.repository
+    what = f"{done.place.name} {event.version}" if event.version else str(done.place.name)
     click.echo(f"{_DONE[event.event][done.already_so].format(what)}.")

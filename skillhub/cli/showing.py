@@ -19,7 +19,7 @@ from skillhub.manifest import Manifest, Variant
 from skillhub.names import is_folder
 from skillhub.packs import describe_base, open_pack
 from skillhub.projects import Base
-from skillhub.redaction import presentable
+from skillhub.redaction import printable
 
 if TYPE_CHECKING:
     from skillhub.plans import Planner
@@ -183,7 +183,7 @@ def _remote_adapter(planner: Planner, wanted: Wanted) -> _Told:
         "Size": console.size_text(size),
     }
     keys = {"name": str(wanted.name), "version": adapter.commit[:12], "kind": PEFT, "registry": registry.name}
-    more = {"commit": adapter.commit, "base": adapter.base, "bytes": size}
+    more = {"commit": adapter.commit, "base": adapter.base, "size": size}
     return _Told(f"{wanted.name} {adapter.commit[:12]}", None, facts, {**keys, **more})
 
 
@@ -209,7 +209,7 @@ def _release_keys(index: ReleaseIndex | None) -> dict[str, Any]:
 def _print(told: _Told) -> None:
     manifest = told.manifest
     summary = ": a PEFT adapter" if manifest is None else f": {manifest.summary}" if manifest.summary else ""
-    click.echo(click.style(told.title, bold=True) + presentable(summary))
+    click.echo(click.style(told.title, bold=True) + printable(summary))
     facts = told.facts if manifest is None else {**_manifest_facts(manifest), **told.facts}
     for title, text in facts.items():
         _print_fact(title, text)
@@ -234,7 +234,7 @@ def _print_fact(title: str, text: str) -> None:
     if text:
         start = f"  {title + ':':<{_TITLE_WIDTH}}"
         for line in textwrap.wrap(
-            presentable(text),
+            printable(text),
             80,
             initial_indent=start,
             subsequent_indent=" " * len(start),
@@ -247,8 +247,8 @@ def _print_fact(title: str, text: str) -> None:
 def _print_variant(variant: Variant, base: Base | None) -> None:
     info, codec = variant.base, variant.codec
     mark = " (this environment's base)" if base and base.fingerprint == info.fingerprint else ""
-    click.echo(presentable(f"\nFor {describe_base(variant)}{mark}:"))
-    click.echo(presentable(f"  {info.architecture or 'unknown architecture'}, {info.dtype or 'unknown type'}"))
+    click.echo(printable(f"\nFor {describe_base(variant)}{mark}:"))
+    click.echo(printable(f"  {info.architecture or 'unknown architecture'}, {info.dtype or 'unknown type'}"))
     click.echo(
         f"  {console.size_text(variant.size)}, {codec.bits_per_weight:.3f} bits per weight, preset {codec.preset}, "
         f"{len(codec.tensors)} tensors"

@@ -41,10 +41,10 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         from msgspec import to_builtins
 
-        places = [to_builtins(one) | {"signed_since": one.signed_since} for one in found]
+        places = [to_builtins(one) | {"endpoint": one.registry, "signed_since": one.signed_since} for one in found]
         for place in places:
-            del place["schema"]
-        console.emit_json({"name": str(pack), "registries": places})
+            del place["schema"], place["registry"]  # the name of a registry, in other results
+        console.emit_json({"name": str(pack), "seen": places})
         return
     for one in found:
         _print(pack, one)
@@ -84,7 +84,7 @@ def forget_(name: str, as_json: bool) -> None:
     if not places:
         raise _never_met(pack)
     if as_json:
-        console.emit_json({"name": str(pack), "registries": places})
+        console.emit_json({"name": str(pack), "endpoints": places})
     else:
         click.echo(f"Forgot what was seen of {pack} at {', '.join(places)}.")
 

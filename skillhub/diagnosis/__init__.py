@@ -1,4 +1,4 @@
-"""What may be wrong with an installation, its settings, its folders and the registries: one check each, with a remedy.
+"""What may be wrong with an installation, its settings, its folders and the registries: one check each, with a hint.
 
 Nothing here imports torch or any other large library, and nothing but the last few checks uses the network.
 """

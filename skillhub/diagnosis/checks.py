@@ -22,13 +22,13 @@ class Check:
         name: what was looked at.
         status: ``ok``; ``warning`` when everything works, and something could be better; ``problem`` when something does not.
         message: what was found, one sentence.
-        remedy: what to do about it; empty where all is well.
+        hint: what to do about it; empty where there is nothing to do.
     """
 
     name: str
     status: Status
     message: str
-    remedy: str = ""
+    hint: str = ""
 
 
 def from_error(name: str, error: SkillhubError) -> Check:

@@ -51,8 +51,8 @@ def _check_proxies() -> Check:
     told = presentable(", ".join(f"{name.upper()}={value}" for name, value in found.items()))
     wrong = [name for name, value in found.items() if name != "no_proxy" and "://" not in value]
     if wrong:
-        remedy = f"Write it with its scheme: {wrong[0].upper()}=http://…."
-        return Check("proxies", WARNING, f"{told}: an address has no scheme.", remedy)
+        hint = f"Write it with its scheme: {wrong[0].upper()}=http://…."
+        return Check("proxies", WARNING, f"{told}: an address has no scheme.", hint)
     return Check("proxies", OK, f"{told}.")
 
 

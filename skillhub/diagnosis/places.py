@@ -53,9 +53,9 @@ def _existing(folder: Path) -> Path:
 
 
 def _check_folder(name: str, folder: Path) -> Check:
-    remedy = f"Check its owner and permissions, or choose another with SKILLHUB_{name.upper()}."
+    hint = f"Check its owner and permissions, or choose another with SKILLHUB_{name.upper()}."
     if folder.exists() and not folder.is_dir():
-        return Check(name, PROBLEM, f"{folder} is not a folder.", remedy)
+        return Check(name, PROBLEM, f"{folder} is not a folder.", hint)
     nearest = _existing(folder)
     try:
         if folder == nearest:
@@ -64,7 +64,7 @@ def _check_folder(name: str, folder: Path) -> Check:
         elif not os.access(nearest, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        return Check(name, PROBLEM, f"{folder} cannot be written: {error.strerror}.", remedy)
+        return Check(name, PROBLEM, f"{folder} cannot be written: {error.strerror}.", hint)
     return Check(name, OK, f"{folder}{'' if folder.exists() else ' (not made yet)'}.")
 
 
@@ -72,13 +72,13 @@ def _check_sharing(project: Environment | None) -> Check:
     """Say whether what is installed shares its bytes with the store."""
     store, places = default_store().folder, [settings.home_folder(), *([project.folder] if project else [])]
     apart = [place for place in places if _existing(place).stat().st_dev != _existing(store).stat().st_dev]
-    remedy = f"Put the cache on the same file system: SKILLHUB_CACHE=… (now {settings.cache_folder()})."
+    hint = f"Put the cache on the same file system: SKILLHUB_CACHE=… (now {settings.cache_folder()})."
     if apart:
         told = f"{apart[0]} is on another file system than the store, so packs are copied and take twice the room."
-        return Check("sharing", WARNING, told, remedy)
+        return Check("sharing", WARNING, told, hint)
     if store.is_dir() and not _can_share(store):
         told = "The file system of the store can neither clone nor link, so packs are copied and take twice the room."
-        return Check("sharing", WARNING, told, remedy)
+        return Check("sharing", WARNING, told, hint)
     return Check("sharing", OK, "Installed packs share their bytes with the store.")
 
 
@@ -97,10 +97,10 @@ def _can_share(folder: Path) -> bool:
 def _check_room() -> Check:
     free = shutil.disk_usage(_existing(settings.cache_folder())).free
     told = f"{free / 10**9:.1f} GB are free for {settings.cache_folder()}."
-    remedy = "Free some: skillhub cache prune."
+    hint = "Free some: skillhub cache prune."
     if free < _NO_ROOM_BYTES:
-        return Check("room", PROBLEM, told, remedy)
-    return Check("room", WARNING, told, remedy) if free < _SCARCE_BYTES else Check("room", OK, told)
+        return Check("room", PROBLEM, told, hint)
+    return Check("room", WARNING, told, hint) if free < _SCARCE_BYTES else Check("room", OK, told)
 
 
 def _check_settings() -> Iterator[Check]:
