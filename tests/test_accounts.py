@@ -124,6 +124,8 @@ def test_a_wrong_token_is_not_saved_nor_shown(
 
 def test_no_token_is_a_mistake_in_usage(stranger: Shell) -> None:
     assert "No token was given" in stranger.fail(2, "login")
+    elsewhere = "http://127.0.0.1:9/hub"
+    assert f"skillhub login --registry {elsewhere} < FILE" in stranger.fail(2, "login", "--registry", elsewhere)
     assert "line break" in stranger.fail(2, "login", "--token", "hf_two lines")
 
 
