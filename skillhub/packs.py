@@ -120,10 +120,12 @@ def open_pack(folder: str | Path, *, owner: str | None = None) -> Pack:
     """
     folder = Path(folder).expanduser()
     path = folder / MANIFEST_FILE
+    if not folder.exists():
+        raise NotFoundError(f"There is no folder {folder}.", hint="Correct the path.", path=str(folder))
     if not path.is_file():
         raise NotFoundError(
             f"{folder} is not a pack: it has no {MANIFEST_FILE}.",
-            hint="Build one with `skillhub pack`, or name an installed pack.",
+            hint="Name the folder of a built pack, such as `skillhub pack` writes.",
             path=str(folder),
         )
     with disk_errors(path), path.open("rb") as stream:

@@ -238,7 +238,7 @@ def test_an_altered_folder_is_refused(anyone: hub.Registry, tmp_path: Path) -> N
     (pack.folder / pack.manifest.variants[0].files[0].path).write_bytes(b"altered")
     with pytest.raises(IntegrityError):
         install([str(pack.folder)], environment=tmp_path / "env", registry=anyone)
-    with pytest.raises(NotFoundError, match="is not a pack"):
+    with pytest.raises(NotFoundError, match="There is no folder"):
         install([str(tmp_path / "nothing")], environment=tmp_path / "env", registry=anyone)
     assert installed_packs(installed_env(tmp_path / "env")) == []
 

@@ -195,8 +195,11 @@ def test_no_path_reaches_outside_the_pack(path: str, pack: Pack) -> None:
 
 
 def test_a_folder_without_a_manifest_is_not_a_pack(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(NotFoundError, match=r"is not a pack: it has no skillpack\.json") as caught:
+    for folder, said in (
+        (tmp_path, r"is not a pack: it has no skillpack\.json"),
+        (tmp_path / "no", "There is no folder"),
+    ):
+        with pytest.raises(NotFoundError, match=said) as caught:
             open_pack(folder)
         assert caught.value.exit_code == 4 and caught.value.hint
     (tmp_path / "skillpack.json").mkdir()
