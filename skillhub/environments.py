@@ -325,7 +325,7 @@ def find_folder(environment: Environment, name: str) -> Path:
         names = ", ".join(str(name_of_folder(folder)) for folder in found)
         raise UsageError(f"Several installed packs are called {name}: {names}.", hint="Give the full name.")
     if not found:
-        hint = f"Install it: skillhub install {name}."
+        hint = f"`skillhub list` shows what is. To install it: skillhub install {name}."
         if (Path(name) / MANIFEST_FILE).is_file():
             hint = f"For the pack in the folder of that name, write ./{name}."
         raise NotFoundError(f"{name} is not installed in {environment.folder}.", hint=hint)

@@ -163,7 +163,7 @@ def parse_releases(data: bytes, *, where: str = RELEASES_FILE) -> ReleaseIndex:
         if event is None:
             notes.append(f"{place} is of a newer schema and was skipped; a newer skillhub reads it.")
         elif event.event == "deprecate":
-            deprecated = event.reason or "deprecated by its publisher"
+            deprecated = event.reason or "its publisher gave no reason"
         elif event.event == "moved":
             moved_to = event.target
         else:

@@ -291,7 +291,7 @@ def _check(fetched: Path, digest: str, size: int | None, what: str) -> None:
         f"its digest is {found[:12]}… instead of {digest[:12]}…" if found else f"{found_size} bytes instead of {size}"
     )
     raise IntegrityError(
-        f"{what} is not what its manifest announced: {said}.",
+        f"{what} is not what it should be: {said}.",
         hint="Try again; if that does not help, do not use this pack and tell its publisher.",
         expected=digest,
         found=found or None,

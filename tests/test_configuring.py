@@ -49,7 +49,8 @@ def test_every_setting_is_listed_with_what_decided_it(user: Shell) -> None:
 
 
 def test_a_setting_is_set_got_and_unset(user: Shell) -> None:
-    assert "50GB" in user.succeed("config", "set", "cache_limit", "50GB")
+    told = "cache_limit is 50GB, which the store is kept below.\n"
+    assert user.succeed("config", "set", "cache_limit", "50GB") == told
     assert user.succeed("config", "get", "cache_limit") == "50GB\n"
     assert user.json("config", "get", "cache_limit")["value"] == "50GB"
     user.succeed("config", "set", "owners", "acme", "corp")

@@ -48,7 +48,7 @@ class _Setting:
 
 _IN_FILE = {
     "owners": "are looked through for names without an owner",
-    "cache_limit": "is what the store is kept below, such as 50GB",
+    "cache_limit": "the store is kept below",
 }
 """Settings of ``config.toml`` → what they mean."""
 
