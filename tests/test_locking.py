@@ -16,6 +16,7 @@ import pytest
 from skillhub import hub
 from skillhub.environments import Environment, installed_packs
 from skillhub.lockfile import Lock, read_lock
+from skillhub.projects import parse_project
 from skillhub.publisher import publish
 from tests.support.commands import Shell
 from tests.support.packs import BASE, OTHER_BASE, make_pack
@@ -85,6 +86,16 @@ def test_init_makes_a_project_that_says_what_can_be_written_into_it(tmp_path: Pa
     assert "exists already" in shell.fail(2, "init", "assistant")
     assert "is no base" in shell.fail(2, "init", "other", "--base", "a b")
     assert not (tmp_path / "other").exists()
+
+
+def test_what_init_suggests_can_be_taken_up_after_commands_have_written(user: Shell) -> None:
+    user.succeed("install", f"{OWNER}/shared", "--pre")
+    text = project(user.home)
+    assert "pre_releases = true" in text
+    taken_up = text.replace("# pre_releases = true\n", "").splitlines()
+    taken_up = [line.removeprefix("# ") if " = " in line else line for line in taken_up]
+    found = parse_project("\n".join(taken_up).encode())
+    assert found.pre_releases and found.registry[0].packs == ["corp/*"] and found.owners == ["acme"]
 
 
 def test_what_packs_require_comes_in_and_goes_with_them(user: Shell) -> None:

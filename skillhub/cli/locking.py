@@ -31,10 +31,7 @@ requirements = []
 # pre_releases = true
 
 # More registries, asked in order before HF_ENDPOINT; with `packs`, for those only, and those only there:
-# [[registry]]
-# name = "corp"
-# url = "https://hub.corp.example"
-# packs = ["corp/*"]
+# registry = [{ name = "corp", url = "https://hub.corp.example", packs = ["corp/*"] }]
 """
 
 
