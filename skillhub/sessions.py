@@ -85,8 +85,21 @@ class Session:
             self._met = frozenset(seen_names())
         return self._met
 
-    def complete(self, wanted: Sequence[Wanted], projects: Sequence[Project], lock: Lock | None) -> list[Wanted]:
+    def complete(
+        self,
+        wanted: Sequence[Wanted],
+        projects: Sequence[Project],
+        lock: Lock | None,
+        *,
+        beside: Sequence[Wanted] = (),
+    ) -> list[Wanted]:
         """Fill in the owners of short names: from what is wanted or locked already, then from configured owners.
+
+        Args:
+            wanted: what is asked for.
+            projects: what they ask for is wanted already; their owners are looked through.
+            lock: what it has is wanted already.
+            beside: more that is wanted already.
 
         Raises:
             NotFoundError: a name has no owner, and none of the configured ones has such a pack.
@@ -94,8 +107,10 @@ class Session:
         if all(one.folder or one.name.owner for one in wanted):
             return list(wanted)
         texts = [text for project in projects for text in project.requirements if not is_folder(text)]
-        names = [parse_wanted(text).name for text in texts] + [
-            entry.pack_name for entry in (lock.packs if lock else ())
+        names = [
+            *(parse_wanted(text).name for text in texts),
+            *(entry.pack_name for entry in (lock.packs if lock else ())),
+            *(one.name for one in beside if one.folder is None),
         ]
         known = list({str(name).lower(): name for name in names}.values())
         catalog = self.planner(projects[0] if projects else Project()).catalog

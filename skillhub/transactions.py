@@ -157,8 +157,12 @@ def _edited(
         exclude_newer=edit.exclude_newer or before.exclude_newer,
         pre_releases=before.pre_releases if edit.pre_releases is None else edit.pre_releases,
     )
-    own = session.complete(project_requirements(before, lock or Lock(""), place.folder), [project], lock)
-    asked = combine_requirements(session.complete(edit.add, [project], lock))
+    own = session.complete(
+        project_requirements(before, lock or Lock(""), place.folder), [project], lock, beside=edit.add
+    )
+    # owners that are named now are meant for these packs, whatever pack of their name is wanted already
+    meant, known = (Project(owners=[*edit.owners], registry=project.registry), None) if edit.owners else (project, lock)
+    asked = combine_requirements(session.complete(edit.add, [meant], known))
     wanted = merge_requirements(own, asked, notice)
     texts = [one.text(place.folder) for one in wanted]
     return msgspec.structs.replace(project, requirements=texts), wanted, asked

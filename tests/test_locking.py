@@ -302,6 +302,21 @@ def test_owners_are_added_for_short_names(user: Shell) -> None:
     assert f'"{OWNER}"' in project(user.home).split("owners")[-1]
 
 
+def test_owners_that_are_named_go_before_what_is_installed(user: Shell) -> None:
+    user.succeed("install", f"{OWNER}/shared")
+    user.succeed("install", "shared")
+    assert "none of nobody has such a pack" in user.fail(4, "install", "shared", "--owner", "nobody")
+    user.succeed("install", "shared", "--owner", OWNER)
+
+
+def test_the_full_name_of_what_is_asked_for_by_a_short_one_can_be_given(user: Shell) -> None:
+    (user.home / "skillhub.toml").write_text('requirements = ["both"]\n')
+    assert f"skillhub install {OWNER}/both." in user.fail(4, "sync")
+    user.succeed("install", f"{OWNER}/both", "--base", BASE)
+    assert f'"{OWNER}/both"' in project(user.home)
+    assert '"both"' not in project(user.home)
+
+
 def test_on_a_terminal_the_owner_is_asked_for_and_is_never_guessed(user: Shell) -> None:
     def answer(text: str) -> tuple[int, str]:
         ours, theirs = pty.openpty()
