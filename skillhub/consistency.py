@@ -230,6 +230,8 @@ def _change_finding(change: Change) -> Finding:
         told, hint = f"{name} {before or '(damaged)'} is installed and not in the lock.", "Remove it: skillhub sync."
     elif change.action == "install":
         told, hint = f"{name} {after} is locked and not installed.", "Install it: skillhub sync."
+    elif change.action == "update" and before == after:
+        told, hint = f"{name} {after} is locked, and another {after} is installed.", "Install it: skillhub sync."
     elif change.action == "update":
         told, hint = f"{name} {after} is locked, and {before} is installed.", "Install it: skillhub sync."
     else:

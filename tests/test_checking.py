@@ -196,6 +196,13 @@ def test_check_compares_what_is_installed_with_the_lock(user: Shell) -> None:
     assert rules(user) == {("installed", "root/shared"), ("dependency", "root/math-pack")}
 
 
+def test_check_tells_another_release_of_the_same_version_apart(user: Shell) -> None:
+    digest = "0" * 64
+    edit_lock(user, lambda entry: msgspec.structs.replace(entry, manifest=digest) if "shared" in entry.name else entry)
+    found = [one["message"] for one in findings(user, "check")]
+    assert "root/shared 1.0.0 is locked, and another 1.0.0 is installed." in found
+
+
 def test_check_knows_requirements_with_and_without_their_packs(user: Shell) -> None:
     edit_lock(user, lambda entry: msgspec.structs.replace(entry, version="2.0.0") if "shared" in entry.name else entry)
     found = [one["message"] for one in findings(user, "check")]
