@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skillhub import hub
 from skillhub.indexes import remember_index
+from skillhub.installer import install
 from skillhub.names import PackName, parse_pack_name
 from skillhub.nearmisses import _distance, near_misses, seen_names, warn_of_near_misses
+from skillhub.publisher import publish
+from tests.support.packs import BASE, make_pack
+from tests.support.registry_process import RegistryProcess
 from tests.test_indexes import index
 
 texts = st.text(alphabet="abl10-_", min_size=1, max_size=9).map(lambda text: f"x{text}x")
@@ -99,3 +105,18 @@ def test_only_what_is_new_and_looks_known_is_told() -> None:
         "you mean.",
         "skil1hub/tiny is new here and easily mistaken for skillhub/tiny: make sure that it is the one you mean.",
     ]
+
+
+@pytest.mark.usefixtures("homes")
+def test_a_look_alike_that_only_another_pack_requires_is_told(registry: RegistryProcess, tmp_path: Path) -> None:
+    known = hub.Registry("hub", registry.endpoint, registry.add_user("tidelands"))
+    alike = hub.Registry("hub", registry.endpoint, registry.add_user("tide1ands"))
+    publish(make_pack(tmp_path / "1", "maths"), "tidelands/maths", registry=known)
+    publish(make_pack(tmp_path / "2", "maths"), "tide1ands/maths", registry=alike)
+    publish(make_pack(tmp_path / "3", "chat", requires=["tide1ands/maths"]), "tidelands/chat", registry=known)
+    anyone = hub.Registry("hub", registry.endpoint)
+    told: list[str] = []
+    install(["tidelands/maths"], base=BASE, environment=tmp_path / "env", registry=anyone, notice=told.append)
+    assert told == []
+    install(["tidelands/chat"], environment=tmp_path / "env", registry=anyone, notice=told.append)
+    assert [text for text in told if "tide1ands/maths is new here and easily mistaken for tidelands/" in text]
