@@ -108,12 +108,15 @@ def test_only_what_is_new_and_looks_known_is_told() -> None:
 
 
 @pytest.mark.usefixtures("homes")
-def test_a_look_alike_that_only_another_pack_requires_is_told(registry: RegistryProcess, tmp_path: Path) -> None:
+def test_a_look_alike_that_only_another_pack_requires_is_told(
+    registry: RegistryProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = hub.Registry("hub", registry.endpoint, registry.add_user("tidelands"))
     alike = hub.Registry("hub", registry.endpoint, registry.add_user("tide1ands"))
     publish(make_pack(tmp_path / "1", "maths"), "tidelands/maths", registry=known)
     publish(make_pack(tmp_path / "2", "maths"), "tide1ands/maths", registry=alike)
     publish(make_pack(tmp_path / "3", "chat", requires=["tide1ands/maths"]), "tidelands/chat", registry=known)
+    monkeypatch.setenv("SKILLHUB_STATE", str(tmp_path / "state"))  # of somebody else than who published
     anyone = hub.Registry("hub", registry.endpoint)
     told: list[str] = []
     install(["tidelands/maths"], base=BASE, environment=tmp_path / "env", registry=anyone, notice=told.append)
