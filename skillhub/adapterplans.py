@@ -35,7 +35,7 @@ def stays_locked(wanted: Wanted, entry: LockedPack, *, is_asked: bool) -> bool:
 def lock_adapter(
     catalog: Catalog,
     wanted: Wanted,
-    base: Base,
+    base: Base | None,
     identify: Callable[[hub.Registry, str], str | None],
     *,
     old: LockedPack | None = None,
@@ -46,7 +46,7 @@ def lock_adapter(
     Args:
         catalog: where to look.
         wanted: the requirement.
-        base: the environment's; where the adapter declares another one, the user is told.
+        base: the environment's, where there is one; where the adapter declares another, the user is told.
         identify: returns the id of a repository, compared with those that were seen.
         old: its entry in the lock so far; it stays where what there is now is too new and no revision is asked for.
         cut_off: an adapter that was changed later is left alone; so is one that is too new for the policy.
@@ -63,7 +63,7 @@ def lock_adapter(
         return old
     if too_new:
         raise too_new
-    if found.base and base.repo and found.base.lower() != base.repo.lower():
+    if found.base and base and base.repo and found.base.lower() != base.repo.lower():
         catalog.notice(f"{wanted.name} declares {found.base} as its base; this environment is for {base.repo}.")
     repository = found.moved_to or str(wanted.name)
     return LockedPack(

@@ -201,8 +201,7 @@ def _packs(wanted: Sequence[Wanted], *, hint: str) -> list[Wanted]:
 def _pick(catalog: Catalog, wanted: Sequence[Wanted], base: BaseClaim | None) -> tuple[Pick, ...]:
     from skillhub.resolver.solving import resolve  # a solver, which an environment that has its base need not load
 
-    for one in wanted:
-        catalog.source(one.name)  # a pack that is not there is not found, rather than without solution
+    catalog.require([one.name for one in wanted])
     problem = Problem(tuple(one.requirement for one in wanted), base=base, with_dependencies=False)
     return resolve(problem, catalog.read).picks
 

@@ -91,6 +91,17 @@ class Catalog:
                 self._read(name)
         return {name: self._found[name].index for name in names if name in self._found}
 
+    def require(self, names: Sequence[PackName]) -> None:
+        """Read the releases of packs that must be there: what no registry has is not found, rather than without solution.
+
+        Raises:
+            NotFoundError: there is no pack of one of the names.
+            SkillhubError: as :meth:`read`.
+        """
+        self.read(names)
+        for name in names:
+            self.source(name)
+
     def source(self, name: PackName) -> Source:
         """Return where a pack's releases are.
 

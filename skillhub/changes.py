@@ -11,8 +11,7 @@ from typing import Literal
 from skillhub.environments import Environment, InstalledPack, installed_folders, name_of_folder, read_installed
 from skillhub.errors import SkillhubError
 from skillhub.files import disk_errors
-from skillhub.lockfile import PEFT, Lock, LockedPack
-from skillhub.manifest import variant_folder
+from skillhub.lockfile import Lock, LockedPack
 from skillhub.names import PackName
 from skillhub.projects import Base
 
@@ -103,7 +102,8 @@ def _placement(
     before = installed.version if installed else None
     same = before == entry.version and installed is not None and installed.receipt.manifest == entry.manifest
     action: Action = "repair" if same or (installed is None and folder.is_dir()) else "update" if before else "install"
-    return Change(action, entry.pack_name, before, entry.version, locked_size(entry, base.fingerprint), folder)
+    size = sum(file.size for file in entry.files_for(base.fingerprint))
+    return Change(action, entry.pack_name, before, entry.version, size, folder)
 
 
 def _installed(folder: Path) -> InstalledPack | None:
@@ -125,12 +125,6 @@ def _is_as_locked(installed: InstalledPack, entry: LockedPack, base: Base, read_
         return all((installed.folder / file.path).stat().st_size == file.size for file in receipt.files)
     except (OSError, SkillhubError):
         return False
-
-
-def locked_size(entry: LockedPack, fingerprint: str) -> int:
-    """Return the bytes of a locked pack's files for one base: those of its variant, all of an adapter's."""
-    prefix = "" if entry.kind == PEFT else f"{variant_folder(fingerprint)}/"
-    return sum(file.size for file in entry.files if file.path.startswith(prefix))
 
 
 def locked_changes(before: Lock | None, after: Lock, environment: Environment) -> list[Change]:

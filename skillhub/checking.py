@@ -15,8 +15,8 @@ from skillhub.environments import (
     read_installed,
 )
 from skillhub.errors import DiskError, IntegrityError, SkillhubError
-from skillhub.lockfile import LOCK_FILE, PEFT, Lock, LockedPack, read_lock
-from skillhub.manifest import FileEntry, variant_folder
+from skillhub.lockfile import LOCK_FILE, Lock, LockedPack, read_lock
+from skillhub.manifest import FileEntry
 from skillhub.packs import RECEIPT_FILE, short_fingerprint
 from skillhub.progress import Progress, counting
 
@@ -117,7 +117,6 @@ def _difference(installed: InstalledPack, entry: LockedPack, lock: Lock) -> str 
     if fingerprints and receipt.fingerprint not in fingerprints:
         wanted = " and ".join(map(short_fingerprint, fingerprints))
         return f"{installed} is installed for {short_fingerprint(receipt.fingerprint)}, and the lock is for {wanted}."
-    prefix = "" if entry.kind == PEFT else f"{variant_folder(receipt.fingerprint)}/"
-    if _by_path(receipt.files) != _by_path([file for file in entry.files if file.path.startswith(prefix)]):
+    if _by_path(receipt.files) != _by_path(entry.files_for(receipt.fingerprint)):
         return f"The files of {installed} are not those that are locked."
     return None

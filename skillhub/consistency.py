@@ -24,7 +24,6 @@ from skillhub.environments import (
 from skillhub.errors import TrustError
 from skillhub.indexes import remembered_index
 from skillhub.lockfile import LOCAL, PACK, Lock, LockedPack, read_lock
-from skillhub.manifest import variant_folder
 from skillhub.names import PackName, Requirement, parse_requirement, parse_version
 from skillhub.packs import base_text, short_fingerprint
 from skillhub.policy import check_lock, read_policy
@@ -123,8 +122,7 @@ class _Check:
         return base_text(self.base.fingerprint, self.base.repo)
 
     def _fit(self, entry: LockedPack) -> Iterator[Finding]:
-        prefix = f"{variant_folder(self.base.fingerprint)}/"
-        if entry.kind == PACK and not any(file.path.startswith(prefix) for file in entry.files):
+        if not entry.files_for(self.base.fingerprint):
             told = f"{entry.name} {entry.version} has no variant for {self._base_text}."
             yield Finding("base", entry.name, told, _LOCK_ANEW)
 

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skillhub.adapterplans import lock_adapter
 from skillhub.basechoice import choose_base
 from skillhub.errors import SkillhubError, UsageError
 from skillhub.files import new_folder, staged_folder
 from skillhub.hub import Registry
-from skillhub.lockfile import LOCAL, PACK, PEFT, Lock, files_digest
+from skillhub.lockfile import LOCAL, PACK, PEFT, Lock
 from skillhub.manifest import MANIFEST_FILE, FileEntry, Manifest
 from skillhub.names import PackName
 from skillhub.packs import Pack, check_file, open_pack, short_fingerprint
 from skillhub.placement import Origin, fetch_files
 from skillhub.plans import Planner
-from skillhub.policy import read_policy
+from skillhub.policy import check_owners, read_policy
 from skillhub.releases import Release
 from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem
-from skillhub.screening import make_screen
 from skillhub.sightings import check_signature
 from skillhub.sources import Wanted
 from skillhub.vendoring import copy_blobs
@@ -93,19 +93,13 @@ def _choose(
 
     catalog = planner.catalog
     catalog.place(wanted, Lock(""))
-    catalog.read([one.name for one in wanted])
-    for one in wanted:
-        catalog.source(one.name)  # raises for what no registry has
-
-    def registry_of(name: PackName) -> Registry | None:
-        return catalog.source(name).registry
-
+    catalog.require([one.name for one in wanted])
     claim = BaseClaim(fingerprint=fingerprint, name=short_fingerprint(fingerprint)) if fingerprint else None
     problem = Problem(
         requirements=tuple(one.requirement for one in wanted),
         base=claim,
         with_dependencies=with_dependencies,
-        screen=make_screen(read_policy(), None, registry_of, offline=planner.supply.offline),
+        screen=planner.screen(),
     )
     resolution = resolve(problem, catalog.read)
     for note in resolution.notes:
@@ -126,14 +120,16 @@ def _refuse_same_folder(names: Sequence[PackName]) -> None:
 def _fetch(planner: Planner, name: PackName, release: Release, folder: Path, fingerprint: str | None) -> Download:
     manifest = planner.read_manifest(name, release)
     source = planner.catalog.source(name)
+    repository = source.repository or str(name)
     if source.registry is not None:
+        check_owners(read_policy(), name, repository)
+        planner.repository_id(name, source, None)
         check_signature(source.registry, name, release, manifest, locked=None)
     files = _files(manifest, name, fingerprint)
     done = Download(PACK, name, manifest.version, release.manifest_digest, folder)
     if _is_whole(folder, release.manifest_digest, files):
         return done
     new_folder(folder)
-    repository = source.repository or str(name)
     place = source.registry.name if source.registry else LOCAL
     fetch_files(planner.supply, Origin(str(name), manifest.version, repository, place, source.commit), files)
     stored = planner.supply.store.path_of(release.manifest_digest)
@@ -144,13 +140,16 @@ def _fetch(planner: Planner, name: PackName, release: Release, folder: Path, fin
 
 
 def _fetch_adapter(planner: Planner, wanted: Wanted, folder: Path) -> Download:
-    registry, found = planner.catalog.find_adapter(wanted)
-    done = Download(PEFT, wanted.name, found.commit[:12], files_digest(found.files), folder)
+    def identify(registry: Registry, repository: str) -> str | None:
+        return planner.identify(registry, wanted.name, repository, None)
+
+    found = lock_adapter(planner.catalog, wanted, None, identify)
+    check_owners(read_policy(), wanted.name, found.repository)
+    done = Download(PEFT, wanted.name, found.version, found.manifest, folder)
     if _has_files(folder, found.files):
         return done
     new_folder(folder)
-    repository = found.moved_to or str(wanted.name)
-    origin = Origin(str(wanted.name), done.version, repository, registry.name, found.commit, kind=PEFT)
+    origin = Origin(found.name, found.version, found.repository, found.registry, found.commit, kind=PEFT)
     fetch_files(planner.supply, origin, found.files)
     with staged_folder(folder) as staged:
         copy_blobs(planner.supply.store, found.files, staged)

@@ -20,7 +20,7 @@ from skillhub.documents import canonical_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NewerSchemaError
 from skillhub.fields import FingerprintText, Sha256
 from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
-from skillhub.manifest import FileEntry
+from skillhub.manifest import FileEntry, variant_folder
 from skillhub.names import PackName, parse_pack_name, parse_version
 
 LOCK_VERSION = 0
@@ -87,6 +87,11 @@ class LockedPack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def pack_name(self) -> PackName:
         """The name, taken apart."""
         return parse_pack_name(self.name)
+
+    def files_for(self, fingerprint: str) -> list[FileEntry]:
+        """Return the files for one base: those of its variant, which may be none; all of an adapter's."""
+        folder = f"{variant_folder(fingerprint)}/"
+        return [file for file in self.files if self.kind == PEFT or file.path.startswith(folder)]
 
 
 class _LockFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

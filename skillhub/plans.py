@@ -105,19 +105,65 @@ class Planner:
         data = fetch_manifest(self.supply, origin, release.manifest_digest)
         return check_agreement(release, data, where=str(origin))
 
+    def screen(self, cut_off: datetime | None = None) -> Screen | None:
+        """Return what keeps releases from being chosen, whatever requirements say; None where nothing does.
 
-def make_lock(
-    planner: Planner,
-    environment: Environment,
-    project: Project,
-    wanted: Sequence[Wanted],
-    old: Lock,
-    base: Base,
-    choice: Choice,
-) -> Lock:
-    """Return the lock of what an environment asks for; what is locked already stays as long as it will do.
+        Args:
+            cut_off: releases that were published later are left alone; the policy's rules hold in any case.
 
-    Args:
+        Raises:
+            UsageError: the policy is not valid.
+        """
+        return make_screen(
+            read_policy(), cut_off, lambda name: self.catalog.source(name).registry, offline=self.supply.offline
+        )
+
+    def repository_id(self, name: PackName, source: Source, known: str | None) -> str | None:
+        """Return the id of a pack's repository after comparing it with those that were seen.
+
+        That takes an API request, of which registries allow few; so it is asked when there are more releases than at the last
+        time. Of those that were there, whoever serves them can only serve the bytes that the index names.
+
+        Args:
+            name: the pack.
+            source: where its releases are, on a registry.
+            known: the id in the lock, where there is one.
+
+        Raises:
+            TrustError: it is another repository of the same name.
+            SkillhubError: as :func:`skillhub.hub.repository_id`.
+        """
+        assert source.registry is not None
+        if self.supply.offline or source.registry.folder is not None:
+            return known
+        seen, releases = read_sightings(source.registry, name), len(source.index.releases)
+        if seen.repository is not None and releases <= seen.identified:
+            check_repository_id(source.registry, name, seen.repository, locked=known)
+            return seen.repository
+        return self.identify(source.registry, name, source.repository or str(name), known, releases)
+
+    def identify(
+        self, registry: hub.Registry, name: PackName, repository: str, known: str | None, releases: int = 0
+    ) -> str | None:
+        """Ask for a repository's id, compare it with those that were seen, and remember it; arguments and errors as above."""
+        if self.supply.offline or registry.folder is not None:
+            return known
+        try:
+            found = hub.repository_id(registry, repository)
+        except OfflineError:
+            return known
+        except NetworkError as error:  # the digests decide; this only tells a repository that was made anew
+            self.notice(f"The identity of {name} was not checked: {error.message}")
+            return known
+        check_repository_id(registry, name, found, locked=known, releases=releases)
+        return found
+
+
+@dataclass(frozen=True)
+class Locking:
+    """From what an environment asks for to its lock; what is locked already stays as long as it will do.
+
+    Attributes:
         planner: what to work with.
         environment: whose lock it is.
         project: its rules.
@@ -125,55 +171,39 @@ def make_lock(
         old: the lock so far.
         base: what the packs must fit.
         choice: how the new lock may differ.
-
-    Raises:
-        NotFoundError: there is no pack of a required name.
-        ResolutionError: no releases will do together.
-        WrongBaseError: a pack is not for the base.
-        TrustError: an identity changed, or the policy forbids what is wanted.
-        SkillhubError: as reading indexes and manifests.
     """
-    return _Locking(planner, environment, project, tuple(wanted), old, base, choice).make()
 
-
-def choose_releases(
-    planner: Planner,
-    environment: Environment,
-    project: Project,
-    wanted: Sequence[Wanted],
-    old: Lock,
-    base: Base,
-    choice: Choice,
-) -> tuple[Pick, ...]:
-    """Return the releases that :func:`make_lock` would lock; of adapters nothing is said, and only indexes are read.
-
-    Raises:
-        SkillhubError: as :func:`make_lock`.
-    """
-    return _Locking(planner, environment, project, tuple(wanted), old, base, choice).choose()
-
-
-@dataclass(frozen=True)
-class _Locking:
     planner: Planner
     environment: Environment
     project: Project
-    wanted: tuple[Wanted, ...]
+    wanted: Sequence[Wanted]
     old: Lock
     base: Base
     choice: Choice
 
     def choose(self) -> tuple[Pick, ...]:
+        """Return the releases that :meth:`make` would lock; of adapters nothing is said, and only indexes are read.
+
+        Raises:
+            SkillhubError: as :meth:`make`.
+        """
         packs = [one for one in self.wanted if one.kind == PACK]
         catalog = self.planner.catalog
         catalog.place(packs, self.old)
         self._keep_folders(packs)
-        catalog.read([one.name for one in packs])
-        for one in packs:
-            catalog.source(one.name)  # raises for what no registry has
+        catalog.require([one.name for one in packs])
         return self._resolve(packs) if packs else ()
 
     def make(self) -> Lock:
+        """Return the lock.
+
+        Raises:
+            NotFoundError: there is no pack of a required name.
+            ResolutionError: no releases will do together.
+            WrongBaseError: a pack is not for the base.
+            TrustError: an identity changed, or the policy forbids what is wanted.
+            SkillhubError: as reading indexes and manifests.
+        """
         entries = [self._entry(pick) for pick in self.choose()]
         entries += [self._adapter(one) for one in self.wanted if one.kind == PEFT]
         _refuse_twice(entries)
@@ -211,7 +241,7 @@ class _Locking:
             overrides=parse_rules(self.project.overrides, what="override"),
             allow_pre=self.project.pre_releases,
             with_dependencies=self.choice.with_dependencies,
-            screen=self._screen(),
+            screen=self.planner.screen(self._cut_off),
         )
         resolution = resolve(problem, self.planner.catalog.read)
         for note in resolution.notes:
@@ -239,12 +269,6 @@ class _Locking:
                     hint=f"Ask for it: skillhub install '{pick.name}=={version}'.",
                 )
 
-    def _screen(self) -> Screen | None:
-        def registry_of(name: PackName) -> hub.Registry | None:
-            return self.planner.catalog.source(name).registry
-
-        return make_screen(read_policy(), self._cut_off, registry_of, offline=self.planner.supply.offline)
-
     def _entry(self, pick: Pick) -> LockedPack:
         """Return the lock entry of a release: the old one where nothing about it changed."""
         source, old = self.planner.catalog.source(pick.name), self.old.find(pick.name)
@@ -256,7 +280,7 @@ class _Locking:
         signer = identity = None
         if source.registry is not None:
             locked = old if old and old.registry == source.registry.name else None
-            identity = self._repository_id(pick.name, source, locked)
+            identity = self.planner.repository_id(pick.name, source, locked.id if locked else None)
             signer = check_signature(
                 source.registry, pick.name, pick.release, manifest, locked=locked.signer if locked else None
             )
@@ -280,38 +304,6 @@ class _Locking:
             return LOCAL, relative_folder(source.folder, self.environment.folder)
         return source.registry.name, source.repository or str(name)
 
-    def _repository_id(self, name: PackName, source: Source, locked: LockedPack | None) -> str | None:
-        """Return the repository's id after comparing it with those that were seen.
-
-        That takes an API request, of which registries allow few; so it is asked when there are more releases than at the last
-        time. Of those that were there, whoever serves them can only serve the bytes that the index names.
-        """
-        assert source.registry is not None
-        known = locked.id if locked else None
-        if self.planner.supply.offline or source.registry.folder is not None:
-            return known
-        seen, releases = read_sightings(source.registry, name), len(source.index.releases)
-        if seen.repository is not None and releases <= seen.identified:
-            check_repository_id(source.registry, name, seen.repository, locked=known)
-            return seen.repository
-        return self._identity(source.registry, name, source.repository or str(name), known, releases)
-
-    def _identity(
-        self, registry: hub.Registry, name: PackName, repository: str, known: str | None, releases: int = 0
-    ) -> str | None:
-        """Ask for a repository's id, compare it with those that were seen, and remember it."""
-        if self.planner.supply.offline or registry.folder is not None:
-            return known
-        try:
-            found = hub.repository_id(registry, repository)
-        except OfflineError:
-            return known
-        except NetworkError as error:  # the digests decide; this only tells a repository that was made anew
-            self.planner.notice(f"The identity of {name} was not checked: {error.message}")
-            return known
-        check_repository_id(registry, name, found, locked=known, releases=releases)
-        return found
-
     def _adapter(self, wanted: Wanted) -> LockedPack:
         """Return the lock entry of a PEFT adapter: the old one, unless it is unlocked or another commit is asked for."""
         old = self.old.find(wanted.name)
@@ -321,7 +313,7 @@ class _Locking:
 
         def identify(registry: hub.Registry, repository: str) -> str | None:
             known = old.id if old and old.registry == registry.name else None
-            return self._identity(registry, wanted.name, repository, known)
+            return self.planner.identify(registry, wanted.name, repository, known)
 
         return lock_adapter(self.planner.catalog, wanted, self.base, identify, old=old, cut_off=self._cut_off)
 

@@ -110,12 +110,20 @@ def check_lock(policy: Policy, lock: Lock) -> None:
         if entry.registry == LOCAL:
             continue
         name = entry.pack_name
-        source = PackName(*entry.repository.rpartition("/")[::2])  # another one where the pack moved, or the lock lies
-        for place in (name, source):
-            if not policy.allows_owner(place):
-                raise _forbidden(f"{place} is not by one of the owners that the policy allows", policy)
+        check_owners(policy, name, entry.repository)
         if entry.kind == PACK and entry.signer is None and policy.requires_signature(name):
             raise _forbidden(f"{name} {entry.version} is not signed, which the policy requires", policy)
+
+
+def check_owners(policy: Policy, name: PackName, repository: str) -> None:
+    """Check who a pack is by, and who has the repository that it comes from: another one where it moved, or a lock lies.
+
+    Raises:
+        TrustError: the policy does not allow one of them.
+    """
+    for place in (name, PackName(*repository.rpartition("/")[::2])):
+        if not policy.allows_owner(place):
+            raise _forbidden(f"{place} is not by one of the owners that the policy allows", policy)
 
 
 def _forbidden(what: str, policy: Policy) -> TrustError:

@@ -25,7 +25,7 @@ from skillhub.lockfile import LOCAL, Lock, read_lock, write_lock
 from skillhub.names import PackName
 from skillhub.nearmisses import warn_of_near_misses
 from skillhub.placement import fetch_pack, staged_pack
-from skillhub.plans import Choice, make_lock
+from skillhub.plans import Choice, Locking
 from skillhub.policy import check_lock, read_policy
 from skillhub.progress import Notice
 from skillhub.projects import Base, Project
@@ -188,7 +188,8 @@ def _lock(
     if old is not None and not stale and not terms.choice.reads_anew:
         return old
     known = session.met_before() | {entry.pack_name for entry in (old.packs if old else ())}
-    lock = make_lock(session.planner(project), place, project, wanted, old or Lock(""), project.base[0], terms.choice)
+    before = old or Lock("")
+    lock = Locking(session.planner(project), place, project, wanted, before, project.base[0], terms.choice).make()
     arriving = [entry.pack_name for entry in lock.packs if entry.registry != LOCAL]
     warn_of_near_misses(arriving, known, session.owners([project]), session.notice)
     if terms.locked and lock != old:

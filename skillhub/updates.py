@@ -17,17 +17,16 @@ from skillhub.catalogs import Source
 from skillhub.environments import Environment, as_environment, read_project
 from skillhub.errors import LockStaleError, OfflineError, ResolutionError, WrongBaseError
 from skillhub.lockfile import LOCAL, PACK, PEFT, Lock, LockedPack, files_digest, read_lock
-from skillhub.manifest import MANIFEST_FILE, variant_folder
+from skillhub.manifest import MANIFEST_FILE
 from skillhub.names import PackName, Requirement, parse_requirement, parse_version
 from skillhub.packs import base_text, open_pack
-from skillhub.plans import Choice, Planner, choose_releases
-from skillhub.policy import read_policy
+from skillhub.plans import Choice, Locking, Planner
 from skillhub.projects import Base, Project
 from skillhub.releases import RELEASES_SCHEMA, Event, Release, ReleaseIndex, ReleaseVariant
 from skillhub.requirements import parse_rules, project_requirements
 from skillhub.resolver import Pick
 from skillhub.resolver.problem import Screen
-from skillhub.screening import make_screen, parse_cut_off
+from skillhub.screening import parse_cut_off
 from skillhub.sessions import Session
 from skillhub.sources import Wanted
 
@@ -115,9 +114,9 @@ class _Comparison:
         moving = frozenset(one.pack_name for one in self.lock.packs if one.registry != LOCAL or self._is_there(one))
         choice = Choice(unlocked=moving)
         try:
-            picks = choose_releases(
+            picks = Locking(
                 self.planner, self.environment, self.project, self.wanted, self.lock, self.base, choice
-            )
+            ).choose()
         except (ResolutionError, WrongBaseError) as error:
             self.planner.notice(f"What is locked cannot be upgraded: {error.message}")
             return {}
@@ -129,8 +128,7 @@ class _Comparison:
         found = index.find(version) if index else None
         if found is not None and found.manifest_digest == entry.manifest:
             return found
-        folder = f"{variant_folder(self.base.fingerprint)}/"
-        fits = any(file.path.startswith(folder) for file in entry.files)
+        fits = entry.files_for(self.base.fingerprint)
         variants = [ReleaseVariant(fingerprint=self.base.fingerprint)] if fits else []
         event = Event(
             schema=RELEASES_SCHEMA,
@@ -199,11 +197,7 @@ class _Comparison:
 
     @cached_property
     def _screen(self) -> Screen | None:
-        cut_off = parse_cut_off(self.project.exclude_newer) if self.project.exclude_newer else None
-        catalog = self.planner.catalog
-        return make_screen(
-            read_policy(), cut_off, lambda name: catalog.source(name).registry, offline=self.planner.supply.offline
-        )
+        return self.planner.screen(parse_cut_off(self.project.exclude_newer) if self.project.exclude_newer else None)
 
     def _folder(self, entry: LockedPack) -> Update:
         if not self._is_there(entry):

@@ -103,7 +103,7 @@ def test_a_frozen_list_installs_the_same_commit_and_a_wrong_hash_is_refused(
     [frozen] = shell.json("freeze")["requirements"]
     api.upload_folder(repo_id=name, folder_path=save(2))
     listed = project / "listed.txt"
-    listed.write_text(f"{frozen['requirement']} --hash=sha256:{frozen['sha256']}\n")
+    listed.write_text(f"{frozen['requirement']} --hash=sha256:{frozen['digest']}\n")
     shell.succeed("install", "-r", listed, "--require-hashes", "--base", models[0], "-e", tmp_path / "other")
     assert bytes_below(tmp_path / "other") == before
     listed.write_text(f"{frozen['requirement']} --hash=sha256:{'0' * 64}\n")
