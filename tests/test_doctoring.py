@@ -207,6 +207,14 @@ def test_a_folder_that_may_not_be_written_is_a_problem(tmp_path: Path) -> None:
     assert "Permission" in examine(Shell(tmp_path), "--offline", code=1)["cache"]["message"]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_that_may_not_be_written_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "store").mkdir(mode=0o500)
+    found = examine(Shell(tmp_path), "--offline", code=1)
+    assert found["cache"]["status"] == "ok" and "Permission" in found["sharing"]["message"]
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
 def test_a_store_on_another_file_system_is_a_warning(tmp_path: Path) -> None:
     found = examine(Shell(tmp_path), "--offline", SKILLHUB_CACHE="/dev/shm/skillhub-is-never-made-here")

@@ -76,7 +76,12 @@ def _check_sharing(project: Environment | None) -> Check:
     if apart:
         told = f"{apart[0]} is on another file system than the store, so packs are copied and take twice the room."
         return Check("sharing", WARNING, told, hint)
-    if store.is_dir() and not _can_share(store):
+    try:
+        can_share = not store.is_dir() or _can_share(store)
+    except OSError as error:  # the store itself, where the folder around it may be written
+        told = f"{store} cannot be written: {error.strerror}."
+        return Check("sharing", PROBLEM, told, "Check its owner and permissions.")
+    if not can_share:
         told = "The file system of the store can neither clone nor link, so packs are copied and take twice the room."
         return Check("sharing", WARNING, told, hint)
     return Check("sharing", OK, "Installed packs share their bytes with the store.")
