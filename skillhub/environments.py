@@ -161,7 +161,7 @@ class Environment:
                     hint="Remove the link, then run the same command again.",
                     path=str(path),
                 )
-        return locked(lock)
+        return locked(lock, what=f"changes {self.folder}")
 
 
 def find_project(start: Path | None = None) -> Environment | None:

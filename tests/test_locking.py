@@ -360,3 +360,20 @@ def test_what_takes_the_place_of_a_requirement_is_told_only_when_it_does(user: S
     user.succeed("install", f"{OWNER}/shared")
     assert user.fail(3, "install", f"{OWNER}/shared>=9").startswith("error: ")
     assert f"{OWNER}/shared<2 takes the place of {OWNER}/shared." in user.run("install", f"{OWNER}/shared<2").stderr
+
+
+def test_who_waits_for_another_process_is_told(user: Shell) -> None:
+    user.succeed("install", f"{OWNER}/both")
+    with Environment(user.home).hold():
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "skillhub", "uninstall", "both"],
+            env=user.variables,
+            cwd=user.home,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == f"Waiting for another process that changes {user.home}.\n"
+    waiting.communicate()
+    assert waiting.returncode == 0 and versions(user.home) == {}

@@ -145,7 +145,8 @@ def uninstall_command(names: tuple[str, ...], environment: Path | None, as_json:
     from skillhub.installer import uninstall
 
     place = options.existing_environment(environment)
-    removed = uninstall(names, environment=place)
+    with console.progress():
+        removed = uninstall(names, environment=place)
     if as_json:
         console.emit_json({"environment": str(place.folder), "changes": [describe_change(one) for one in removed]})
         return
