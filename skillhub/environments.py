@@ -24,12 +24,12 @@ from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UnsafeContentError, UsageError
 from skillhub.fields import FingerprintText, Sha256
-from skillhub.files import disk_errors, locked, safe_join, write_atomically
+from skillhub.files import disk_errors, locked, read_limited, safe_join, write_atomically
 from skillhub.lockfile import LOCK_FILE, PACK, PEFT, files_digest
-from skillhub.manifest import MANIFEST_FILE, FileEntry
+from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE, Pack, check_file, open_pack, verify_pack
-from skillhub.projects import PROJECT_FILE, Project, parse_project, updated_text
+from skillhub.projects import MAX_PROJECT_BYTES, PROJECT_FILE, Project, parse_project, updated_text
 
 RECEIPT_SCHEMA = 0
 NO_OWNER = "_"
@@ -209,7 +209,7 @@ def read_project(environment: Environment) -> Project:
 def _project_bytes(environment: Environment) -> bytes | None:
     try:
         with disk_errors(environment.project_path):
-            return environment.project_path.read_bytes()
+            return read_limited(environment.project_path, MAX_PROJECT_BYTES)
     except FileNotFoundError:
         return None
 
@@ -302,7 +302,7 @@ def read_installed(folder: Path) -> InstalledPack:
 def _read_receipt(path: Path) -> Receipt:
     try:
         with disk_errors(path):
-            data = path.read_bytes()
+            data = read_limited(path, MAX_MANIFEST_BYTES)
         check_schema(data, RECEIPT_SCHEMA, str(path))
         return decode_json(data, Receipt)
     except FileNotFoundError as error:

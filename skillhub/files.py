@@ -60,6 +60,24 @@ def sha256_of_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def read_limited(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file, which may be a link to something that never ends.
+
+    Raises:
+        UnsafeContentError: it has more than ``limit``.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise UnsafeContentError(
+            f"{path} has more than {limit} bytes, which no such file has.",
+            hint="Look where it comes from; restore it from version control, or remove it.",
+            path=str(path),
+        )
+    return data
+
+
 def check_relative_path(path: str) -> PurePosixPath:
     """Return ``path`` as a relative POSIX path that stays inside its folder on every platform.
 

@@ -19,12 +19,13 @@ from msgspec import Meta, Struct
 from skillhub.documents import canonical_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NewerSchemaError
 from skillhub.fields import FingerprintText, Sha256
-from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
+from skillhub.files import disk_errors, read_limited, sha256_of_bytes, write_atomically
 from skillhub.manifest import FileEntry, variant_folder
 from skillhub.names import PackName, parse_pack_name, parse_version
 
 LOCK_VERSION = 0
 LOCK_FILE = "skillhub.lock"
+MAX_LOCK_BYTES = 256 << 20
 LOCAL = "local"
 """Registry name of a pack that was installed from a folder; its ``repository`` is that folder, relative."""
 
@@ -206,7 +207,7 @@ def read_lock(path: Path) -> Lock | None:
     """
     try:
         with disk_errors(path):
-            data = path.read_bytes()
+            data = read_limited(path, MAX_LOCK_BYTES)
     except FileNotFoundError:
         return None
     return parse_lock(data, where=str(path))

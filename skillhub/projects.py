@@ -17,6 +17,7 @@ from skillhub.errors import UsageError
 from skillhub.fields import FingerprintText, Label
 
 PROJECT_FILE = "skillhub.toml"
+MAX_PROJECT_BYTES = 16 << 20
 
 
 class Base(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

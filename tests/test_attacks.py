@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from skillhub import hub
 from skillhub.documents import canonical_json
+from skillhub.downloading import download
 from skillhub.environments import as_environment, installed_packs
 from skillhub.errors import IntegrityError, NetworkError, SkillhubError, TrustError, UnsafeContentError
 from skillhub.hub.waits import asked_seconds, wait_after
@@ -29,9 +30,12 @@ from skillhub.lockfile import read_lock
 from skillhub.manifest import FileEntry, Manifest
 from skillhub.names import parse_pack_name
 from skillhub.packs import MAX_HEADER_BYTES, Pack
+from skillhub.projects import Project
 from skillhub.publisher import publish
 from skillhub.releases import release_event
+from skillhub.sessions import Session
 from skillhub.sightings import forget
+from skillhub.sources import parse_wanted
 from tests.support.packs import BASE, make_pack
 from tests.support.registry_process import RegistryProcess
 
@@ -97,6 +101,10 @@ def test_a_squashed_history_does_no_harm(owner: hub.Registry, anyone: hub.Regist
     assert digest_in(again) == pack.digest
 
 
+def fetch(anyone: hub.Registry, text: str, folder: Path) -> None:
+    download(Session(anyone).planner(Project()), [parse_wanted(text)], folder)
+
+
 def taken_over(owner: hub.Registry, name: str, folder: Path) -> None:
     """Make a repository anew under the same name, with all that it had and one release more."""
     api = api_of(owner)
@@ -120,6 +128,8 @@ def test_a_name_that_was_taken_over_is_noticed(owner: hub.Registry, anyone: hub.
     with pytest.raises(TrustError, match="another repository than before"):
         install([f"{name}>=9"], environment=tmp_path / "env", registry=anyone)
     assert (tmp_path / "env" / "skillhub.lock").read_bytes() == lock
+    with pytest.raises(TrustError, match="another repository than before"):
+        fetch(anyone, f"{name}>=9", tmp_path / "downloaded")
     forget(parse_pack_name(name))
     assert install([f"{name}>=9"], environment=tmp_path / "env", registry=anyone)[0].version == "9.9"
 

@@ -134,6 +134,17 @@ def test_download_fetches_adapters(user: Shell, full: RegistryProcess) -> None:
     assert "lora exists already" in user.fail(2, *wanted)
 
 
+def test_download_keeps_the_policy(user: Shell, full: RegistryProcess) -> None:
+    policy = user.home / "config" / "policy.toml"
+    policy.parent.mkdir(exist_ok=True)
+    policy.write_text('allowed_owners = ["acme"]\n', encoding="utf-8")
+    assert "the policy allows" in user.fail(7, "download", f"peft:{full.user}/lora", "-o", "packs")
+    assert "the policy allows" in user.fail(3, "download", f"{full.user}/shared", "-o", "packs")
+    policy.write_text("cooldown_days = 3\n", encoding="utf-8")
+    assert "the policy asks for" in user.fail(7, "download", f"peft:{full.user}/lora", "-o", "packs")
+    assert not (user.home / "packs").exists()
+
+
 def test_download_works_offline_from_what_was_seen(user: Shell, full: RegistryProcess) -> None:
     name = f"{full.user}/math-pack"
     assert "never read" in user.fail(8, "download", name, "-o", "packs", "--offline")

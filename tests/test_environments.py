@@ -41,6 +41,7 @@ def put_pack(environment: Environment, name: str, version: str = "1.0.0") -> Pat
     pack = make_pack(folder, wanted.name, version)
     receipt = Receipt(
         schema=RECEIPT_SCHEMA,
+        name=name,
         registry="hub" if wanted.owner else "local",
         repository=name if wanted.owner else "../somewhere",
         version=version,

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from skillhub.environments import as_environment, damaged_packs, read_project
+from skillhub.errors import UnsafeContentError
+from skillhub.lockfile import read_lock
 from tests.support.commands import Shell
 from tests.support.packs import BASE
 
@@ -45,3 +48,19 @@ def test_a_folder_of_packs_that_leads_elsewhere_is_left_alone(link: str, user: S
         assert "is a symbolic link" in user.fail(12, *command, "-e", clone)
     assert (own / "photos" / "2024" / "sea.jpg").read_text() == "sea"
     assert (own / "photos" / ".hidden").read_text() == "hidden"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless file here")
+@pytest.mark.parametrize("file", ["skillhub.lock", "skillhub.toml", ".skillhub/packs/acme/x/receipt.json"])
+def test_a_file_that_never_ends_is_not_read_into_memory(file: str, clone: Path) -> None:
+    (clone / file).unlink(missing_ok=True)
+    (clone / file).parent.mkdir(parents=True, exist_ok=True)
+    (clone / file).symlink_to("/dev/zero")
+    environment = as_environment(clone)
+    with pytest.raises(UnsafeContentError, match="has more than"):
+        if file == "skillhub.lock":
+            read_lock(environment.lock_path)
+        elif file == "skillhub.toml":
+            read_project(environment)
+        else:
+            raise damaged_packs(environment)[0]
