@@ -73,10 +73,11 @@ def test_a_tag_that_moves_moves_no_release(owner: hub.Registry, anyone: hub.Regi
     name = "victim/tagged"
     pack = make_pack(tmp_path / "1", "tagged", "1.0")
     publish(pack, name, registry=owner)
-    put(owner, name, {"releases/1.0/skillpack.json.evil": b"{}", "evil.txt": b"evil"})
+    publish(make_pack(tmp_path / "2", "tagged", "2.0"), name, registry=owner)
     api = api_of(owner)
+    first = api.list_repo_commits(name)[-1].commit_id  # where no release is yet
     api.delete_tag(name, tag="v1.0")
-    api.create_tag(name, tag="v1.0", revision="main")
+    api.create_tag(name, tag="v1.0", revision=first)
     install([f"{name}==1.0"], base=BASE, environment=tmp_path / "env", registry=anyone)
     assert digest_in(tmp_path / "env") == pack.digest
     with pytest.raises(SkillhubError, match=r"1\.0"):
