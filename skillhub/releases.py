@@ -29,6 +29,8 @@ from skillhub.names import parse_pack_name, parse_version
 RELEASES_SCHEMA = 0
 RELEASES_FILE = "releases.jsonl"
 MAX_LINE_BYTES = 4 << 20
+MAX_LINES = 50_000
+"""Of an index: a release a day for a century would fit; more would take a reader minutes."""
 
 
 class ReleaseVariant(Struct, frozen=True, kw_only=True):
@@ -150,13 +152,15 @@ def parse_releases(data: bytes, *, where: str = RELEASES_FILE) -> ReleaseIndex:
 
     Raises:
         IntegrityError: a line cannot be read (the message has its number and the field's path), a version is released
-            twice, or an event names a version that was never released.
+            twice, an event names a version that was never released, or there are too many lines.
     """
     releases: dict[Version, Release] = {}
     deprecated = moved_to = None
     notes = []
     if data and not data.endswith(b"\n"):
         raise IntegrityError(f"{where} ends in the middle of a line.", hint="Fetch it again.")
+    if data.count(b"\n") > MAX_LINES:
+        raise IntegrityError(f"{where} has more than {MAX_LINES} lines.", hint="Tell the pack's publisher.")
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         place = f"{where}, line {number}"
         event = _parse_line(line, place)

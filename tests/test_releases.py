@@ -276,3 +276,8 @@ def test_the_order_of_variants_in_a_line_does_not_matter() -> None:
     assert [one.fingerprint for one in variants] == [BASE, OTHER_BASE]
     release, data = announced(variants=variants[::-1])
     assert check_agreement(release, data, where="acme/a 1").version == "1.2.0rc1"
+
+
+def test_an_index_of_a_million_lines_is_not_read() -> None:
+    with pytest.raises(IntegrityError, match="more than 50000 lines"):
+        parse_releases(b'{"schema":9}\n' * 1_000_000)
