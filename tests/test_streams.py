@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from skillhub.cli.console import _Bars
 from tests.support.commands import Shell
 
 
@@ -79,3 +80,13 @@ def test_a_dumb_terminal_gets_no_escape_sequences(shell: Shell) -> None:
     assert "\x1b[31m" in on_a_terminal(shell, "config", "get", "nothing", TERM="xterm")
     assert "\x1b" not in on_a_terminal(shell, "config", "get", "nothing", TERM="dumb")
     assert "\x1b" not in on_a_terminal(shell, "config", "get", "nothing", TERM="xterm", NO_COLOR="1")
+
+
+def test_hundreds_of_bars_are_not_drawn_at_once() -> None:
+    bars = _Bars("bytes")
+    bars.advance("one that is going on", 1, 2)
+    for number in range(200):
+        bars.advance(f"pack {number}", 1, 1)
+    shown = [task.description for task in bars._shown.tasks]
+    bars.stop()
+    assert len(shown) == 10 and shown[0] == "one that is going on" and shown[-1] == "pack 199"

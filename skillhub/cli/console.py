@@ -21,6 +21,8 @@ from skillhub.redaction import presentable, printable
 OUTPUT_SCHEMA = 0
 """Schema number of every ``--json`` result."""
 
+_MOST_BARS = 10
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -147,8 +149,16 @@ class _Bars:
                 self._shown = _new_bars(self._unit)
                 self._shown.start()
             if what not in self._tasks:
+                self._make_room()
                 self._tasks[what] = self._shown.add_task(what, total=total or None)
             self._shown.update(self._tasks[what], completed=done, total=total or None)
+
+    def _make_room(self) -> None:
+        """Take the oldest complete bars away where there are many: to draw hundreds takes longer than what they tell of."""
+        finished = {task.id for task in self._shown.tasks if task.finished}
+        complete = [what for what, task in self._tasks.items() if task in finished]
+        for what in complete[: max(0, len(self._tasks) - _MOST_BARS + 1)]:
+            self._shown.remove_task(self._tasks.pop(what))
 
     def stop(self) -> None:
         """Take the bars away."""
