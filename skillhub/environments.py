@@ -23,7 +23,7 @@ from msgspec import Struct
 from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UnsafeContentError, UsageError
-from skillhub.fields import FingerprintText, Sha256
+from skillhub.fields import FingerprintText, Label, Sha256
 from skillhub.files import disk_errors, locked, read_limited, safe_join, write_atomically
 from skillhub.lockfile import LOCK_FILE, PACK, PEFT, files_digest
 from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry
@@ -52,13 +52,13 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
     schema: int
     kind: str = PACK
-    name: str
-    registry: str
-    repository: str
-    version: str
+    name: Label
+    registry: Label
+    repository: Label
+    version: Label
     manifest: Sha256
     fingerprint: FingerprintText
-    commit: str | None = None
+    commit: Label | None = None
     files: list[FileEntry]
 
     def to_bytes(self) -> bytes:

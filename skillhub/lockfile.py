@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from skillhub.documents import canonical_json, field_error, parse_toml
 from skillhub.errors import IntegrityError, NewerSchemaError
-from skillhub.fields import FingerprintText, Sha256
+from skillhub.fields import FingerprintText, Label, Sha256
 from skillhub.files import disk_errors, read_limited, sha256_of_bytes, write_atomically
 from skillhub.manifest import FileEntry, variant_folder
 from skillhub.names import PackName, parse_pack_name, parse_version
@@ -40,8 +40,8 @@ class LockedBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A base model that the environment is for."""
 
     fingerprint: FingerprintText
-    repo: str | None = None
-    revision: str | None = None
+    repo: Label | None = None
+    revision: Label | None = None
 
 
 class LockedPack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,17 +63,17 @@ class LockedPack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         files: of all variants.
     """
 
-    name: str
-    version: str
+    name: Label
+    version: Label
     manifest: Sha256
     kind: Annotated[str, Meta(pattern=r"^(pack|peft)\Z")] = PACK
-    registry: str
-    repository: str
-    id: str | None = None
-    commit: str | None = None
-    signer: str | None = None
-    base: str | None = None
-    dependencies: list[str] = []
+    registry: Label
+    repository: Label
+    id: Label | None = None
+    commit: Label | None = None
+    signer: Label | None = None
+    base: Label | None = None
+    dependencies: list[Label] = []
     files: list[FileEntry]
 
     def __post_init__(self) -> None:

@@ -30,8 +30,8 @@ class Base(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     fingerprint: FingerprintText
-    repo: str | None = None
-    revision: str | None = None
+    repo: Label | None = None
+    revision: Label | None = None
 
 
 class RegistryEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

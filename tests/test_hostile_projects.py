@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from skillhub.environments import as_environment, damaged_packs, read_project
-from skillhub.errors import UnsafeContentError
-from skillhub.lockfile import read_lock
+from skillhub.errors import IntegrityError, UnsafeContentError
+from skillhub.lockfile import parse_lock, read_lock
 from tests.support.commands import Shell
 from tests.support.packs import BASE
 
@@ -64,3 +64,24 @@ def test_a_file_that_never_ends_is_not_read_into_memory(file: str, clone: Path) 
             read_project(environment)
         else:
             raise damaged_packs(environment)[0]
+
+
+LOCKED = {"name": "acme/x", "version": "1.0", "registry": "hub", "repository": "acme/x"} | dict.fromkeys(
+    ("id", "commit", "signer", "base"), "x"
+)
+
+
+@pytest.mark.parametrize("field", LOCKED)
+@pytest.mark.parametrize("text", [r"\u001b[2J", r"\u202ex", r"\u009b31m"], ids=["escape", "direction", "control"])
+def test_a_lock_commands_no_terminal(field: str, text: str) -> None:
+    lines = [f'{name} = "{text if name == field else value}"' for name, value in LOCKED.items()]
+    lock = "\n".join(
+        ["lock_version = 0", f'inputs = "{"a" * 64}"', "[[pack]]", 'kind = "peft"', f'manifest = "{"b" * 64}"', *lines]
+    )
+    with pytest.raises(IntegrityError, match=field):
+        parse_lock(f"{lock}\nfiles = []\n".encode())
+
+
+def test_a_project_commands_no_terminal(clone: Path, user: Shell) -> None:
+    (clone / "skillhub.toml").write_text(f'{PROJECT}repo = "\\u001b[2J"\n')
+    assert "repo" in user.fail(2, "sync", "-e", clone)
