@@ -100,8 +100,11 @@ def _placement(
     if not reinstall and installed and _is_as_locked(installed, entry, base, read_through):
         return None
     before = installed.version if installed else None
-    same = before == entry.version and installed is not None and installed.receipt.manifest == entry.manifest
-    action: Action = "repair" if same or (installed is None and folder.is_dir()) else "update" if before else "install"
+    action: Action = "repair" if folder.is_dir() else "install"
+    if installed and installed.receipt.manifest != entry.manifest:
+        action = "update"
+    elif installed and installed.fingerprint != base.fingerprint:  # another variant of the same release takes its place
+        action = "install"
     size = sum(file.size for file in entry.files_for(base.fingerprint))
     return Change(action, entry.pack_name, before, entry.version, size, folder)
 

@@ -226,6 +226,8 @@ def _change_finding(change: Change) -> Finding:
     name, before, after = str(change.name), change.before, change.after
     if change.action == "remove":
         told, hint = f"{name} {before or '(damaged)'} is installed and not in the lock.", "Remove it: skillhub sync."
+    elif change.action == "install" and before:
+        told, hint = f"{name} {before} is installed for another base.", "Install it: skillhub sync."
     elif change.action == "install":
         told, hint = f"{name} {after} is locked and not installed.", "Install it: skillhub sync."
     elif change.action == "update" and before == after:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from skillhub.basechoice import choose_base, require_base
 from skillhub.bases import split_repository
@@ -119,12 +119,7 @@ def use_base(session: Session, place: Environment, text: str, *, dry_run: bool =
             hint="Each base has its own: install with --base, or make a project: skillhub init.",
         )
     base = _named_base(session, place, project, lock, text)
-    outcome = change(session, place, Edit(base=base), Terms(choice=Choice(resolve=True), dry_run=dry_run))
-    if project.base and project.base[0].fingerprint == base.fingerprint:
-        return outcome
-    # a pack whose version stays is not repaired: another of its variants is installed
-    changes = [replace(one, action="install") if one.action == "repair" else one for one in outcome.changes]
-    return replace(outcome, changes=tuple(changes))
+    return change(session, place, Edit(base=base), Terms(choice=Choice(resolve=True), dry_run=dry_run))
 
 
 def _named_base(session: Session, place: Environment, project: Project, lock: Lock | None, text: str) -> Base:
