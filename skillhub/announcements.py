@@ -28,7 +28,7 @@ from skillhub.errors import (
 from skillhub.indexes import remember_index, remembered_index
 from skillhub.modelcards import README_FILE
 from skillhub.names import PackName, parse_pack_name
-from skillhub.progress import Notice, Progress, counting
+from skillhub.progress import Notice, Progress, counting, silence
 from skillhub.projects import RegistryEntry
 from skillhub.registries import find_registries, find_registry
 from skillhub.releases import RELEASES_FILE, Event, ReleaseIndex, append_event, event_line, parse_releases
@@ -109,10 +109,6 @@ class Place:
         return state
 
 
-def _silence(sentence: str) -> None:
-    """Take notices that nobody listens to."""
-
-
 @dataclass(frozen=True)
 class Access:
     """Where something is announced, and as whom.
@@ -130,7 +126,7 @@ class Access:
     token: str | None = None
     project: Sequence[RegistryEntry] = ()
     progress: Progress | None = None
-    notice: Notice = _silence
+    notice: Notice = silence
 
     def find_place(self, repository: str) -> Place:
         """Return a pack's repository.
@@ -186,7 +182,7 @@ class Announcement:
     files: Callable[[State, ReleaseIndex], Files]
     is_done: Callable[[State, bytes], bool]
     progress: Progress | None = None
-    notice: Notice = _silence
+    notice: Notice = silence
 
     @property
     def line(self) -> bytes:

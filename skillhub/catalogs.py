@@ -192,7 +192,7 @@ def with_owner(
     *,
     owners: Sequence[str],
     known: Sequence[PackName],
-    choose: Choose = lambda wanted, candidates: None,
+    choose: Choose,
 ) -> Wanted:
     """Return the requirement with its pack's owner, which must not be guessed.
 

@@ -15,7 +15,7 @@ from skillhub.lockfile import LOCAL, PACK, PEFT, Lock
 from skillhub.manifest import MANIFEST_FILE, FileEntry, Manifest
 from skillhub.names import PackName
 from skillhub.packs import Pack, check_file, open_pack, short_fingerprint
-from skillhub.placement import Origin, fetch_files
+from skillhub.placement import Origin, copy_blobs, fetch_files
 from skillhub.plans import Planner
 from skillhub.policy import check_owners, read_policy
 from skillhub.releases import Release
@@ -23,7 +23,6 @@ from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem
 from skillhub.sightings import check_signature
 from skillhub.sources import Wanted
-from skillhub.vendoring import copy_blobs
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ nothing is seen in the environment before all of it is there.
 
 from __future__ import annotations
 
+import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from typing import TypeVar
 from skillhub import hub
 from skillhub.environments import RECEIPT_SCHEMA, Environment, Receipt
 from skillhub.errors import IntegrityError, NotFoundError, OfflineError
-from skillhub.files import safe_join, staged_folder
+from skillhub.files import disk_errors, safe_join, staged_folder
 from skillhub.lockfile import LOCAL, PACK, PEFT, LockedPack
 from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, Variant, parse_manifest
-from skillhub.packs import RECEIPT_FILE, Pack, check_content
+from skillhub.packs import RECEIPT_FILE, Pack, check_content, check_file
 from skillhub.progress import Progress
 from skillhub.registries import Registries
 from skillhub.releases import release_folder
@@ -295,3 +296,27 @@ def staged_pack(supply: Supply, environment: Environment, locked: LockedPack, fi
             link_blob(supply.store, locked.manifest, staged / MANIFEST_FILE)
         (staged / RECEIPT_FILE).write_bytes(receipt.to_bytes())
         yield
+
+
+def copy_blobs(store: Store, files: Iterable[FileEntry], folder: Path) -> None:
+    """Copy files from the store into a folder, and read the copies through.
+
+    They are no links to the store's files: whoever writes to them writes to nothing else.
+
+    Args:
+        store: has the files.
+        files: with paths relative to ``folder``.
+        folder: where they go.
+
+    Raises:
+        IntegrityError: a copy is not what it should be.
+        UnsafeContentError: a path leaves the folder.
+        DiskError: the disk is full or the folder may not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in files:
+        target = safe_join(folder, entry.path)
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store.path_of(entry.sha256), target)
+        check_file(target, entry)

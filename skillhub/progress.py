@@ -15,6 +15,10 @@ Notice = Callable[[str], None]
 """Called with one sentence that the user should know, such as a choice that was made for them."""
 
 
+def silence(sentence: str) -> None:
+    """Take notices that nobody listens to."""
+
+
 def counting(what: str, total: int, progress: Progress | None) -> Callable[[int], None] | None:
     """Return a function that adds up counts of bytes and reports the sum; None where nobody listens."""
     if progress is None:

@@ -32,7 +32,7 @@ from skillhub.lints import Finding, lint_release, refuse_contradictions, refuse_
 from skillhub.manifest import MANIFEST_FILE, Manifest
 from skillhub.names import parse_version
 from skillhub.packs import Pack, open_pack, verify_pack
-from skillhub.progress import Notice, Progress, counting
+from skillhub.progress import Notice, Progress, counting, silence
 from skillhub.releases import Event, Release, ReleaseIndex, release_event, release_folder
 from skillhub.signing import has_key, load_key, sign_digest, signer_of, signer_text
 
@@ -103,10 +103,6 @@ class Draft:
         return sizes(commit_files(self.announcement(None, notice), self.state))
 
 
-def _silence(sentence: str) -> None:
-    """Take notices that nobody listens to."""
-
-
 def publish(
     pack: Pack | Path | str,
     repo_id: str,
@@ -147,7 +143,7 @@ def publish(
         NotFoundError: it is to be signed and there is no key, or it is proposed to a repository that is not there.
         NetworkError: the registry cannot be reached or went on failing; nothing is visible then, or all of it.
     """
-    access = Access(registry, token, (), progress, notice or _silence)
+    access = Access(registry, token, (), progress, notice or silence)
     draft = draft_release(pack, repo_id, access, sign=sign, allow_signer_change=allow_signer_change)
     for finding in draft.findings:
         access.notice(str(finding))

@@ -16,15 +16,11 @@ from skillhub.names import PackName, is_folder
 from skillhub.nearmisses import seen_names
 from skillhub.placement import Supply
 from skillhub.plans import Planner
-from skillhub.progress import Notice, Progress
+from skillhub.progress import Notice, Progress, silence
 from skillhub.projects import Project
 from skillhub.registries import Registries, find_registries, single_registry
 from skillhub.sources import Wanted, parse_wanted
 from skillhub.store import default_store
-
-
-def _silence(sentence: str) -> None:
-    """Take notices that nobody listens to."""
 
 
 def _nobody(wanted: Wanted, candidates: Sequence[str]) -> None:
@@ -50,7 +46,7 @@ class Session:
     offline: bool = False
     refresh: bool = False
     progress: Progress | None = None
-    notice: Notice = _silence
+    notice: Notice = silence
     choose: Choose = _nobody
     _planner: Planner | None = field(default=None, init=False)
     _met: frozenset[PackName] | None = field(default=None, init=False)

@@ -6,15 +6,14 @@ the environment lies at the same place below the vendored folder, so that folder
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from skillhub import hub
 from skillhub.environments import Environment, read_project
 from skillhub.errors import IntegrityError, LockStaleError, NotFoundError, OfflineError, UnsafeContentError, UsageError
-from skillhub.files import check_relative_path, disk_errors, new_folder, safe_join, staged_folder
+from skillhub.files import check_relative_path, disk_errors, new_folder, read_limited, safe_join, staged_folder
 from skillhub.hub.folders import (
     REPOSITORY_FILE,
     VENDOR_FILE,
@@ -24,13 +23,12 @@ from skillhub.hub.folders import (
     registry_folder,
 )
 from skillhub.indexes import read_index, remembered_index
-from skillhub.lockfile import LOCAL, LOCK_FILE, PACK, Lock, LockedPack, parse_lock, read_lock
+from skillhub.lockfile import LOCAL, LOCK_FILE, MAX_LOCK_BYTES, PACK, Lock, LockedPack, parse_lock, read_lock
 from skillhub.manifest import MANIFEST_FILE, FileEntry
 from skillhub.names import PackName, parse_version
-from skillhub.packs import check_file
-from skillhub.placement import Supply, fetch_files, fetch_manifest, locked_files, origin_of
+from skillhub.placement import Supply, copy_blobs, fetch_files, fetch_manifest, locked_files, origin_of
 from skillhub.progress import Notice
-from skillhub.projects import PROJECT_FILE
+from skillhub.projects import MAX_PROJECT_BYTES, PROJECT_FILE
 from skillhub.releases import RELEASES_FILE, ReleaseIndex, parse_releases
 from skillhub.requirements import project_requirements, stale_reason
 from skillhub.store import Store
@@ -121,9 +119,9 @@ def _read_environment(environment: Environment) -> tuple[bytes, bytes, Lock]:
     """Return the bytes of the project and of its lock, and the lock, which must be up to date."""
     try:
         with disk_errors(environment.lock_path):
-            lock_data = environment.lock_path.read_bytes()
+            lock_data = read_limited(environment.lock_path, MAX_LOCK_BYTES)
         with disk_errors(environment.project_path):
-            project_data = environment.project_path.read_bytes()
+            project_data = read_limited(environment.project_path, MAX_PROJECT_BYTES)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"{error.filename} is missing: there is nothing to vendor.",
@@ -236,27 +234,3 @@ def _write(store: Store, copy: _Copy, staged: Path) -> None:
     copy_blobs(store, copy.blobs, place)
     for path, data in copy.notes.items():
         (place / path).write_bytes(data)
-
-
-def copy_blobs(store: Store, files: Iterable[FileEntry], folder: Path) -> None:
-    """Copy files from the store into a folder, and read the copies through.
-
-    They are no links to the store's files: whoever writes to them writes to nothing else.
-
-    Args:
-        store: has the files.
-        files: with paths relative to ``folder``.
-        folder: where they go.
-
-    Raises:
-        IntegrityError: a copy is not what it should be.
-        UnsafeContentError: a path leaves the folder.
-        DiskError: the disk is full or the folder may not be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in files:
-        target = safe_join(folder, entry.path)
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(store.path_of(entry.sha256), target)
-        check_file(target, entry)
