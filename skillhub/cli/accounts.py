@@ -172,7 +172,9 @@ def _read_token(registry: hub.Registry, given: str | None) -> str:
         given = sys.stdin.readline(_LONGEST_TOKEN)
     token = str(given).strip()
     if not token:
-        raise UsageError("No token was given.", hint=f"Type it when asked, or pipe it in: {registry.login_command} < FILE.")
+        raise UsageError(
+            "No token was given.", hint=f"Type it when asked, or pipe it in: {registry.login_command} < FILE."
+        )
     return token
 
 

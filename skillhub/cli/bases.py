@@ -151,7 +151,7 @@ def _print(base: KnownBase) -> None:
 
 @base_command.command("use")
 @click.argument("name", metavar="PATH|REPO|FINGERPRINT")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@options.dry_run_option
 @options.source_options
 @options.environment_option
 @console.output_options

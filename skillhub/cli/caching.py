@@ -196,7 +196,7 @@ def _time(seconds: float) -> str:
     "--older-than", metavar="AGE", callback=options.read_by(_age), help="Only what was last used before, as in 30d."
 )
 @click.option("--unused", is_flag=True, help="Only what no environment has that is known here.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@options.dry_run_option
 @_environments_option
 @console.output_options
 def prune_(
@@ -242,7 +242,7 @@ def prune_(
 
 @cache_command.command("clean")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@options.dry_run_option
 @console.output_options
 def clean_(yes: bool, dry_run: bool, as_json: bool) -> None:
     """Remove everything; what is installed stays.

@@ -31,8 +31,14 @@ def split_weight(text: str) -> tuple[str, float]:
 @click.command("run")
 @click.argument("prompt", required=False)
 @click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
-@click.option("--pack", "packs", multiple=True, metavar="PACK[@WEIGHT]", help="A pack to graft; may be repeated.")
-@click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000), default=128, show_default=True)
+@click.option("--pack", "packs", multiple=True, metavar="PACK[@WEIGHT]", help="A pack; may be repeated.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1, 1_000_000),
+    default=128,
+    show_default=True,
+    help="Where an answer is ended at the latest.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads for torch; OMP_NUM_THREADS when not given.")
 @options.environment_option
 @console.output_options
@@ -103,7 +109,13 @@ def _load(
 @click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
 @click.option("--pack", "packs", multiple=True, required=True, metavar="PACK[@WEIGHT]", help="A pack; may be repeated.")
 @click.option("--output", "-o", "out", type=click.Path(path_type=Path), required=True, help="Folder of the checkpoint.")
-@click.option("--method", type=click.Choice(["linear", "ties"]), default="linear", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["linear", "ties"]),
+    default="linear",
+    show_default=True,
+    help="How several packs are merged.",
+)
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="Share of each delta that TIES keeps.")
 @options.environment_option
 @console.output_options

@@ -158,7 +158,7 @@ def uninstall_command(names: tuple[str, ...], environment: Path | None, as_json:
 @click.argument("names", nargs=-1, metavar="[PACK]...", shell_complete=completion.complete_packs)
 @click.option("--all", "everything", is_flag=True, help="Upgrade every pack; the same as naming none.")
 @click.option("--precise", metavar="VERSION", help="Move the one PACK to this version, which may be older.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@options.dry_run_option
 @options.source_options
 @options.environment_option
 @console.output_options

@@ -79,7 +79,7 @@ def _with_base(text: bytes, base: str) -> bytes:
 
 @click.command("lock")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 10 if the lock would have to change.")
-@click.option("--dry-run", is_flag=True, help="Say what would be locked, and do nothing.")
+@options.dry_run_option
 @options.source_options
 @options.environment_option
 @console.output_options

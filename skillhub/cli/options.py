@@ -47,13 +47,18 @@ def environment_option(command: Command) -> Command:
     )(command)
 
 
-def registry_options(command: Command) -> Command:
-    """Add ``--registry`` and ``--token``."""
-    command = click.option(
+def token_option(command: Command) -> Command:
+    """Add ``--token``."""
+    return click.option(
         "--token",
         metavar="TOKEN",
-        help="Token for the registry. Without it HF_ENDPOINT gets HF_TOKEN or the saved one.",
+        help="Token for the registry; else the one saved for it, or HF_TOKEN for HF_ENDPOINT.",
     )(command)
+
+
+def registry_options(command: Command) -> Command:
+    """Add ``--registry`` and ``--token``."""
+    command = token_option(command)
     return click.option(
         "--registry",
         metavar="NAME|URL|DIR",
@@ -71,10 +76,15 @@ def source_options(command: Command) -> Command:
     return registry_options(command)
 
 
+def dry_run_option(command: Command) -> Command:
+    """Add ``--dry-run``."""
+    return click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")(command)
+
+
 def lock_options(command: Command) -> Command:
     """Add ``--locked``, ``--frozen`` and ``--dry-run``."""
     for option in (
-        click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+        dry_run_option,
         click.option("--frozen", is_flag=True, help="Take the lock as it is, whatever skillhub.toml says."),
         click.option("--locked", is_flag=True, help="Fail with exit code 10 if the lock would have to change."),
     ):

@@ -36,13 +36,19 @@ def _budget(text: str) -> int:
 @click.option("--version", help="Version of the pack, such as 1.0.0.")
 @click.option("--summary", help="One line about what the pack teaches.")
 @click.option("--license", help="Licence of the pack, such as apache-2.0.")
-@click.option("--tag", "tags", multiple=True, help="A word to find the pack by; may be repeated.")
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find the pack by; may be repeated.")
 @click.option(
     "--metadata",
     type=click.Path(path_type=Path),
     help=f"The author's file; {AUTHOR_FILE} here or in TUNED when not given.",
 )
-@click.option("--preset", type=click.Choice(["near", "small", "tiny"]), default="near", show_default=True)
+@click.option(
+    "--preset",
+    type=click.Choice(["near", "small", "tiny"]),
+    default="near",
+    show_default=True,
+    help="How near to the fine-tune, or how small.",
+)
 @click.option(
     "--budget", metavar="SIZE", callback=options.read_by(_budget), help="Size to aim at instead of a preset, as in 8MB."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from skillhub.cli import console
+from skillhub.cli import completion, console, options
 from skillhub.packs import open_pack
 
 if TYPE_CHECKING:
@@ -22,10 +22,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def _place_options(command: Command) -> Command:
     """Add ``--registry`` and ``--token``."""
-    command = click.option("--token", metavar="TOKEN", help="Token for the registry; else the saved one.")(command)
+    command = options.token_option(command)
     return click.option(
         "--registry",
         metavar="NAME|URL",
+        shell_complete=completion.complete_registries,
         help="A configured registry, or an address; else the one that the pack is pinned to, or HF_ENDPOINT.",
     )(command)
 
