@@ -43,10 +43,15 @@ class Registries:
         Args:
             name: the pack.
             locked: the registry that it is locked from, where it is; unless it is pinned elsewhere, it stays there.
+
+        Raises:
+            NotFoundError: the registry that it is locked from is not known here; anyone may have its name on another.
         """
         pinned = self.pinned_to(name)
         if pinned is not None:
             return [one for one in (*self.all, *self.elsewhere) if one.name == pinned]
+        if locked is not None:
+            self.named(locked)
         open_to_all = [one for one in (*self.all, *self.elsewhere) if not self.packs.get(one.name)]
         return [one for one in open_to_all if one.name == locked] or [one for one in open_to_all if one in self.all]
 
@@ -116,8 +121,7 @@ def find_registries(
             hint=f"Write its address (https://…) or ./folder. There are: {', '.join(one.name for one in configured)}.",
         )
     mirror = hub.default_registry(_checked_address(chosen, "--registry"), token)
-    pinned = tuple(one for one in configured if one.name in packs)
-    return Registries((mirror,), packs, pinned, stand_in=mirror)
+    return Registries((mirror,), packs, tuple(one for one in configured if one.name in packs), stand_in=mirror)
 
 
 def find_registry(project: Sequence[RegistryEntry], chosen: str, *, token: str | None = None) -> hub.Registry:
