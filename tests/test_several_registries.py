@@ -107,6 +107,20 @@ def test_what_is_locked_stays_with_its_registry(user: Shell, both: tuple[hub.Reg
     assert places(user.home) == {"same": ("1.0", "corp")}
 
 
+def test_what_is_locked_from_a_registry_that_is_not_known_here_is_looked_for_nowhere_else(
+    user: Shell, both: tuple[hub.Registry, hub.Registry]
+) -> None:
+    project = (user.home / "skillhub.toml").read_bytes()
+    configure(user, f'\n[[registry]]\nname = "corp"\nurl = "{both[1].endpoint}"\n')
+    user.succeed("install", f"{OWNER}/same")
+    (user.home / "skillhub.toml").write_bytes(project)
+    for arguments in (["install", f"{OWNER}/same", f"{OWNER}/open"], ["install", f"{OWNER}/same>=2"]):
+        assert "is locked from the registry corp, and none is called so here" in user.fail(4, *arguments)
+    user.succeed("uninstall", "same")
+    user.succeed("install", f"{OWNER}/same")
+    assert places(user.home) == {"same": ("99.0", "hub")}
+
+
 def test_a_lock_is_installed_from_a_mirror_too_and_after_a_squash(
     user: Shell, both: tuple[hub.Registry, hub.Registry], registry: RegistryProcess, tmp_path: Path
 ) -> None:
