@@ -376,3 +376,18 @@ def test_the_choice_agrees_with_the_rules_spelled_out(
     except (ResolutionError, WrongBaseError):
         found = None
     assert found == expected
+
+
+def test_packs_that_require_others_without_end_are_given_up() -> None:
+    """A publisher can make them faster than anyone can read them."""
+    asked: list[PackName] = []
+
+    def endless(names: Sequence[PackName]) -> dict[PackName, ReleaseIndex]:
+        asked.extend(names)
+        number = len(asked)
+        return {name: ReleaseIndex((release("1.0", [f"o/n{number}"]),)) for name in names}
+
+    with pytest.raises(ResolverLimitError, match="More than 5000 packs") as caught:
+        resolve(Problem(requirements("o/a"), OURS), endless)
+    assert len(asked) == 5000
+    assert "o/n5000" in caught.value.message

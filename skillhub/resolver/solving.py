@@ -19,6 +19,9 @@ from skillhub.resolver.wording import enumerate_words, shortened
 _NAMED = 8  # packs that an error names where there may be hundreds
 _IN_DETAILS = 50
 
+MAX_PACKS = 5_000
+"""Packs whose releases are read at most; each takes a request."""
+
 
 def resolve(problem: Problem, read_indexes: ReadIndexes) -> Resolution:
     """Choose releases that will do together; the same problem gives the same choice.
@@ -61,6 +64,13 @@ def _remember(read_indexes: ReadIndexes) -> ReadIndexes:
 
     def read(names: Sequence[PackName]) -> Mapping[PackName, ReleaseIndex]:
         new = [name for name in names if name not in known]
+        if len(known) + len(new) > MAX_PACKS:  # a publisher may have made packs that require others without end
+            raise ResolverLimitError(
+                f"More than {MAX_PACKS} packs would have to be looked at, among the last of them "
+                f"{enumerate_words([str(name) for name in new], most=_NAMED)}.",
+                hint="Leave out what requires them; `--no-deps` installs a pack without what it requires.",
+                packs=[str(name) for name in new[:_IN_DETAILS]],
+            )
         if new:
             found = read_indexes(new)
             known.update({name: found.get(name) for name in new})
