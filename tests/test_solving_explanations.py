@@ -15,8 +15,10 @@ from skillhub.releases import Release
 from skillhub.resolver import Rejection
 from skillhub.resolver.hints import exclude_each_other
 from skillhub.resolver.listings import Listing
+from skillhub.resolver.problem import Problem
+from skillhub.resolver.solving import resolve
 from skillhub.resolver.wording import enumerate_words, reasons_words, versions_words
-from tests.solving_examples import OURS, Table, forbidding, release, requirements, solve
+from tests.solving_examples import OURS, Shelf, Table, forbidding, release, requirements, solve
 from tests.support.packs import BASE, OTHER_BASE
 
 
@@ -36,7 +38,7 @@ class TestOneRequirement:
         error = failure({"o/a": found}, "o/a>=1, <2")
         assert error.exit_code == 3
         assert error.message == (
-            "No release of o/a>=1, <2 will do: 3.0 (and 1 more) does not match; 1.1rc1 is a pre-release, which nobody asked "
+            "No release of o/a>=1, <2 will do: 3.0 (like 1 more) does not match; 1.1rc1 is a pre-release, which nobody asked "
             "for; 1.0 was yanked (wrong weights)."
         )
         assert error.details["requirements"] == ["o/a>=1, <2"] and error.details["chain"] == []
@@ -79,7 +81,7 @@ class TestOneRequirement:
             {"o/a": [release("1.0"), release("2.0")]}, "o/a", screen=forbidding({("o/a", "1.0"), ("o/a", "2.0")})
         )
         assert error.message == (
-            "No release of o/a will do: 2.0 (and 1 more) is not signed, which the policy requires."
+            "No release of o/a will do: 2.0 (like 1 more) is not signed, which the policy requires."
         )
         assert error.hint == "What would do is o/a 2.0, which is not signed, which the policy requires."
 
@@ -158,7 +160,7 @@ class TestSeveralPacks:
 
     def test_rules_that_are_in_the_way_are_named(self) -> None:
         error = failure(self.TABLE, "o/a", constraints=requirements("o/b<2", "o/z<1"))
-        assert "o/b 2.1 (and 1 more) is left out by the constraint o/b<2." in error.message
+        assert "o/b 2.1 (like 1 more) is left out by the constraint o/b<2." in error.message
         assert error.hint == "Without the constraint 'o/b<2' there is a solution."
         error = failure(self.TABLE, "o/a", overrides=requirements("o/b<1"))
         assert "every o/a requires o/b >= 2 (the override o/b<1 takes its place)" in error.message
@@ -170,7 +172,7 @@ class TestSeveralPacks:
             return late if found.version.major > 1 else None
 
         error = failure(self.TABLE, "o/a", screen=screen)
-        assert "o/b 2.1 (and 1 more) was published on 2026-11-02, after the cut-off 2026-11-01." in error.message
+        assert "o/b 2.1 (like 1 more) was published on 2026-11-02, after the cut-off 2026-11-01." in error.message
         assert error.hint.startswith("What would do is o/b 2.1, which was published on 2026-11-02")
 
     def test_bases_of_packs_that_do_not_go_together(self) -> None:
@@ -281,3 +283,13 @@ def test_long_lists_are_cut_short() -> None:
     assert enumerate_words(letters(9), last="or") == "a, b, c or 6 others"
     one = listing("1.0").accepted[0].version
     assert reasons_words([(one, f"reason {n}") for n in range(5)]).endswith("; 1 older release is out as well")
+
+
+def test_what_releases_require_is_quoted_only_where_all_of_them_say_it() -> None:
+    table = {
+        "o/chat": [release("1.0", ["o/fix>=1,<2"]), release("2.0", ["o/fix>=2"])],
+        "o/fix": [release("1.0"), release("2.0")],
+    }
+    with pytest.raises(ResolutionError) as caught:
+        resolve(Problem(requirements("o/chat"), OURS, constraints=requirements("o/fix<0")), Shelf(table))
+    assert "every o/chat requires o/fix, and no release of it will do" in caught.value.message

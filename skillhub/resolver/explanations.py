@@ -102,7 +102,7 @@ def fact_words(listings: Listings, step: Step) -> str:
         return f"{subject} must not be taken"
     if step.kind == "conflicts":
         return f"{subject} conflict{verb_end} with {shortened(_conflict_text(listings, step))}"
-    texts = [shortened(str(demand)) for demand in _demands(listings, first, step.claims[1].key)]
+    texts = _requirement_words(listings, first, step.claims[1].key)
     missing = "" if step.claims[1].bits else f", {_unmet(listings, step.claims[1].key)}"
     return f"{subject} require{verb_end} {enumerate_words(texts)}{missing}"
 
@@ -124,6 +124,17 @@ def _demands(listings: Listings, claim: Claim, other: str) -> list[Demand]:
     """Return what releases require of another pack, as the newest of them says it."""
     newest = (claim.bits & listings[claim.key].all).bit_length() - 1
     return [one for one in listings.demands(claim.key, newest) if one.key == other]
+
+
+def _requirement_words(listings: Listings, claim: Claim, other: str) -> list[str]:
+    """Return what releases require of another pack: as they say it, or by its name alone where they say different things."""
+    said = {
+        tuple(str(one) for one in listings.demands(claim.key, number) if one.key == other)
+        for number in numbers_in(claim.bits & listings[claim.key].all)
+    }
+    if len(said) == 1:
+        return [shortened(text) for text in next(iter(said))]
+    return [str(listings[other].name)]
 
 
 def _conflict_text(listings: Listings, step: Step) -> str:

@@ -90,4 +90,4 @@ def reasons_words(reasons: Sequence[tuple[Version, str]], *, most: int = MAX_NAM
 
 def _count_words(versions: Sequence[Version]) -> str:
     """Return the newest of several versions and the number of the others; reasons are worded in the singular."""
-    return str(versions[0]) if len(versions) == 1 else f"{versions[0]} (and {len(versions) - 1} more)"
+    return str(versions[0]) if len(versions) == 1 else f"{versions[0]} (like {len(versions) - 1} more)"
