@@ -219,7 +219,7 @@ class _Check:
             )
         if release.yanked is not None:
             told = f"{what} was yanked by its publisher ({release.yanked})."
-            yield Finding("yanked", entry.name, told, f"Move to another release: skillhub upgrade {entry.name}.")
+            yield Finding("yanked", entry.name, told, "See whether there is another release: skillhub outdated.")
 
 
 def _change_finding(change: Change) -> Finding:

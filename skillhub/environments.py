@@ -246,6 +246,8 @@ def _read_all(environment: Environment) -> tuple[list[InstalledPack], list[Skill
             packs.append(read_installed(folder))
         except SkillhubError as error:
             error.details["path"] = str(folder)
+            if isinstance(error, IntegrityError):
+                error.hint = "Mend it: skillhub sync."
             errors.append(error)
     return sorted(packs, key=lambda installed: str(installed.name).lower()), errors
 
