@@ -27,10 +27,10 @@ class Run:
 
 def run_once(command: Sequence[str], environment: dict[str, str] | None = None) -> Run:
     """Run a command to its end and measure it alone (not its earlier siblings)."""
+    variables = {**os.environ, **(environment or {})}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # what users run is compiled
     started = time.perf_counter()
-    child = subprocess.Popen(
-        command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    child = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     scale = 1 if sys.platform == "darwin" else 1024

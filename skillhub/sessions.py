@@ -17,7 +17,7 @@ from skillhub.nearmisses import seen_names
 from skillhub.placement import Supply
 from skillhub.plans import Planner
 from skillhub.progress import Notice, Progress, silence
-from skillhub.projects import Project
+from skillhub.projects import Project, RegistryEntry
 from skillhub.registries import Registries, find_registries, single_registry
 from skillhub.sources import Wanted, parse_wanted
 from skillhub.store import default_store
@@ -49,21 +49,23 @@ class Session:
     notice: Notice = silence
     choose: Choose = _nobody
     _planner: Planner | None = field(default=None, init=False)
+    _configured: list[RegistryEntry] = field(default_factory=list, init=False)
     _met: frozenset[PackName] | None = field(default=None, init=False)
 
     def planner(self, project: Project) -> Planner:
-        """Return what planning for a project works with; the same for the whole session.
+        """Return what planning for a project works with; the same as long as the registries are.
 
         Raises:
             NotFoundError: there is no such registry.
             UsageError: an address is none, or the user's configuration is not valid.
         """
-        if self._planner is None:
+        if self._planner is None or project.registry != self._configured:
             offline = self.offline or settings.offline()
             registries = self._registries(project)
             supply = Supply(registries, default_store(), offline, self.progress)
             catalog = Catalog(registries, offline, self.notice, self.refresh)
             self._planner = Planner(supply, catalog, self.notice)
+            self._configured = project.registry
         return self._planner
 
     def _registries(self, project: Project) -> Registries:

@@ -96,6 +96,18 @@ def test_a_pinned_pack_comes_from_its_registry_and_no_other_is_even_asked(
     assert "No registry is called nowhere" in user.fail(4, "install", f"{OWNER}/more", "--registry", "nowhere")
 
 
+def test_registries_of_a_users_own_environment_count_when_packs_are_added_to_it(
+    user: Shell, both: tuple[hub.Registry, hub.Registry]
+) -> None:
+    (user.home / "skillhub.toml").unlink()
+    user.succeed("install", f"{OWNER}/open", "--base", BASE)
+    (own,) = (user.home / "home" / "environments").iterdir()
+    with (own / "skillhub.toml").open("a") as stream:
+        stream.write(f'\n[[registry]]\nname = "corp"\nurl = "{both[1].endpoint}"\n')
+    user.succeed("install", f"{OWNER}/secret", "--base", BASE)
+    assert places(own) == {"same": ("1.0", "corp"), "secret": ("1.0", "corp"), "open": ("99.0", "hub")}
+
+
 def test_what_is_locked_stays_with_its_registry(user: Shell, both: tuple[hub.Registry, hub.Registry]) -> None:
     user.succeed("install", f"{OWNER}/same")
     configure(user, f'\n[[registry]]\nname = "corp"\nurl = "{both[1].endpoint}"\n')

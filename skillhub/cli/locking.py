@@ -52,14 +52,14 @@ def init_command(folder: Path | None, base: str | None, as_json: bool) -> None:
     from skillhub.files import write_atomically
 
     place = as_environment(folder or Path())
-    if place.project_path.exists():
-        raise UsageError(f"{place.project_path} exists already.", hint="Change that file, or choose another folder.")
-    text = _TEMPLATE.encode()
-    if base is not None:
-        text = _with_base(text, base)
-    write_atomically(place.project_path, text)
-    ignore = place.folder / ".skillhub" / ".gitignore"
-    write_atomically(ignore, b"*\n")
+    text = _TEMPLATE.encode() if base is None else _with_base(_TEMPLATE.encode(), base)
+    with place.hold():
+        if place.project_path.exists():
+            raise UsageError(
+                f"{place.project_path} exists already.", hint="Change that file, or choose another folder."
+            )
+        write_atomically(place.project_path, text)
+        write_atomically(place.folder / ".skillhub" / ".gitignore", b"*\n")
     if as_json:
         console.emit_json({"environment": str(place.folder), "project": str(place.project_path)})
         return
