@@ -272,4 +272,3 @@ def remove_damaged(store: Store, damaged: Iterable[Damage], *, notice: Notice | 
     with _alone(store, notice, needed=True):
         still = [one.blob for one in damaged if one.blob.path.exists() and _damage_of(one.blob)]
         return _remove(store, still, [], dry_run=False)
-
