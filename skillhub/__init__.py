@@ -40,11 +40,11 @@ from skillhub.errors import (
 if TYPE_CHECKING:
     from skillhub.adapters import Adapter, open_adapter
     from skillhub.authorfile import AuthorFile
-    from skillhub.checking import verify
     from skillhub.compose.fusion import fuse
     from skillhub.compose.grafts import graft, grafted_packs, ungraft
     from skillhub.environments import InstalledPack
     from skillhub.installer import install, uninstall
+    from skillhub.integrity import verify
     from skillhub.packer import pack
     from skillhub.packs import Pack, open_pack
     from skillhub.publisher import Publication, publish
@@ -69,7 +69,7 @@ _MODULE_OF = {
     "publish": "publisher",
     "ungraft": "compose.grafts",
     "uninstall": "installer",
-    "verify": "checking",
+    "verify": "integrity",
 }
 
 __all__ = [

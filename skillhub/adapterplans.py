@@ -12,7 +12,7 @@ from skillhub.errors import ResolutionError, SkillhubError, TrustError
 from skillhub.lockfile import PEFT, LockedPack, files_digest
 from skillhub.policy import policy_path, read_policy
 from skillhub.projects import Base
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 

@@ -28,7 +28,7 @@ from skillhub.registries import Registries
 from skillhub.releases import Release
 from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 _FINGERPRINT = re.compile(r"skb1:[0-9a-f]{64}")
 

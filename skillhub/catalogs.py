@@ -21,7 +21,7 @@ from skillhub.packs import open_pack
 from skillhub.progress import Notice
 from skillhub.registries import Registries
 from skillhub.releases import Release, ReleaseIndex, release_event
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 _PARALLEL_READS = 8
 

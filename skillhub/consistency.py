@@ -1,6 +1,6 @@
 """Whether an environment hangs together: what is asked for, locked and installed, and the packs among themselves.
 
-Nothing is asked of any server, and of the packs only manifests and receipts are read (:mod:`skillhub.checking` reads
+Nothing is asked of any server, and of the packs only manifests and receipts are read (:mod:`skillhub.integrity` reads
 every byte). What was published is known as far as it is remembered.
 """
 
@@ -31,7 +31,7 @@ from skillhub.projects import Base, Project
 from skillhub.registries import known_registries
 from skillhub.releases import Release, parse_releases
 from skillhub.requirements import parse_rules, project_requirements, stale_reason
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 Rule = Literal["lock", "installed", "dependency", "conflict", "base", "policy", "yanked", "tampering"]
 

@@ -22,7 +22,7 @@ from skillhub.releases import Release
 from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem
 from skillhub.sightings import check_signature
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from skillhub.progress import Notice, Progress
 from skillhub.projects import Project
 from skillhub.requirements import asks_for, combine_requirements, lock_inputs, project_requirements, stale_reason
 from skillhub.sessions import Session
-from skillhub.sources import Wanted, parse_wanted
 from skillhub.transactions import Edit, Terms, change, clear_unfinished
+from skillhub.wanted import Wanted, parse_wanted
 
 
 def install(
@@ -80,7 +80,7 @@ def read_wanted(requirements: Sequence[str | Path]) -> tuple[Wanted, ...]:
     """Read requirements as a call or a command line gives them; relative folders are relative to the working folder.
 
     Raises:
-        SkillhubError: as :func:`skillhub.sources.parse_wanted`.
+        SkillhubError: as :func:`skillhub.wanted.parse_wanted`.
     """
     return tuple(parse_wanted(text if isinstance(text, str) else str(text.absolute())) for text in requirements)
 

@@ -37,7 +37,7 @@ from skillhub.resolver import BaseClaim, Pick
 from skillhub.resolver.problem import Problem, Screen
 from skillhub.screening import make_screen, parse_cut_off
 from skillhub.sightings import check_repository_id, check_signature, read_sightings
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from skillhub.lockfile import LOCAL, PEFT, Lock, LockedPack, inputs_digest, rela
 from skillhub.names import PackName, Requirement, is_folder, parse_requirement
 from skillhub.progress import Notice
 from skillhub.projects import PROJECT_FILE, Project
-from skillhub.sources import Wanted, parse_wanted
+from skillhub.wanted import Wanted, parse_wanted
 
 
 def project_requirements(project: Project, lock: Lock, start: Path) -> list[Wanted]:
@@ -23,7 +23,7 @@ def project_requirements(project: Project, lock: Lock, start: Path) -> list[Want
     A folder that is locked keeps its name although it may be gone: its pack can still come from the store.
 
     Raises:
-        SkillhubError: as :func:`skillhub.sources.parse_wanted`; the message names the file.
+        SkillhubError: as :func:`skillhub.wanted.parse_wanted`; the message names the file.
     """
     local = {entry.repository: entry for entry in lock.packs if entry.registry == LOCAL}
     with located(str(start / PROJECT_FILE)):

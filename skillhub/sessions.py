@@ -19,8 +19,8 @@ from skillhub.plans import Planner
 from skillhub.progress import Notice, Progress, silence
 from skillhub.projects import Project, RegistryEntry
 from skillhub.registries import Registries, find_registries, single_registry
-from skillhub.sources import Wanted, parse_wanted
 from skillhub.store import default_store
+from skillhub.wanted import Wanted, parse_wanted
 
 
 def _nobody(wanted: Wanted, candidates: Sequence[str]) -> None:

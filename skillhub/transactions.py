@@ -32,8 +32,8 @@ from skillhub.projects import Base, Project
 from skillhub.pruning import prune_to_limit
 from skillhub.requirements import combine_requirements, merge_requirements, project_requirements, stale_reason
 from skillhub.sessions import Session
-from skillhub.sources import Wanted
 from skillhub.store import Store
+from skillhub.wanted import Wanted
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from skillhub.resolver import Pick
 from skillhub.resolver.problem import Screen
 from skillhub.screening import parse_cut_off
 from skillhub.sessions import Session
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from skillhub.publisher import publish
 from skillhub.releases import release_event
 from skillhub.sessions import Session
 from skillhub.sightings import forget
-from skillhub.sources import parse_wanted
+from skillhub.wanted import parse_wanted
 from tests.support.packs import BASE, make_pack
 from tests.support.registry_process import RegistryProcess
 

@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import HfApi
 
 from skillhub import hub
-from skillhub.checking import verify
 from skillhub.environments import as_environment, installed_packs
 from skillhub.errors import IntegrityError, NetworkError, SkillhubError
 from skillhub.files import sha256_of_file
 from skillhub.installer import install, lock, sync, upgrade
+from skillhub.integrity import verify
 from skillhub.packs import Pack
 from skillhub.publisher import publish
 from skillhub.releases import parse_releases

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from skillhub import hub
-from skillhub.checking import verify
 from skillhub.environments import as_environment, damaged_packs, installed_packs
 from skillhub.errors import DiskError
 from skillhub.files import sha256_of_file
 from skillhub.installer import install, upgrade
+from skillhub.integrity import verify
 from skillhub.publisher import publish
 from skillhub.sessions import Session
 from skillhub.store import default_store

@@ -13,7 +13,6 @@ import pytest
 from huggingface_hub import HfApi
 
 from skillhub import hub
-from skillhub.checking import verify
 from skillhub.documents import canonical_json
 from skillhub.environments import installed_packs, read_project, user_environment, user_environments
 from skillhub.errors import (
@@ -32,6 +31,7 @@ from skillhub.errors import (
 from skillhub.files import sha256_of_file
 from skillhub.fingerprint import base_files_digest
 from skillhub.installer import install, uninstall
+from skillhub.integrity import verify
 from skillhub.lockfile import read_lock
 from skillhub.packs import Pack, verify_pack
 from skillhub.publisher import publish

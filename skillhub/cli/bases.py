@@ -11,8 +11,8 @@ from skillhub.cli import console, options
 from skillhub.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from skillhub.basechange import KnownBase
     from skillhub.fingerprint import BaseRecord
-    from skillhub.rebasing import KnownBase
 
 
 @click.group("base")
@@ -78,8 +78,8 @@ def show(name: str | None, environment: Path | None, as_json: bool) -> None:
       skillhub base show
       skillhub base show HuggingFaceTB/SmolLM2-135M-Instruct
     """
+    from skillhub.basechange import find_known_bases, known_bases
     from skillhub.environments import user_environments
-    from skillhub.rebasing import find_known_bases, known_bases
 
     if name is None:
         found = [one for one in known_bases([options.existing_environment(environment)]) if one.environments]
@@ -166,9 +166,9 @@ def use(name: str, dry_run: bool, environment: Path | None, as_json: bool, **giv
       skillhub base use ./SmolLM2-135M-Instruct
       skillhub base use HuggingFaceTB/SmolLM2-135M-Instruct --dry-run
     """
+    from skillhub.basechange import use_base
     from skillhub.cli.outcomes import print_outcome
     from skillhub.packs import base_text
-    from skillhub.rebasing import use_base
 
     place = options.chosen_environment(environment) or options.existing_environment(None)
     if Path(name).expanduser().exists():

@@ -31,7 +31,7 @@ def verify_command(context: click.Context, environment: Path | None, as_json: bo
     Example:
       skillhub verify
     """
-    from skillhub.checking import verify
+    from skillhub.integrity import verify
 
     chosen = options.existing_environment(environment)
     with console.progress() as progress:

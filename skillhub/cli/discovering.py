@@ -16,7 +16,7 @@ from skillhub.environments import Environment, read_project
 from skillhub.errors import UsageError
 from skillhub.names import is_folder, parse_pack_name
 from skillhub.projects import Project
-from skillhub.sources import parse_wanted
+from skillhub.wanted import parse_wanted
 
 if TYPE_CHECKING:
     from skillhub import hub

@@ -16,7 +16,7 @@ from skillhub.graphs import TreeRow, build_tree, find_locked, find_paths, frozen
 from skillhub.lockfile import LOCK_FILE, Lock, LockedPack, read_lock
 from skillhub.names import Requirement
 from skillhub.requirements import project_requirements
-from skillhub.sources import Wanted
+from skillhub.wanted import Wanted
 
 
 @click.command("tree")

@@ -15,8 +15,8 @@ from skillhub.names import is_folder
 
 if TYPE_CHECKING:
     from skillhub.names import PackName
-    from skillhub.sources import Wanted
     from skillhub.transactions import Edit, Terms
+    from skillhub.wanted import Wanted
 
 
 @click.command("install")
@@ -101,7 +101,7 @@ def _edit_and_terms(requirements: Sequence[str], *, dry_run: bool, **given: Any)
 def _read_files(files: Sequence[Path]) -> tuple[list[Wanted], dict[PackName, frozenset[str]], list[str]]:
     """Return the requirements of files, the hashes that they give, and the constraints among them."""
     from skillhub.requirementfiles import read_requirement_file
-    from skillhub.sources import parse_wanted
+    from skillhub.wanted import parse_wanted
 
     wanted: list[Wanted] = []
     hashes: dict[PackName, frozenset[str]] = {}

@@ -17,7 +17,7 @@ from skillhub.redaction import printable
 if TYPE_CHECKING:
     from skillhub.progress import Progress
     from skillhub.sessions import Session
-    from skillhub.sources import Wanted
+    from skillhub.wanted import Wanted
 
 _MOST_CHOICES = 9
 

@@ -24,7 +24,7 @@ from skillhub.redaction import printable
 if TYPE_CHECKING:
     from skillhub.plans import Planner
     from skillhub.releases import ReleaseIndex
-    from skillhub.sources import Wanted
+    from skillhub.wanted import Wanted
 
 _RELEASES_SHOWN = 8
 _TITLE_WIDTH = 14
@@ -143,7 +143,7 @@ def _remembered(environment: Environment, one: InstalledPack) -> ReleaseIndex | 
 def _remote(name: str, environment: Environment | None, *, as_json: bool, **given: Any) -> _Told:
     """Ask the registries about a pack or an adapter."""
     from skillhub.projects import Project
-    from skillhub.sources import parse_wanted
+    from skillhub.wanted import parse_wanted
 
     if is_folder(name):
         raise UsageError(f"{name} is a folder, and no registry has it.", hint="Leave out --remote.")

@@ -20,10 +20,10 @@ import huggingface_hub
 import huggingface_hub.hf_api
 
 from skillhub import hub, settings
-from skillhub.checking import verify
 from skillhub.environments import as_environment, damaged_packs, installed_packs, read_project, unfinished_paths
 from skillhub.files import sha256_of_file
 from skillhub.installer import install, uninstall
+from skillhub.integrity import verify
 from skillhub.lockfile import read_lock
 from skillhub.packs import open_pack, verify_pack
 from skillhub.publisher import publish
