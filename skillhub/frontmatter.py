@@ -91,14 +91,19 @@ def write_front_matter(values: Mapping[str, Value], kept: Iterable[str] = ()) ->
     Args:
         values: texts, and lists of texts; quoted as JSON, which YAML reads.
         kept: lines that follow as they are.
+
+    Raises:
+        UsageError: those lines were YAML where they stood, and are none after ours.
     """
-    lines = [_FENCE]
+    lines = []
     for key, value in values.items():
         if isinstance(value, str):
             lines.append(f"{key}: {_quoted(value)}")
         else:
             lines += [f"{key}:", *(f"- {_quoted(text)}" for text in value)]
-    return "\n".join([*lines, *kept, _FENCE])
+    block = "\n".join([*lines, *kept])
+    read_front_matter(block)
+    return f"{_FENCE}\n{block}\n{_FENCE}"
 
 
 def _quoted(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -162,6 +162,7 @@ def test_deprecation_and_withdrawal_are_said_first() -> None:
     assert card.index("[!WARNING]") < card.index("skillhub install")
 
 
+@example("!\n::")
 @given(st.text(st.sampled_from("ab:-# \n|>[]{}\"'&*!%\t"), max_size=60))
 @settings(max_examples=150)
 def test_any_front_matter_is_kept_or_refused(block: str) -> None:

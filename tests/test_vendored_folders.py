@@ -41,7 +41,8 @@ def vendored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, homes: Path) -> Pa
     (repository / "vendored.json").write_bytes(canonical_json({"schema": 0, "commit": COMMIT, "id": "42"}))
     pack = make_pack(tmp_path / "pack")
     (repository / "releases.jsonl").write_bytes(append_event(b"", release_event(pack.manifest, {})))
-    (repository / "releases").mkdir()
+    (repository / "releases" / "1.0.0").mkdir(parents=True)
+    (repository / "releases" / "1.0.0" / "skillpack.json").write_bytes(pack.manifest.to_bytes())
     (repository / "releases" / "some.bin").write_bytes(b"x" * 100)
     return folder
 
@@ -96,7 +97,7 @@ def test_only_the_vendored_commit_is_there(registry: hub.Registry, tmp_path: Pat
 
 def test_files_are_listed_with_their_digests(registry: hub.Registry) -> None:
     found = list_files(registry, "acme/math-pack")
-    assert [one.path for one in found] == ["releases.jsonl", "releases/some.bin"]
+    assert [one.path for one in found] == ["releases.jsonl", "releases/1.0.0/skillpack.json", "releases/some.bin"]
     assert found[1] == FileEntry(path="releases/some.bin", size=100, sha256=hashlib.sha256(b"x" * 100).hexdigest())
 
 
