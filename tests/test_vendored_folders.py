@@ -98,7 +98,7 @@ def test_only_the_vendored_commit_is_there(registry: hub.Registry, tmp_path: Pat
 def test_files_are_listed_with_their_digests(registry: hub.Registry) -> None:
     found = list_files(registry, "acme/math-pack")
     assert [one.path for one in found] == ["releases.jsonl", "releases/1.0.0/skillpack.json", "releases/some.bin"]
-    assert found[1] == FileEntry(path="releases/some.bin", size=100, sha256=hashlib.sha256(b"x" * 100).hexdigest())
+    assert found[2] == FileEntry(path="releases/some.bin", size=100, sha256=hashlib.sha256(b"x" * 100).hexdigest())
 
 
 def test_no_path_and_no_link_leaves_the_folder(registry: hub.Registry, vendored: Path, tmp_path: Path) -> None:
