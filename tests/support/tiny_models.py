@@ -42,12 +42,77 @@ _DECODER = {
 }
 
 
+_ROTARY = {**_DECODER, "head_dim": 4}
+_EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_ENCODER = {key: _DECODER[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 2,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 2,
+}
+_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_IMAGES = {
+    "text_config": {**_ROTARY, "model_type": "gemma3_text", "tie_word_embeddings": True},
+    "vision_config": _VISION,
+    "mm_tokens_per_image": 4,
+    "image_token_index": 5,
+    "boi_token_index": 6,
+    "eoi_token_index": 7,
+}
+
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {**_ROTARY, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_ROTARY, "tie_word_embeddings": False}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {**_ROTARY, "tie_word_embeddings": True}),
+    "gemma": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**_ROTARY, "tie_word_embeddings": True}),
+    "gemma_images": ("Gemma3Config", "Gemma3ForConditionalGeneration", _IMAGES),
+    "bert_mlm": ("BertConfig", "BertForMaskedLM", {**_ENCODER, "num_attention_heads": 4, "pad_token_id": 2}),
+    "t5": ("T5Config", "T5ForConditionalGeneration", _T5),
+    "t5_untied": ("T5Config", "T5ForConditionalGeneration", {**_T5, "tie_word_embeddings": False}),
+    "qwen_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {**_ROTARY, **_EXPERTS}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {**_ROTARY, **_EXPERTS, "shared_expert_intermediate_size": 24},
+    ),
+}
+"""Further kinds of models: classes of config and model, and the config's fields; another ``tie_word_embeddings`` is a change."""
+
+
 def make_model(kind: str, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **changes: Any) -> Any:
-    """Return a random model: ``llama`` (untied), ``tied`` (a Llama with a tied head), ``gpt2``, ``bert``, ``mixtral`` or ``resnet``."""
+    """Return a random model.
+
+    Args:
+        kind: ``llama`` (untied), ``tied`` (a Llama with a tied head), ``gpt2``, ``bert``, ``mixtral``, ``resnet`` or one of ``KINDS``.
+        dtype: of its weights.
+        seed: of its weights.
+        changes: fields of its config.
+    """
     import transformers
 
     torch.manual_seed(seed)
-    if kind in ("llama", "tied"):
+    if kind in KINDS:
+        config_class, model_class, fields = KINDS[kind]
+        config = getattr(transformers, config_class)(**{**fields, **changes})
+        model = getattr(transformers, model_class)(config)
+        if kind == "t5_untied":
+            model.all_tied_weights_keys.pop("lm_head.weight")
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) / 4)
+    elif kind in ("llama", "tied"):
         config = transformers.LlamaConfig(**{**_DECODER, "tie_word_embeddings": kind == "tied", **changes})
         model = transformers.LlamaForCausalLM(config)
     elif kind == "mixtral":
