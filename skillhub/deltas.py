@@ -25,6 +25,7 @@ from skillhub.errors import IntegrityError, NewerSchemaError, UsageError, WrongB
 from skillhub.manifest import TensorEntry, Variant
 from skillhub.packs import Pack, describe_base
 from skillhub.tensorfiles import TensorInfo, raw_bytes, read_header, write_tensors
+from skillhub.tensorreaders import MemoryReader, TensorReader
 
 DELTA_SCHEMA = 0
 FILE_LIMIT = 120 << 20
@@ -263,6 +264,14 @@ class PackDelta:
                 f"{self.pack}: {name} does not decode to what the manifest promises.", hint=_DAMAGED, tensor=name
             )
         return tensor
+
+    def reader(self, name: str) -> TensorReader:
+        """Return a reader of a tensor's delta, which :meth:`decode` checks; not for tensors whose values are set.
+
+        Raises:
+            IntegrityError: as :meth:`decode`.
+        """
+        return MemoryReader(self.decode(name))
 
     def sets_values(self, name: str) -> bool:
         """Say whether :meth:`decode` gives the tuned tensor itself instead of a difference."""

@@ -33,7 +33,7 @@ def test_a_pack_that_would_fill_memory_is_refused_before_it_is_decoded(pack: Pac
     entries = pack.manifest.variants[0].codec.tensors
     shapes = {name: tuple(entry.shape) for name, entry in entries.items() if name != "norm.weight"}
     huge = with_entry(pack, "norm.weight", shape=shape, change="added")
-    contributions = open_contributions(make_recipe([huge]), pack.manifest.variants[0].base.fingerprint)
+    contributions = open_contributions(make_recipe([huge]), pack.manifest.variants[0].base.fingerprint, shapes)
     with pytest.raises(UnsafeContentError, match=r"adds (8589934592|4294967296) values, far more"):
         check_packs(contributions, shapes, in_memory=False)
 

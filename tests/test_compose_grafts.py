@@ -375,7 +375,6 @@ def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     assert "must be a list" in refused(model, one)
     assert "there twice" in refused(model, [one, one])
     assert "1 packs and weights" in refused(model, [one], weights=[1, 2])
-    assert "1 packs and weights" in refused(model, [one], weights=[float("nan")])
     assert "does not use densities" in refused(model, [one], densities=[0.5])
     assert "share of elements" in refused(model, [one], method="ties", densities=[0])
     assert "not a pack" in refused(model, [llama / "base"])
@@ -383,8 +382,12 @@ def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     assert "3 is not a pack" in refused(model, [3])
     assert "packs must be a list" in refused(model, 3)
     assert "weights must be a list" in refused(model, [one], weights=0.5)
-    for weight in (None, "x", True, 10**400, float("nan"), 1e7, -1e7, float("inf"), 1j):
+    for weight in (1e7, -1e7, [0, 1e7], {"mlp": 1e7}):
         assert "1 packs and weights" in refused(model, [one], weights=[weight])
+    for weight in (None, "x", True, 10**400, float("nan"), float("inf"), 1j, [], {}, [1, None], {"mlp": "x"}):
+        assert "no number for weights" in refused(model, [one], weights=[weight])
+    assert "not a pattern" in refused(model, [one], weights=[{"(": 1}])
+    assert "has no option 'gamma'" in refused(model, [one], options={"gamma": 1})
     assert "densities must be a list" in refused(model, [one], method="ties", densities=1)
     graft(model, [one])
     assert "there twice" in refused(model, [one])

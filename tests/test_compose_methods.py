@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from skillhub.compose.methods import METHODS, find_method, linear, ties
+from skillhub.compose.methods import METHODS, find_method, merge_tensors
+from skillhub.compose.methods.linear import linear
 from skillhub.errors import UsageError
 
 exact = st.integers(-512, 512).map(lambda value: value / 64)  # sums and products with the weights do not round
@@ -50,7 +51,7 @@ def test_ties_is_the_papers_algorithm_element_by_element(mixture: tuple[list[tor
         for delta, weight, density in zip(deltas, weights, densities, strict=True)
     ]
     expected = [float32(ties_of_element(list(row))) for row in zip(*columns, strict=True)]
-    merged = ties(deltas, weights, densities)
+    merged = merge_tensors("ties", deltas, weights=weights, densities=densities)
     assert merged.dtype == torch.float32 and merged.shape == deltas[0].shape
     assert merged.flatten().tolist() == pytest.approx(expected, rel=1e-6, abs=0)
 
@@ -77,35 +78,36 @@ def test_one_delta_of_weight_one_comes_back_bit_for_bit():
 @given(arrays.arrays("float32", st.integers(1, 40), elements=exact), st.sampled_from([0.1, 0.25, 0.5, 1.0]))
 def test_ties_of_one_delta_keeps_the_largest_magnitudes(values: object, density: float):
     delta = torch.from_numpy(values)
-    assert ties([delta], [1.0], [density]).tolist() == trimmed_by_sorting(delta.tolist(), density)
+    assert merge_tensors("ties", [delta], densities=[density]).tolist() == trimmed_by_sorting(delta.tolist(), density)
     assert delta.tolist() == torch.from_numpy(values).tolist()
 
 
 def test_ties_over_several_chunks_is_ties_of_each(monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(1)
     deltas = [torch.randn(37, 5, generator=generator) for _ in range(3)]
-    whole = ties(deltas, [1.0, 0.5, 2.0], [0.5, 0.3, 1.0])
-    monkeypatch.setattr("skillhub.compose.methods._CHUNK", 7)
-    assert torch.equal(ties(deltas, [1.0, 0.5, 2.0], [0.5, 0.3, 1.0]), whole)
+    weights, densities = [1.0, 0.5, 2.0], [0.5, 0.3, 1.0]
+    whole = merge_tensors("ties", deltas, weights=weights, densities=densities)
+    monkeypatch.setattr("skillhub.compose.methods.interface.CHUNK", 7)
+    assert torch.equal(merge_tensors("ties", deltas, weights=weights, densities=densities), whole)
 
 
 def test_ties_lets_opposite_signs_cancel_and_ignores_the_minority():
     deltas = [torch.tensor([3.0, 1.0, -2.0]), torch.tensor([-1.0, 1.0, 2.0]), torch.tensor([1.0, 4.0, 0.0])]
-    assert ties(deltas, [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]).tolist() == [2.0, 2.0, 0.0]
+    assert merge_tensors("ties", deltas).tolist() == [2.0, 2.0, 0.0]
 
 
-def test_halving_every_weight_halves_the_result_of_every_method():
+def test_halving_every_weight_halves_the_result():
     generator = torch.Generator().manual_seed(1)
     deltas = [torch.randn(6, 5, generator=generator) for _ in range(3)]
-    for method in METHODS.values():
-        whole = method.merge(deltas, [1.0] * 3, [0.5] * 3)
-        half = method.merge(deltas, [0.5] * 3, [0.5] * 3)
+    for method in ("linear", "ties"):
+        whole = merge_tensors(method, deltas, densities=[0.5] * 3)
+        half = merge_tensors(method, deltas, weights=[0.5] * 3, densities=[0.5] * 3)
         assert torch.equal(half * 2, whole)
 
 
 def test_empty_tensors_pass_through():
     for method in METHODS.values():
-        assert method.merge([torch.empty(0, 4)] * 2, [1.0, 0.5], [0.5, 0.5]).shape == (0, 4)
+        assert merge_tensors(method.name, [torch.empty(0, 4)] * 2, densities=[0.5, 0.5]).shape == (0, 4)
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from skillhub.adapters import Adapter
 from skillhub.canonical import refuse_changed_layers
 from skillhub.compose.merging import AnyDelta, Contribution
 from skillhub.compose.recipes import Recipe
+from skillhub.compose.schedules import count_layers
 from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
@@ -56,13 +57,17 @@ def common_fingerprints(recipe: Recipe) -> list[str]:
 
 
 def open_contributions(
-    recipe: Recipe, fingerprint: str | None, find_target: Callable[[], Target] | None = None
+    recipe: Recipe,
+    fingerprint: str | None,
+    names: Iterable[str],
+    find_target: Callable[[], Target] | None = None,
 ) -> list[Contribution]:
     """Open the delta of every pack of a recipe for one base, in the recipe's order.
 
     Args:
         recipe: the packs and adapters.
         fingerprint: of the base; None where nothing says it, which does for adapters.
+        names: canonical names of the base's tensors.
         find_target: gives what adapters are applied to; called only where there are any.
 
     Raises:
@@ -79,7 +84,8 @@ def open_contributions(
         assert target is not None
         return open_adapter_delta(pack, target)
 
-    return [Contribution(item, delta(item.pack)) for item in recipe.packs]
+    layers = count_layers(names)
+    return [Contribution(item, delta(item.pack), layers) for item in recipe.packs]
 
 
 def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shape], *, in_memory: bool) -> None:

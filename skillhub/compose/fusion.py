@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from skillhub.compose.declarations import tell_declared_bases
 from skillhub.compose.lineage import CARD_FILE, model_card
 from skillhub.compose.merging import Contribution, changed_names, merge_tensor, result_dtype, result_shape
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
+from skillhub.compose.schedules import Amount
 from skillhub.compose.verification import base_records, wrong_base
 from skillhub.errors import UsageError
 from skillhub.files import new_folder, staged_folder
@@ -64,8 +65,10 @@ def fuse(
     out: str | Path,
     *,
     method: str = "linear",
-    weights: Sequence[float] | None = None,
-    densities: Sequence[float] | None = None,
+    weights: Sequence[Amount] | None = None,
+    densities: Sequence[Amount] | None = None,
+    options: Mapping[str, Amount] | None = None,
+    seed: int = 0,
     rounding: str = "auto",
     environment: EnvironmentSource | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -87,6 +90,8 @@ def fuse(
         method: ``linear`` or ``ties``.
         weights: one per pack, in the order of ``packs``; 1 by default.
         densities: one per pack; 1 by default.
+        options: what else the method is told, by name; ``skillhub.compose.methods`` has them.
+        seed: of the random masks of methods that drop elements at random.
         rounding: ``auto`` (to nearest where the packs hold a tensor exactly, else stochastic), ``nearest`` or ``stochastic``.
         environment: where pack names are looked up; the per-user environments by default.
         shard_bytes: most bytes of one safetensors file, unless one tensor is larger.
@@ -112,6 +117,8 @@ def fuse(
         method=method,
         weights=weights,
         densities=densities,
+        options=options,
+        seed=seed,
         rounding=rounding,
         environment=environment,
         fingerprint=lambda: record.fingerprint,
@@ -119,7 +126,7 @@ def fuse(
     fingerprints = common_fingerprints(recipe)
     if recipe.skill_packs and record.fingerprint not in fingerprints:
         raise wrong_base(recipe, base_records(recipe, fingerprints), record)
-    contributions = open_contributions(recipe, record.fingerprint, lambda: _target(checkpoint))
+    contributions = open_contributions(recipe, record.fingerprint, checkpoint.tensors, lambda: _target(checkpoint))
     check_packs(contributions, {name: info.shape for name, info in checkpoint.tensors.items()}, in_memory=False)
     tell_declared_bases(recipe, located.repo, notice)
     tensors = plan_tensors(checkpoint, contributions)

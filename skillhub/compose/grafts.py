@@ -26,6 +26,7 @@ from skillhub.compose.recipes import (
     make_recipe,
     open_folder,
 )
+from skillhub.compose.schedules import Amount
 from skillhub.compose.verification import verify_base
 from skillhub.errors import NotFoundError, UsageError
 from skillhub.interop.adapterdeltas import Target
@@ -63,8 +64,10 @@ def graft(
     *,
     mode: str = "fused",
     method: str = "linear",
-    weights: Sequence[float] | None = None,
-    densities: Sequence[float] | None = None,
+    weights: Sequence[Amount] | None = None,
+    densities: Sequence[Amount] | None = None,
+    options: Mapping[str, Amount] | None = None,
+    seed: int = 0,
     verify: str = "auto",
     trust_base: bool = False,
     rounding: str = "auto",
@@ -86,8 +89,10 @@ def graft(
         packs: installed names, folders or opened packs, and adapters of peft; at least one.
         mode: ``fused``; routing per input is not in this version.
         method: ``linear`` or ``ties``.
-        weights: one per pack; 1 by default.
+        weights: one per pack: a number, a list of numbers over the layers, or patterns of names with either; 1 by default.
         densities: one per pack, for ``ties``; 1 by default.
+        options: what else the method is told, by name; ``skillhub.compose.methods`` has them.
+        seed: of the random masks of methods that drop elements at random.
         verify: ``full`` hashes all weights of the model, ``sample`` some; ``auto`` samples over 8 GB.
         trust_base: skip hashing (names and shapes are still checked) when you know that the model is the packs' base.
         rounding: ``auto`` (to nearest where the packs hold a tensor exactly, else stochastic, seeded by packs and tensor name),
@@ -114,6 +119,8 @@ def graft(
         method=method,
         weights=weights,
         densities=densities,
+        options=options,
+        seed=seed,
         rounding=rounding,
         environment=environment,
         fingerprint=lambda: fingerprint_slots(layout, originals).fingerprint,
@@ -131,7 +138,9 @@ def graft(
         trust_base=trust_base,
     )
     repeats = state.repeats if state else layout.repeats()
-    contributions = open_contributions(recipe, fingerprint, lambda: _target(model, layout, originals, repeats))
+    contributions = open_contributions(
+        recipe, fingerprint, layout.names, lambda: _target(model, layout, originals, repeats)
+    )
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
     _check_dtypes(contributions, layout)
     if wanted.adapters:
@@ -163,7 +172,7 @@ def ungraft(model: nn.Module, pack: PackSource | None = None, *, progress: Progr
     recipe = Recipe(()) if pack is None else state.recipe.without(_grafted_digest(state.recipe, pack))
     layout = layout_of(model)
     contributions = open_contributions(
-        recipe, state.fingerprint, lambda: _target(model, layout, state.originals, state.repeats)
+        recipe, state.fingerprint, layout.names, lambda: _target(model, layout, state.originals, state.repeats)
     )
     _apply(model, layout, replace(state, recipe=recipe), contributions, progress)
     return model

@@ -1,11 +1,11 @@
 """One tensor of a composition: base + merged delta, summed in fp32 and rounded once.
 
-``graft`` and ``fuse`` both go through :func:`merge_tensor`, so a fused checkpoint holds the bits that grafting puts into memory.
+``graft`` and ``fuse`` both go through :func:`merge_chunks`, so a fused checkpoint holds the bits that grafting puts into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -13,34 +13,45 @@ from typing import TypeAlias
 import torch
 
 from skillhub.codecs import exact
-from skillhub.compose.methods import find_method
+from skillhub.compose.methods import MergeInputs, MergeMethod, find_method
+from skillhub.compose.methods.interface import Chunk
 from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError, UsageError
 from skillhub.interop.adapterdeltas import AdapterDelta
 from skillhub.rounding import TARGETS, round_to, rounding_key
+from skillhub.tensorreaders import MemoryReader, TensorReader, ZeroReader, resized, row_shape
 
 AnyDelta: TypeAlias = PackDelta | AdapterDelta
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """A pack of a recipe with its delta for the base at hand."""
+    """A pack of a recipe with its delta for the base at hand.
+
+    Attributes:
+        item: the pack, with its weight and density.
+        delta: its delta.
+        layers: how many layers the base has, for what differs from layer to layer.
+    """
 
     item: WeightedPack
     delta: AnyDelta
+    layers: int = 0
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Canonical names of the tensors that the pack changes or adds; none with a weight of 0."""
-        if not self.item.weight:
-            return frozenset()
-        return frozenset(name for name in self.delta.names if self.delta.entry(name).change != "removed")
+        """Canonical names of the tensors that the pack changes or adds; without those of weight 0."""
+        return frozenset(name for name in self._weighed if self.delta.entry(name).change != "removed")
 
-    @property
+    @cached_property
     def removed(self) -> frozenset[str]:
-        """Canonical names of the tensors that the pack removes; none with a weight of 0."""
-        return frozenset(self.delta.names) - self.names if self.item.weight else frozenset()
+        """Canonical names of the tensors that the pack removes; without those of weight 0."""
+        return frozenset(self._weighed) - self.names
+
+    @cached_property
+    def _weighed(self) -> list[str]:
+        return [name for name in self.delta.names if self.item.weight_at(name, self.layers)]
 
 
 def changed_names(contributions: Sequence[Contribution]) -> list[str]:
@@ -60,16 +71,13 @@ def merge_tensor(
     base: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Return one tensor of the composition, on the CPU.
-
-    The packs' deltas are decoded and checked against their manifests, merged, added to the base in fp32 (to an fp64 base in
-    fp64) and rounded to ``dtype`` once. Where packs *set* a tensor (integers, added tensors), its values are taken as they are, whatever the weights.
+    """Return one tensor of the composition, on the CPU: all the chunks of :func:`merge_chunks`.
 
     Args:
         recipe: method, rounding and all packs.
         contributions: the recipe's packs, in its order.
         name: canonical name of a tensor that at least one of them changes.
-        base: the base's tensor, on the CPU; None where the base has none. Rows that only the result has count as zero.
+        base: the base's tensor, on the CPU; None where the base has none.
         dtype: of the result.
 
     Returns:
@@ -79,44 +87,99 @@ def merge_tensor(
         IntegrityError: a pack's bytes are damaged.
         UsageError: a sum of finite values is too large for the dtype.
     """
+    shape = result_shape(contributions, name, None if base is None else tuple(base.shape))
+    result = torch.empty(row_shape(shape), dtype=dtype)
+    row = 0
+    reader = None if base is None else MemoryReader(base.detach())
+    for chunk in merge_chunks(recipe, contributions, name, reader, dtype):
+        result[row : row + len(chunk)] = chunk
+        row += len(chunk)
+    return result.reshape(shape)
+
+
+def merge_chunks(
+    recipe: Recipe,
+    contributions: Sequence[Contribution],
+    name: str,
+    base: TensorReader | None,
+    dtype: torch.dtype,
+) -> Iterator[torch.Tensor]:
+    """Yield one tensor of the composition, some rows at a time.
+
+    The packs' deltas are decoded, merged, added to the base in fp32 (to an fp64 base in fp64) and rounded to ``dtype`` once. Where
+    packs *set* a tensor (integers, added tensors), its values are taken as they are, whatever the weights.
+
+    Args:
+        recipe: method, rounding and all packs.
+        contributions: the recipe's packs, in its order.
+        name: canonical name of a tensor that at least one of them changes.
+        base: reads the base's tensor; None where the base has none. Rows that only the result has count as zero.
+        dtype: of the result.
+
+    Raises:
+        IntegrityError: a pack's bytes are damaged.
+        UsageError: a sum of finite values is too large for the dtype.
+    """
     members = contributing(contributions, name)
     if members[0].delta.sets_values(name):
         values = members[0].delta.decode(name)
-        result = _rounded(values, dtype, recipe, name, "nearest")
+        result = _rounded(values, dtype, rounding_key(recipe.digests, name), 0, "nearest")
         _check_finite(result, [values], name)
-        return result
-    shape = result_shape(members, name, None if base is None else tuple(base.shape))
-    merged = find_method(recipe.method).merge(
-        [resized_rows(one.delta.decode(name), shape) for one in members],
-        [one.item.weight for one in members],
-        [one.item.density for one in members],
+        yield result.reshape(row_shape(tuple(result.shape)))
+        return
+    method = find_method(recipe.method)
+    inputs = merge_inputs(recipe, contributions, name, base)
+    key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
+    measured = method.begin(inputs)
+    for begin, end in inputs.spans():
+        chunk = inputs.chunk(begin, end)
+        wide = chunk.base
+        if inputs.base is not None and dtype == torch.float64:
+            wide = inputs.base.read(begin, end)
+        merged = _sum(method, inputs, chunk, wide, measured)
+        result = _rounded(merged, dtype, key, chunk.first, mode)
+        _check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], name)
+        yield result
+
+
+def merge_inputs(
+    recipe: Recipe, contributions: Sequence[Contribution], name: str, base: TensorReader | None
+) -> MergeInputs:
+    """Return one tensor of the base and of the packs, as the recipe's method sees it."""
+    members = contributing(contributions, name)
+    shape = row_shape(result_shape(members, name, None if base is None else base.shape))
+    taking_part = contributions if find_method(recipe.method).counts_every_pack else members
+    return MergeInputs(
+        name=name,
+        base=None if base is None else resized(base, shape[0]),
+        deltas=[
+            resized(one.delta.reader(name), shape[0]) if one in members else ZeroReader(shape) for one in taking_part
+        ],
+        weights=[one.item.weight_at(name, one.layers) for one in taking_part],
+        densities=[one.item.density_at(name, one.layers) for one in taking_part],
+        options=recipe.options_at(name, members[0].layers),
+        keys=[rounding_key([one.item.pack.digest, f"mask {recipe.seed}"], name) for one in taking_part],
     )
+
+
+def _sum(
+    method: MergeMethod, inputs: MergeInputs, chunk: Chunk, base: torch.Tensor | None, measured: object
+) -> torch.Tensor:
+    """Return the rows of base + merged delta, in fp32 or the base's fp64."""
+    merged = method.merge(inputs, chunk, measured)
+    if base is None or method.gives_values:
+        return merged
     # x + (+0) would turn −0 into +0; x + (−0) is x, so what did not change keeps its bits.
-    merged.masked_fill_(merged == 0, -0.0)
-    if base is not None:
-        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
-        merged = resized_rows(base.to(wide, copy=True), shape).add_(merged)
-    result = _rounded(merged, dtype, recipe, name, rounding_mode(recipe, members, name))
-    before = (resized_rows(tensor, shape) for tensor in _inputs(members, name, base))
-    _check_finite(result, before, name)
-    return result
+    return base + torch.where(merged == 0, -0.0, merged)
 
 
-def _inputs(members: Sequence[Contribution], name: str, base: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    """Yield base and deltas of one tensor; decoded again, which only a result that is not finite asks for."""
-    if base is not None:
-        yield base
-    for one in members:
-        yield one.delta.decode(name)
-
-
-def _check_finite(result: torch.Tensor, before: Iterable[torch.Tensor], name: str) -> None:
+def _check_finite(result: torch.Tensor, before: Sequence[torch.Tensor], name: str) -> None:
     """Refuse a result that is not finite where all that it was made of is."""
     if result.dtype not in (*TARGETS, torch.float64) or bool(result.isfinite().all()):
         return
     overflown = ~result.isfinite()
     for tensor in before:
-        overflown &= tensor.to(torch.float64).isfinite()
+        overflown &= tensor.isfinite()
     if overflown.any():
         raise UsageError(
             f"{name} would have values that {result.dtype} cannot hold.",
@@ -158,20 +221,10 @@ def rounding_mode(recipe: Recipe, members: Sequence[Contribution], name: str) ->
     return "nearest" if exact else "stochastic"
 
 
-def resized_rows(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return ``values`` with the first dimension cut or padded with zeros to ``shape``; themselves where they have it."""
-    if values.shape == shape:
-        return values
-    resized = torch.zeros(shape, dtype=values.dtype)
-    rows = min(len(values), len(resized))
-    resized[:rows] = values[:rows]
-    return resized
-
-
-def _rounded(values: torch.Tensor, dtype: torch.dtype, recipe: Recipe, name: str, mode: str) -> torch.Tensor:
+def _rounded(values: torch.Tensor, dtype: torch.dtype, key: int, first: int, mode: str) -> torch.Tensor:
     if values.dtype == dtype or dtype not in TARGETS:
         return values.to(dtype)
-    return round_to(dtype, values.to(torch.float32), key=rounding_key(recipe.digests, name), mode=mode)
+    return round_to(dtype, values.to(torch.float32), key=key, offset=first, mode=mode)
 
 
 def _stored_dtype(delta: PackDelta, name: str) -> torch.dtype:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from skillhub.adapters import Adapter, is_adapter, open_adapter
-from skillhub.compose.methods import find_method
+from skillhub.compose.methods import MergeMethod, find_method
+from skillhub.compose.schedules import Amount, Schedule, amount_at, amounts_in, read_amount
 from skillhub.errors import IntegrityError, NotFoundError, UsageError
 from skillhub.manifest import MANIFEST_FILE
 from skillhub.names import is_folder
@@ -45,11 +45,21 @@ class WeightedPack:
         pack: the pack, or an adapter.
         weight: factor of its delta; negative to unlearn it.
         density: share of its delta's elements that a trimming method keeps, over 0 and at most 1.
+
+    Both may be schedules, which give a number for each tensor.
     """
 
     pack: Pack | Adapter
-    weight: float = 1.0
-    density: float = 1.0
+    weight: float | Schedule = 1.0
+    density: float | Schedule = 1.0
+
+    def weight_at(self, name: str, layers: int) -> float:
+        """Return the weight for a tensor of a model of so many layers; 0 where a schedule does not name it."""
+        return amount_at(self.weight, name, layers, 0.0)
+
+    def density_at(self, name: str, layers: int) -> float:
+        """Return the density for a tensor of a model of so many layers; 1 where a schedule does not name it."""
+        return amount_at(self.density, name, layers, 1.0)
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,23 @@ class Recipe:
         packs: the packs, each once.
         method: name of a merge method.
         rounding: one of :data:`ROUNDINGS`.
+        options: what else the method was told, by name.
+        seed: of random masks.
     """
 
     packs: tuple[WeightedPack, ...]
     method: str = "linear"
     rounding: str = "auto"
+    options: Mapping[str, float | Schedule] = field(default_factory=dict)
+    seed: int = 0
+
+    def options_at(self, name: str, layers: int) -> dict[str, float]:
+        """Return the value of every option of the method for a tensor."""
+        known = find_method(self.method).options
+        return {
+            key: amount_at(self.options[key], name, layers, option.default) if key in self.options else option.default
+            for key, option in known.items()
+        }
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
@@ -85,14 +107,14 @@ class Recipe:
         """Return this recipe with the packs of ``other``.
 
         Raises:
-            UsageError: they have a pack in common, or another method or rounding.
+            UsageError: they have a pack in common, or another method, rounding, seed or options.
         """
-        for field in ("method", "rounding"):
-            mine, theirs = getattr(self, field), getattr(other, field)
+        for attribute in ("method", "rounding", "options", "seed"):
+            mine, theirs = getattr(self, attribute), getattr(other, attribute)
             if mine != theirs:
                 raise UsageError(
-                    f"The packs that are grafted already use {field} {mine!r}; {theirs!r} cannot be mixed with it.",
-                    hint=f"Pass {field}={mine!r}, or ungraft first and graft all packs in one call.",
+                    f"The packs that are grafted already use {attribute} {mine!r}; {theirs!r} cannot be mixed with it.",
+                    hint=f"Pass {attribute}={mine!r}, or ungraft first and graft all packs in one call.",
                 )
         return replace(self, packs=sort_packs((*self.packs, *other.packs)))
 
@@ -105,8 +127,10 @@ def make_recipe(
     packs: Sequence[PackSource],
     *,
     method: str = "linear",
-    weights: Sequence[float] | None = None,
-    densities: Sequence[float] | None = None,
+    weights: Sequence[Amount] | None = None,
+    densities: Sequence[Amount] | None = None,
+    options: Mapping[str, Amount] | None = None,
+    seed: int = 0,
     rounding: str = "auto",
     environment: EnvironmentSource | None = None,
     fingerprint: Callable[[], str] | None = None,
@@ -116,8 +140,10 @@ def make_recipe(
     Args:
         packs: at least one.
         method: name of a merge method.
-        weights: one per pack; all 1 by default.
-        densities: one per pack; all 1 by default.
+        weights: one per pack, each a number or a schedule (:mod:`skillhub.compose.schedules`); all 1 by default.
+        densities: one per pack, likewise; all 1 by default.
+        options: of the method, by name.
+        seed: of random masks.
         rounding: one of :data:`ROUNDINGS`.
         environment: where names are looked up; see :func:`find_pack`.
         fingerprint: gives the base's fingerprint; called only where it decides which pack a name means.
@@ -139,15 +165,55 @@ def make_recipe(
         raise UsageError("No pack was given.", hint="Name at least one installed pack or pack folder.")
     if rounding not in ROUNDINGS:
         raise UsageError(f"There is no rounding {rounding!r}.", hint=f"Use one of: {', '.join(ROUNDINGS)}.")
-    chosen_weights = _one_each("weights", weights, len(packs))
-    chosen_densities = _one_each("densities", densities, len(packs))
-    if any(not 0 < density <= 1 for density in chosen_densities):
-        raise UsageError("A density is the share of elements to keep.", hint="Use densities over 0 and at most 1.")
-    if not find_method(method).uses_density and any(density != 1 for density in chosen_densities):
-        raise UsageError(f"The method {method!r} does not use densities.", hint="Leave them out, or use method='ties'.")
+    chosen = find_method(method)
+    chosen_weights = _one_each("weights", weights, len(packs), WEIGHT_LIMIT)
+    chosen_densities = _one_each("densities", densities, len(packs), 1.0)
+    chosen_options = _check_options(chosen, options or {})
+    _check_use(chosen, len(packs), chosen_weights, chosen_densities)
     opened = [find_pack(source, environment=environment, fingerprint=fingerprint) for source in packs]
     weighted = map(WeightedPack, opened, chosen_weights, chosen_densities)
-    return Recipe(sort_packs(weighted), method, rounding)
+    return Recipe(sort_packs(weighted), method, rounding, chosen_options, seed)
+
+
+def _check_use(
+    method: MergeMethod, count: int, weights: Sequence[float | Schedule], densities: Sequence[float | Schedule]
+) -> None:
+    """Refuse what a method has no use for, rather than ignore it."""
+    low, high = method.members
+    if count < low or (high is not None and count > high):
+        wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        raise UsageError(
+            f"The method {method.name!r} takes {wanted} packs, not {count}.", hint="Choose another method."
+        )
+    if any(not 0 < density <= 1 for amount in densities for density in amounts_in(amount)):
+        raise UsageError("A density is the share of elements to keep.", hint="Use densities over 0 and at most 1.")
+    if not method.uses_density and any(density != 1 for density in densities):
+        raise UsageError(
+            f"The method {method.name!r} does not use densities.", hint="Leave them out, or use method='ties'."
+        )
+    if not method.uses_weights and any(weight != 1 for weight in weights):
+        raise UsageError(f"The method {method.name!r} does not use weights.", hint="Leave them out.")
+
+
+def _check_options(method: MergeMethod, options: Mapping[str, Any]) -> dict[str, float | Schedule]:
+    """Read the options of a method.
+
+    Raises:
+        UsageError: it has no such option, or a value is none or out of range.
+    """
+    read = {}
+    for name, value in options.items():
+        if name not in method.options:
+            known = ", ".join(method.options) or "none"
+            raise UsageError(f"The method {method.name!r} has no option {name!r}.", hint=f"Its options: {known}.")
+        option = method.options[name]
+        read[name] = read_amount(name, float(value) if isinstance(value, bool) else value)
+        if not all(option.low <= one <= option.high for one in amounts_in(read[name])):
+            raise UsageError(
+                f"{name} is {value}, for the method {method.name!r}.",
+                hint=f"Use values from {option.low:g} to {option.high:g}: {option.help}",
+            )
+    return read
 
 
 def find_pack(
@@ -243,13 +309,14 @@ def sort_packs(packs: Iterable[WeightedPack]) -> tuple[WeightedPack, ...]:
     return ordered
 
 
-def _one_each(what: str, values: Sequence[float] | None, count: int) -> list[float]:
-    chosen = [1.0] * count if values is None else _listed(what, values)
-    if len(chosen) != count or not all(_is_factor(value) for value in chosen):
+def _one_each(what: str, values: Sequence[Amount] | None, count: int, limit: float) -> list[float | Schedule]:
+    given: list[Any] = [1.0] * count if values is None else _listed(what, values)
+    chosen = [read_amount(what, value) for value in given]
+    if len(chosen) != count or not all(abs(number) <= limit for amount in chosen for number in amounts_in(amount)):
         raise UsageError(
-            f"There are {count} packs and {what} {chosen}.", hint="Give one number per pack, of a million at most."
+            f"There are {count} packs and {what} {given}.", hint=f"Give one number per pack, of {limit:g} at most."
         )
-    return [float(value) for value in chosen]
+    return chosen
 
 
 def _listed(what: str, values: Iterable[Any]) -> list[Any]:
@@ -257,8 +324,3 @@ def _listed(what: str, values: Iterable[Any]) -> list[Any]:
         return list(values)
     except TypeError as error:
         raise UsageError(f"{what} must be a list, not {values!r}.", hint=f"Write [{values!r}].") from error
-
-
-def _is_factor(value: Any) -> bool:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and bool(-WEIGHT_LIMIT <= value <= WEIGHT_LIMIT)

@@ -19,6 +19,7 @@ from skillhub.interop.factors import Change, Shape, read_changes, read_values
 from skillhub.interop.modules import Modules
 from skillhub.layout import Slot, ViewSlot
 from skillhub.manifest import TensorEntry
+from skillhub.tensorreaders import MemoryReader, TensorReader
 
 _SHOWN = 3
 _OTHER_MODEL = "Give the model that the adapter was trained on, loaded with the class that it was trained with."
@@ -93,6 +94,32 @@ class AdapterDelta:
             if change.has_product
         }
         return delta.add_(_arranged(modules, name, products)) if products else delta
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return factors whose product ``leftᵀ @ right`` is the delta of a matrix, where the adapter holds it so; else None.
+
+        Returns:
+            (rank, rows) and (rank, columns) fp32, scaled.
+
+        Raises:
+            IntegrityError: the file holds a value that is not finite.
+        """
+        parts, slot = self._parts[name], self._target.modules.layout.slots[name]
+        (parameter, change), *others = parts.items()
+        is_whole = isinstance(slot, ViewSlot) and slot.is_whole
+        if others or change.whole or change.is_bias or change.is_embedding or not is_whole or len(slot.shape) != 2:
+            return None
+        left, right = map(read_values, change.factors)
+        outputs, inputs = left.T * change.scale, right
+        return (inputs, outputs) if parameter in self._target.modules.transposed else (outputs, inputs)
+
+    def reader(self, name: str) -> TensorReader:
+        """Return a reader of a tensor's delta.
+
+        Raises:
+            IntegrityError: as :meth:`decode`.
+        """
+        return MemoryReader(self.decode(name))
 
 
 def open_adapter_delta(adapter: Adapter, target: Target) -> AdapterDelta:

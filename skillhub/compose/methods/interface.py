@@ -1,0 +1,148 @@
+"""What a merge method is: how it sees one tensor, and the row of the table that describes it to users.
+
+A method may look at a tensor twice. *Measuring* reads all of it, a chunk at a time, and returns what has to be known of the whole
+(a threshold, inner products); *merging* then turns one chunk after another into its part of the result. So a method never needs
+memory for a whole tensor. Chunks are cut by a tensor's shape alone, hence sums over chunks do not depend on who asks for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from skillhub.tensorreaders import Shape, TensorReader
+
+CHUNK = 1 << 18
+"""Elements of a chunk (of one row, where a row is longer): what merging needs of it stays in the processor's cache."""
+
+Options = Mapping[str, float]
+"""What a method can be told beyond weights and densities, for one tensor; a switch is 0 or 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some rows of one tensor: of the base and of every delta.
+
+    Attributes:
+        base: fp32; None where the base has no such tensor. Not to be changed, nor are the deltas.
+        deltas: at least one, fp32, all of the base's shape (rows, …).
+        first: index, in the whole tensor (row-major), of the chunk's first element.
+    """
+
+    base: torch.Tensor | None
+    deltas: tuple[torch.Tensor, ...]
+    first: int
+
+    @property
+    def models(self) -> list[torch.Tensor]:
+        """The tuned tensors' rows: base + delta, each; the deltas where there is no base."""
+        return list(self.deltas) if self.base is None else [self.base + delta for delta in self.deltas]
+
+
+@dataclass(frozen=True, eq=False)
+class MergeInputs:
+    """One tensor of the base and of all packs that change it, as a merge method sees it.
+
+    Attributes:
+        name: canonical name.
+        base: reads the base's tensor; None where it has none.
+        deltas: read the packs' deltas, of one shape.
+        weights: one per delta.
+        densities: one per delta, over 0 and at most 1.
+        options: of the method, all that it has.
+        keys: one 64-bit key per delta, for :func:`skillhub.rounding.random_words`: random masks depend on the pack, the tensor's name, the
+            element's index and the user's seed alone.
+    """
+
+    name: str
+    base: TensorReader | None
+    deltas: Sequence[TensorReader]
+    weights: Sequence[float]
+    densities: Sequence[float]
+    options: Options = field(default_factory=dict)
+    keys: Sequence[int] = ()
+
+    @property
+    def shape(self) -> Shape:
+        """The deltas' shape."""
+        return self.deltas[0].shape
+
+    @property
+    def elements(self) -> int:
+        """How many elements the tensor has."""
+        return math.prod(self.shape)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield the first row of each chunk and the row after its last."""
+        rows = self.shape[0]
+        step = max(1, CHUNK // max(1, math.prod(self.shape[1:])))
+        for begin in range(0, rows, step):
+            yield begin, min(begin + step, rows)
+
+    def chunk(self, begin: int, end: int) -> Chunk:
+        """Read some rows of everything."""
+        base = None if self.base is None else self.base.read(begin, end).to(torch.float32)
+        deltas = tuple(delta.read(begin, end).to(torch.float32) for delta in self.deltas)
+        return Chunk(base, deltas, begin * math.prod(self.shape[1:]))
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Read everything, a chunk at a time."""
+        return (self.chunk(begin, end) for begin, end in self.spans())
+
+    def delta_chunks(self, index: int) -> Iterator[torch.Tensor]:
+        """Read one delta, a chunk at a time, fp32."""
+        return (self.deltas[index].read(begin, end).to(torch.float32) for begin, end in self.spans())
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something that a method can be told.
+
+    Attributes:
+        default: its value where the user says nothing.
+        low: least value.
+        high: largest value.
+        help: what it does, in a line.
+    """
+
+    default: float
+    low: float
+    high: float
+    help: str
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """One row of :data:`skillhub.compose.methods.METHODS`.
+
+    Attributes:
+        name: what users write.
+        source: the paper and its section.
+        merge: (inputs, chunk, what was measured) → the merged delta's rows, fp32; with ``gives_values`` the result's own rows.
+        measure: inputs → what ``merge`` has to know of the whole tensor.
+        gives_values: whether the result is the tensor itself and not a difference to the base.
+        counts_every_pack: whether a pack that leaves a tensor as it is takes part, with a delta of zeros.
+        uses_weights: whether weights other than 1 mean anything to it.
+        uses_density: whether densities other than 1 do.
+        options: what else it can be told, by name.
+        members: least and largest number of packs.
+    """
+
+    name: str
+    source: str
+    merge: Callable[[MergeInputs, Chunk, Any], torch.Tensor]
+    measure: Callable[[MergeInputs], Any] | None = None
+    gives_values: bool = False
+    counts_every_pack: bool = False
+    uses_weights: bool = True
+    uses_density: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
+    members: tuple[int, int | None] = (1, None)
+
+    def begin(self, inputs: MergeInputs) -> Any:
+        """Return what was measured of a tensor; None for methods that need not."""
+        return self.measure(inputs) if self.measure else None

@@ -1,0 +1,148 @@
+"""What callers may say about choices, read into decisions: labels, decisions, and whatever may stand for a router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillhub.compose.merging import Contribution
+from skillhub.errors import UsageError
+from skillhub.names import is_bare_name, parse_pack_name
+from skillhub.routing.decisions import Decision, Prefill, Router
+
+_EVERY_KIND = "Give 'auto', a router, a function from Prefill to choices, or one choice per row."
+
+
+@dataclass(frozen=True, eq=False)
+class FixedLabels:
+    """Decides by labels that a caller gave.
+
+    Attributes:
+        labels: one per row, or for some rows by their number; the base for all others.
+    """
+
+    labels: Any
+
+    def route(self, prefill: Prefill) -> Any:
+        """Return the labels."""
+        if isinstance(self.labels, Mapping):
+            return [self.labels.get(row) for row in range(prefill.rows)]
+        return self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """Decides as a function of the caller does."""
+
+    function: Callable[[Prefill], Any]
+
+    def route(self, prefill: Prefill) -> Any:
+        """Call the function."""
+        return self.function(prefill)
+
+
+def pack_labels(contributions: Sequence[Contribution]) -> tuple[str, ...]:
+    """Return what each pack is called in decisions: its name, and where several have the same also its version or digest."""
+    names = [str(one.item.pack.name) for one in contributions]
+    versioned = [str(one.item.pack) for one in contributions]
+    labels = []
+    for one, name, longer in zip(contributions, names, versioned, strict=True):
+        if names.count(name) == 1:
+            labels.append(name)
+        elif versioned.count(longer) == 1:
+            labels.append(longer)
+        else:
+            labels.append(f"{longer} {one.item.pack.digest[:12]}")
+    return tuple(labels)
+
+
+def as_router(source: Any, contributions: Sequence[Contribution], model: nn.Module) -> Router:
+    """Return what decides.
+
+    Args:
+        source: ``auto``, a router, a function from :class:`Prefill` to anything that :func:`as_decision` reads, a list of labels (one
+            per row) or a mapping (number of a row → label).
+        contributions: the packs, for ``auto``.
+        model: the base model, for ``auto``.
+
+    Raises:
+        UsageError: it is nothing of that kind, or packs cannot be routed automatically.
+    """
+    if isinstance(source, str):
+        if source != "auto":
+            raise UsageError(f"There is no router {source!r}.", hint=_EVERY_KIND)
+        from skillhub import routing
+
+        found: Router = routing.find_router(contributions, model)
+        return found
+    if hasattr(source, "route"):
+        return source  # type: ignore[no-any-return]
+    if callable(source):
+        return Function(source)
+    if isinstance(source, (Mapping, list, tuple)):
+        return FixedLabels(source)
+    raise UsageError(f"{source!r} is no router.", hint=_EVERY_KIND)
+
+
+def as_decision(value: Any, labels: Sequence[str]) -> Decision:
+    """Read choices: a decision, or a list of one label, number of a pack or None per row.
+
+    Args:
+        value: the choices; a single label is for a batch of one row.
+        labels: of the packs that are grafted.
+
+    Returns:
+        A decision whose packs are among ``labels``.
+
+    Raises:
+        UsageError: a name is no grafted pack's or means several, or the decision's parts do not go together.
+    """
+    if isinstance(value, Decision):
+        decision = replace(value, packs=tuple(_label(name, labels) for name in value.packs))
+        _check(decision)
+        return decision
+    if value is None or isinstance(value, (str, int)):
+        value = [value]
+    try:
+        chosen = list(value)
+    except TypeError as error:
+        raise UsageError(f"{value!r} are no choices.", hint="Give a pack's name or None for each row.") from error
+    return Decision(tuple(labels), tuple(None if one is None else _index(one, labels) for one in chosen))
+
+
+def _index(choice: Any, labels: Sequence[str]) -> int:
+    if isinstance(choice, str):
+        return list(labels).index(_label(choice, labels))
+    if isinstance(choice, int) and not isinstance(choice, bool) and 0 <= choice < len(labels):
+        return choice
+    raise UsageError(f"{choice!r} is no choice.", hint=f"Use a name of: {', '.join(labels)}; or None for the base.")
+
+
+def _label(name: str, labels: Sequence[str]) -> str:
+    """Return the label that a name means: the label itself, or a pack's name with or without its owner."""
+    if name in labels:
+        return name
+    wanted = parse_pack_name(name) if all(map(is_bare_name, name.split("/"))) and name.count("/") < 2 else None
+    of_packs = {label: parse_pack_name(label.split(" ")[0]) for label in labels}
+    found = [label for label, pack in of_packs.items() if wanted is not None and wanted.matches(pack)]
+    if len(found) != 1:
+        what = f"means several packs here: {', '.join(found)}" if found else "is not routed on this model"
+        raise UsageError(f"The choice {name!r} {what}.", hint=f"Use one of: {', '.join(labels)}; or None for the base.")
+    return found[0]
+
+
+def _check(decision: Decision) -> None:
+    rows, packs = len(decision.choices), len(decision.packs)
+    wrong = [one for one in decision.choices if one is not None and not 0 <= one < packs]
+    if wrong:
+        raise UsageError(f"A decision chooses pack {wrong[0]} of {packs}.", hint="Count its packs from 0.")
+    mixture = decision.mixture
+    if mixture is not None and (tuple(mixture.shape) != (rows, packs) or not bool(torch.isfinite(mixture).all())):
+        raise UsageError(
+            f"A mixture of {list(mixture.shape)} does not fit {rows} rows and {packs} packs.",
+            hint="Give a finite weight for every row and pack.",
+        )

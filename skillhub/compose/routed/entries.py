@@ -1,0 +1,345 @@
+"""Entries: the modules that callers call. Each forward that enters a routed model is decided here, or finds what was decided."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillhub.compose.routed.batches import Batch, Identity, activated, active_batch
+from skillhub.compose.routed.bindings import Bound, bind, bound_to, is_cache
+from skillhub.compose.routed.choices import as_decision
+from skillhub.errors import UsageError
+from skillhub.routing.decisions import Decision, Prefill, Router, base_alone, is_base_alone
+
+CHOICES = "pack_choices"
+"""Argument of a routed model's forward and ``generate``: the choices that a caller fixes for this call."""
+
+_PAGED = ("cu_seq_lens_q", "block_table", "block_tables")
+"""Arguments of forwards that hold several sequences in one row."""
+
+
+@dataclass(eq=False)
+class Generation:
+    """What holds for all forwards inside one block or one call of ``generate``.
+
+    Attributes:
+        owner: the routed model's identity.
+        choices: what the caller fixed; None where the router decides.
+        bound: what was decided, for forwards that have no cache to keep it.
+    """
+
+    owner: Identity
+    choices: Any = None
+    bound: Bound | None = None
+    keeps: bool = False
+
+
+_generation: ContextVar[Generation | None] = ContextVar("skillhub_generation", default=None)
+_last: ContextVar[tuple[Identity, Decision] | None] = ContextVar("skillhub_last_decision", default=None)
+
+
+@contextmanager
+def generation(owner: Identity, choices: Any = None, *, keeps: bool = False) -> Iterator[None]:
+    """Let forwards inside the block use fixed choices, or keep one decision for those without a cache.
+
+    Args:
+        owner: the routed model's identity.
+        choices: anything that :func:`as_decision` reads; None leaves the decision to the router (or to the block around).
+        keeps: whether forwards without a cache take what the first of them decided.
+    """
+    around = _generation.get()
+    if choices is None and around is not None and around.owner is owner:
+        choices = around.choices
+    token = _generation.set(Generation(owner, choices, keeps=keeps))
+    try:
+        yield
+    finally:
+        _generation.reset(token)
+
+
+def last_decision_of(owner: Identity) -> Decision | None:
+    """Return what this thread (or task) decided last for a routed model."""
+    found = _last.get()
+    return found[1] if found is not None and found[0] is owner else None
+
+
+@dataclass(eq=False)
+class Rules:
+    """How a routed model decides; shared by all its entries.
+
+    Attributes:
+        owner: the model's identity.
+        model: the model.
+        router: what decides.
+        labels: of the packs.
+        check: called before each forward, to refuse what has become wrong with the model.
+    """
+
+    owner: Identity
+    model: nn.Module
+    router: Router
+    labels: tuple[str, ...]
+    check: Callable[[], None]
+
+    def batch(self, decision: Decision) -> Batch:
+        """Return a decided batch."""
+        decision = as_decision(decision, self.labels)
+        return Batch(self.owner, decision, tuple(self.labels.index(name) for name in decision.packs))
+
+    def decide(self, prefill: Prefill) -> Decision:
+        """Ask the router.
+
+        Raises:
+            UsageError: it does not answer with a choice for each row.
+        """
+        with base_alone(), activated(None):
+            answer = self.router.route(prefill)
+        decision = as_decision(answer, self.labels)
+        return Bound(self.owner, decision).fitted(prefill.rows, "The router's decision").decision
+
+    def decide_rows(self, prefill: Prefill) -> Bound:
+        """Ask the router for the rows that have any token; rows of nothing but padding stay undecided, and count as the base."""
+        mask = prefill.attention_mask
+        empty = [] if mask is None else [row for row, some in enumerate((mask != 0).any(-1).tolist()) if not some]
+        if not empty:
+            return Bound(self.owner, self.decide(prefill))
+        there = [row for row in range(prefill.rows) if row not in empty]
+        nothing = Decision(self.labels, (None,) * prefill.rows)
+        if not there:
+            return Bound(self.owner, nothing, frozenset(empty))
+        found = as_decision(self.decide(prefill.select(there)), self.labels)
+        return Bound(self.owner, merged(nothing, found, there), frozenset(empty))
+
+    def complete(self, bound: Bound, prefill: Prefill) -> Bound:
+        """Decide rows that were undecided, where this forward brings tokens for them."""
+        mask = prefill.attention_mask
+        rows = [row for row in sorted(bound.undecided) if mask is None or bool(mask[row].any())]
+        if not rows:
+            return bound
+        found = self.decide(prefill.select(rows))
+        return replace(bound, decision=merged(bound.decision, found, rows), undecided=bound.undecided - set(rows))
+
+
+@dataclass(eq=False)
+class Entry:
+    """Takes the place of the ``forward`` of a module that callers call.
+
+    Attributes:
+        rules: how the model decides.
+        module: the module.
+    """
+
+    rules: Rules
+    module: nn.Module
+
+    def __post_init__(self) -> None:
+        self._adopt()
+
+    def _adopt(self) -> None:
+        self.original = type(self.module).forward.__get__(self.module)
+        signature = inspect.signature(self.original)
+        self.names = list(signature.parameters)
+        # transformers reads which arguments a forward takes: to hand them on, and to refuse others
+        choices = inspect.Parameter(CHOICES, inspect.Parameter.KEYWORD_ONLY, default=None)
+        rest = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        last = [one for one in signature.parameters.values() if one.kind is inspect.Parameter.VAR_KEYWORD]
+        self.__signature__ = signature.replace(parameters=[*rest, choices, *last])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
+        """Return an entry of the copied module."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        made.rules, made.module = copy.deepcopy(self.rules, memo), copy.deepcopy(self.module, memo)
+        made._adopt()
+        return made
+
+    def install(self) -> None:
+        """Put the entry in its place."""
+        self.module.__dict__["forward"] = self
+
+    def remove(self) -> None:
+        """Give the module its own forward back."""
+        self.module.__dict__.pop("forward", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Decide, or find what was decided, and compute."""
+        rules = self.rules
+        choices = kwargs.pop(CHOICES, None)
+        if is_base_alone():
+            with activated(None):
+                return self.original(*args, **kwargs)
+        if active_batch(rules.owner) is not None:  # called by another entry of the same model
+            return self.original(*args, **kwargs)
+        rules.check()
+        call = Call({**dict(zip(self.names, args, strict=False)), **kwargs})
+        bound = _bound_for(rules, call, choices)
+        _last.set((rules.owner, bound.decision))
+        with activated(rules.batch(bound.decision)):
+            outputs = self.original(*args, **kwargs)
+        for carrier in call.carriers(outputs, self.module):
+            bind(carrier, bound)
+        return outputs
+
+
+@dataclass(eq=False)
+class Generate:
+    """Takes the place of a model's ``generate``."""
+
+    rules: Rules
+    model: nn.Module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate; what the first forward decides holds for all of them, with a cache or without."""
+        choices = kwargs.pop(CHOICES, None)
+        with generation(self.rules.owner, choices, keeps=True):
+            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+
+    def install(self) -> None:
+        """Put this in its place."""
+        self.model.__dict__["generate"] = self
+
+    def remove(self) -> None:
+        """Give the model its own ``generate`` back."""
+        self.model.__dict__.pop("generate", None)
+
+
+@dataclass(eq=False)
+class Call:
+    """The arguments of one forward.
+
+    Attributes:
+        given: argument → value.
+    """
+
+    given: Mapping[str, Any]
+    cache: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        caches = [value for value in self.given.values() if is_cache(value)]
+        self.cache = caches[0] if caches else None
+
+    @property
+    def encoded(self) -> Any:
+        """The outputs of an encoder that ran before, or None."""
+        found = self.given.get("encoder_outputs")
+        return found if found is not None else self.given.get("encoder_hidden_states")
+
+    @property
+    def rows(self) -> int:
+        """How many rows the batch has.
+
+        Raises:
+            UsageError: there is no input.
+        """
+        for name in ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds"):
+            if isinstance(self.given.get(name), torch.Tensor):
+                return len(self.given[name])
+        if self.encoded is not None:
+            return len(self.encoded if isinstance(self.encoded, torch.Tensor) else self.encoded[0])
+        raise UsageError("There is no input to route by.", hint="Pass input_ids or inputs_embeds.")
+
+    def prefill(self, model: nn.Module) -> Prefill:
+        """Return what a router sees of this call: of a mask that goes further back, the part of these inputs."""
+        ids, embeds = self.given.get("input_ids"), self.given.get("inputs_embeds")
+        inputs = ids if ids is not None else embeds
+        mask = self.given.get("attention_mask")
+        if inputs is None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            mask = None
+        elif mask.shape[1] != inputs.shape[1]:
+            mask = mask[:, -inputs.shape[1] :]
+        return Prefill(model, ids, mask, embeds if ids is None else None)
+
+    def carriers(self, outputs: Any, module: nn.Module) -> list[Any]:
+        """Return what can keep a decision for the next forward: caches, and an encoder's outputs."""
+        values = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+        values = values if isinstance(values, (list, tuple)) else ()
+        found = [value for value in (self.cache, *values) if is_cache(value)]
+        config = getattr(module, "config", None)
+        if getattr(config, "is_encoder_decoder", False) or getattr(module, "is_decoder", True):
+            return found
+        return [*found, *([outputs] if isinstance(outputs, Mapping) else []), *values[:1]]
+
+
+def _bound_for(rules: Rules, call: Call, choices: Any) -> Bound:
+    """Return the decision for a forward: the caller's, else that of its cache, encoder or generation, else the router's."""
+    for name in _PAGED:
+        if call.given.get(name) is not None:
+            raise UsageError(
+                "A row of this batch holds several sequences, which cannot be routed apart.",
+                hint="Generate with one sequence a row, not with continuous batching.",
+            )
+    around = _generation.get()
+    around = around if around is not None and around.owner is rules.owner else None
+    if choices is None and around is not None:
+        choices = around.choices
+    if choices is not None:
+        return Bound(rules.owner, as_decision(choices, rules.labels)).fitted(call.rows, "The choice")
+    bound = _kept(rules, call)
+    if bound is not None:
+        return rules.complete(bound, call.prefill(rules.model)) if bound.undecided else bound
+    if around is not None and around.keeps and around.bound is not None and call.cache is None:
+        decided = len(around.bound.decision.choices)
+        if decided and call.rows % decided == 0:
+            return around.bound.fitted(call.rows, "The generation's decision")
+    bound = rules.decide_rows(call.prefill(rules.model))
+    if around is not None and around.keeps:
+        around.bound = bound
+    return bound
+
+
+def _kept(rules: Rules, call: Call) -> Bound | None:
+    """Return the decision that the cache or the encoder's outputs carry.
+
+    Raises:
+        UsageError: it is for other rows; or there is something from before without a decision, and nothing to decide from.
+    """
+    bound = bound_to(call.cache, rules.owner)
+    if bound is not None:
+        if len(bound.decision.choices) != call.rows:
+            raise UsageError(
+                f"The cache is for {len(bound.decision.choices)} rows, and this batch has {call.rows}.",
+                hint="Repeat or select the cache's rows by its own methods.",
+            )
+        return bound
+    encoded = call.encoded
+    bound = bound_to(encoded, rules.owner)
+    if bound is None and encoded is not None and not isinstance(encoded, torch.Tensor):
+        bound = bound_to(encoded[0], rules.owner)
+    if bound is not None:
+        return bound.fitted(call.rows, "The encoder's output")
+    past = call.cache.get_seq_length() if call.cache is not None else 0
+    if encoded is not None or past:
+        what = "encoder's outputs" if encoded is not None else f"cache of {past} tokens"
+        raise UsageError(
+            f"This call brings an {what} that the routed model did not make, so nothing says which packs its rows have."
+            if encoded is not None
+            else f"This call brings a {what} that the routed model did not make, so nothing says which packs its rows have.",
+            hint=f"Say so: {CHOICES}=[…], a pack's name or None for each row.",
+        )
+    return None
+
+
+def merged(decision: Decision, found: Decision, rows: list[int]) -> Decision:
+    """Return a decision with some of its rows replaced by those of another about the same packs."""
+    choices = list(decision.choices)
+    for row, choice in zip(rows, found.choices, strict=True):
+        choices[row] = choice
+
+    def placed(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
+        if mine is None and theirs is None:
+            return None
+        shape = (len(choices), len(found.packs))
+        table = torch.zeros(shape) if mine is None else mine.clone()
+        if theirs is not None:
+            table[rows] = theirs.to(table.device, table.dtype)
+        return table
+
+    return Decision(found.packs, tuple(choices), placed(decision.scores, found.scores), placed(decision.mixture, found.mixture))

@@ -1,0 +1,142 @@
+"""Low-rank factors of packs and adapters, as linear modules use them: in the base's dtype, those of several packs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from skillhub.codecs import lowrank
+from skillhub.compose.merging import Contribution
+from skillhub.compose.routed.batches import Batch, Widths
+from skillhub.deltas import PackDelta
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A difference of low rank of a linear module's weight (outputs × inputs): ``leftᵀ @ right``, and perhaps one of its bias.
+
+    Attributes:
+        left: (rank, outputs) fp32.
+        right: (rank, inputs) fp32.
+        bias: (outputs,) fp32, or None.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns that it takes side by side with others: its rank, and one for the bias."""
+        return len(self.right) + (self.bias is not None)
+
+
+def read_factors(contribution: Contribution, name: str, *, transposed: bool) -> Factors | None:
+    """Return what a pack adds to a weight if that is stored as factors alone, scaled by the pack's weight; else None.
+
+    Args:
+        contribution: the pack.
+        name: canonical name of the weight.
+        transposed: the weight is inputs × outputs (GPT-2's ``Conv1D``).
+
+    Raises:
+        IntegrityError: the stored factors are damaged.
+    """
+    delta = contribution.delta
+    found = _stored_factors(delta, name) if isinstance(delta, PackDelta) else delta.factors(name)
+    if found is None:
+        return None
+    rows, columns = found  # (rank, rows) and (rank, columns) of the weight as it is stored
+    weight = contribution.item.weight_at(name, contribution.layers)
+    left, right = (columns, rows) if transposed else (rows, columns)
+    return Factors(*_balanced(left * weight, right))
+
+
+def _stored_factors(delta: PackDelta, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    encoded = delta.encoded(name)
+    if not encoded.parts or any(part.codec != lowrank.ID for part in encoded.parts) or len(encoded.shape) != 2:
+        return None
+    sides: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for part in encoded.parts:
+        found = lowrank.read_components(part, *lowrank.matrix_shape(encoded.shape))
+        powers = np.concatenate([np.full(count, 2.0**exponent) for count, exponent in found.groups])
+        left = found.left.astype(np.float64) * (found.scales * powers)[:, None]
+        sides.append((torch.from_numpy(left.astype(np.float32)), torch.from_numpy(found.right.astype(np.float32))))
+    return torch.cat([left for left, _ in sides]), torch.cat([right for _, right in sides])
+
+
+def _balanced(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move powers of two between the sides until both are of about the same size: no bit changes, and float16 holds them."""
+    sizes = [side.abs().amax(dim=1, keepdim=True).clamp_(min=2.0**-100) for side in (left, right)]
+    power = torch.exp2(((sizes[0].log2() - sizes[1].log2()) / 2).round())
+    return left / power, right * power
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The factors of some packs for one module, or for several that read the same input, side by side.
+
+    Attributes:
+        right: (columns, inputs).
+        constant: (columns,): 1 in columns of biases, else 0; None without biases.
+        left: (columns, outputs), for one module.
+        widths: columns of each pack, in order.
+    """
+
+    right: torch.Tensor
+    constant: torch.Tensor | None
+    left: torch.Tensor
+    widths: Widths
+
+    def hidden(self, inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return (rows · positions, columns): the input on the right factors, each row's by what its packs count in it."""
+        hidden = functional.linear(inputs, self.right.to(inputs.dtype), self.constant)
+        if batch.single is None:
+            rows = hidden.view(batch.rows, -1, hidden.shape[-1])
+            rows *= batch.mask(self.widths, hidden)
+        return hidden.view(-1, hidden.shape[-1])
+
+
+def stack_factors(factors: Mapping[int, Factors], packs: Sequence[int], weight: torch.Tensor) -> Stack:
+    """Lay the factors of some packs side by side, in the dtype and on the device of the module's weight."""
+    chosen = [factors[pack] for pack in packs]
+    right, left, constant = [], [], []
+    for one in chosen:
+        right.append(one.right)
+        left.append(one.left)
+        constant.append(torch.zeros(len(one.right)))
+        if one.bias is not None:
+            right.append(torch.zeros(1, one.right.shape[1]))
+            left.append(one.bias[None])
+            constant.append(torch.ones(1))
+    place: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+    has_bias = any(one.bias is not None for one in chosen)
+    widths = tuple((pack, one.width) for pack, one in zip(packs, chosen, strict=True))
+    return Stack(
+        torch.cat(right).to(**place), torch.cat(constant).to(**place) if has_bias else None, torch.cat(left).to(**place), widths
+    )
+
+
+def join_stacks(stacks: Sequence[Stack]) -> Stack:
+    """Lay stacks of modules that read the same input side by side; the left factors stay with each module."""
+    constants = [stack.constant for stack in stacks]
+    constant = None
+    if any(one is not None for one in constants):
+        constant = torch.cat([s.right.new_zeros(len(s.right)) if s.constant is None else s.constant for s in stacks])
+    widths = tuple(width for stack in stacks for width in stack.widths)
+    return Stack(torch.cat([stack.right for stack in stacks]), constant, stacks[0].left, widths)
+
+
+def is_transposed(module: nn.Module) -> bool | None:
+    """Say whether a linear module keeps its weight as inputs × outputs; None for modules that factors cannot be added to."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) is nn.Linear:
+        return False
+    return True if type(module) is Conv1D else None

@@ -1,0 +1,306 @@
+"""Sites: the modules whose parameters packs change, and how each computes a batch whose rows have different packs.
+
+*Grouped*: the module runs once per group of rows, as a stand-in that has the pack's weights. *Factored*: the module runs once on all
+rows, and what low-rank packs add is added to its output. A site does both where a batch asks for both.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row
+from skillhub.compose.routed.factors import Factors, Stack, is_transposed, join_stacks, stack_factors
+from skillhub.compose.routed.weights import PackWeights
+from skillhub.errors import UsageError
+
+SIDE_BY_SIDE = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+    ("wi_0", "wi_1"),
+)
+"""Names of linear modules of one parent that mostly read the same input, so that their right factors make one matrix."""
+
+_STACKS_KEPT = 8
+"""Sets of packs whose factors a module keeps side by side."""
+
+
+@dataclass(eq=False)
+class Site:
+    """A module that computes each row with its pack; it takes the place of the module's ``forward`` (or another method).
+
+    Attributes:
+        owner: the routed model's identity.
+        module: the module.
+        method: name of the method that is replaced.
+        parameters: name of each parameter that packs change, as the module reaches it → its qualified name in the model.
+        weights: gives parameters under packs.
+        dense: the packs that change the parameters otherwise than by factors.
+        factors: pack → what it adds to the weight of a linear module.
+        siblings: the sites that read the same input, this one among them; empty where there are none.
+    """
+
+    owner: Identity
+    module: nn.Module
+    method: str
+    parameters: Mapping[str, str]
+    weights: PackWeights
+    dense: frozenset[int]
+    factors: Mapping[int, Factors]
+    siblings: Siblings | None = None
+    _stacks: dict[Any, Stack] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.original = getattr(self.module, self.method)  # bound: an instance's own comes before its class's
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
+        """Return a site of the copied module; what packs hold is shared, as nobody changes it."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        made.owner, made.module = copy.deepcopy(self.owner, memo), copy.deepcopy(self.module, memo)
+        made.siblings, made._stacks = copy.deepcopy(self.siblings, memo), {}
+        made.original = getattr(type(made.module), self.method).__get__(made.module)
+        return made
+
+    def install(self) -> None:
+        """Put the site in its place."""
+        setattr(self.module, self.method, self)
+
+    def remove(self) -> None:
+        """Give the module its own method back."""
+        self.module.__dict__.pop(self.method, None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the module."""
+        batch = active_batch(self.owner)
+        if batch is None or batch.single == BASE:
+            return self.original(*args, **kwargs)
+        dense = tuple(pack for pack in batch.packs if pack in self.dense)
+        result = self._run_dense(batch, dense, args, kwargs) if dense else self.original(*args, **kwargs)
+        factored = tuple(pack for pack in batch.packs if pack in self.factors)
+        return self._add_factored(batch, factored, args[0], result) if factored else result
+
+    # Grouped
+
+    def _run_dense(self, batch: Batch, packs: tuple[int, ...], args: Any, kwargs: Any) -> Any:
+        if batch.single is not None:
+            return self._run(batch.single, args, kwargs)
+        if self._scales_rows(batch, args):
+            return self._run_with(self._row_scales(batch, packs, args[0]), args, kwargs)
+        if batch.is_soft:
+            return self._run_mixed(batch, packs, args, kwargs)
+        groups = batch.groups(packs)
+        if len(groups.packs) == 1:
+            return self._run(groups.packs[0], args, kwargs)
+        columns = [_cut(groups, value) for value in args]
+        named = {name: _cut(groups, value) for name, value in kwargs.items()}
+        results = [
+            self._run(pack, [column[g] for column in columns], {name: column[g] for name, column in named.items()})
+            for g, pack in enumerate(groups.packs)
+        ]
+        return groups.join(results)
+
+    def _run(self, pack: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the module as one pack has it."""
+        if pack == BASE or pack not in self.dense:
+            return self.original(*args, **kwargs)
+        return self._run_with(self._values(pack), args, kwargs)
+
+    def _run_with(self, values: Mapping[str, torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        method = getattr(type(self.module), self.method)
+        return method(stand_in(self.module, values, without=self.method), *args, **kwargs)
+
+    def _values(self, pack: int) -> dict[str, torch.Tensor]:
+        """Return the parameters that a pack changes, by the names that the module has for them."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            if self.weights.changes(pack, parameter):
+                own, value = self.module.get_parameter_or_buffer(name), self.weights.get(pack, parameter)  # type: ignore[operator]
+                found[name] = _fitting(value, own, parameter)
+        return found
+
+    def _run_mixed(self, batch: Batch, packs: tuple[int, ...], args: Any, kwargs: Any) -> Any:
+        """Return the weighted sum of the base's and the packs' outputs, which is the output of the weighted sum of their weights."""
+        if not is_linear_in_weights(self.module):
+            raise UsageError(
+                f"{type(self.module).__name__} cannot compute mixtures of packs: its output is not linear in its weights.",
+                hint="Choose one pack a row, or leave out the packs that change this module.",
+            )
+        rest = 1 - sum(batch.weights[pack] for pack in packs)
+        of_base = self.original(*args, **kwargs)
+        total = _weighted(of_base, rest, batch.rows)
+        for pack in packs:
+            total = total + _weighted(self._run(pack, args, kwargs), batch.weights[pack], batch.rows)
+        return total.to(of_base.dtype)
+
+    def _scales_rows(self, batch: Batch, args: Any) -> bool:
+        """Say whether the module multiplies its input by a vector, which may then differ from row to row."""
+        is_scale = type(self.module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and list(self.parameters) == ["weight"]
+        return is_scale and bool(args) and len(args[0]) == batch.rows and args[0].dim() > 1
+
+    def _row_scales(self, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the module's vector for every row, (rows, 1, …, size)."""
+        own = self.module.weight
+        assert isinstance(own, torch.Tensor)
+        table = torch.stack([own.detach(), *(self._values(pack)["weight"] for pack in packs)])
+        if batch.is_soft:
+            shares = torch.stack([1 - sum(batch.weights[pack] for pack in packs), *(batch.weights[p] for p in packs)], 1)
+            rows = (shares.to(table.device) @ table.float()).to(own.dtype)
+        else:
+            places = {pack: place for place, pack in enumerate(packs, start=1)}
+            rows = table[torch.tensor([places.get(choice, 0) for choice in batch.choices], device=table.device)]
+        return {"weight": rows.view(batch.rows, *[1] * (inputs.dim() - 2), -1)}
+
+    # Factored
+
+    def stack(self, packs: tuple[int, ...]) -> Stack:
+        """Return the factors of some packs side by side, as the module's weight is now."""
+        weight: Any = self.module.weight
+        key = (packs, weight.dtype, weight.device)
+        found = self._stacks.get(key)
+        if found is None:
+            found = stack_factors(self.factors, packs, weight)
+            transposed = is_transposed(self.module)
+            if (found.right.shape[1], found.left.shape[1]) != tuple(weight.shape if transposed else weight.shape[::-1]):
+                raise _resized(self.parameters["weight"], tuple(weight.shape))
+            remember(self._stacks, key, found)
+        return found
+
+    def _add_factored(self, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        if len(inputs) == 1 < batch.rows:  # the same for all rows so far
+            inputs = inputs.expand(batch.rows, *inputs.shape[1:])
+            result = result.expand(batch.rows, *result.shape[1:]) if len(result) == 1 else result
+        positions_per_row(inputs, batch.rows)
+        stack = self.stack(packs)
+        if self.siblings is None:
+            hidden = stack.hidden(inputs, batch)
+        else:
+            hidden = self.siblings.hidden(self, batch, packs, inputs)
+        result = result.contiguous()
+        flat = result.view(-1, result.shape[-1])
+        if flat.requires_grad or not hidden.dtype == flat.dtype == stack.left.dtype:  # under autocast they may differ
+            return (flat + (hidden @ stack.left.to(hidden.dtype)).to(flat.dtype)).view(result.shape)
+        flat.addmm_(hidden, stack.left)
+        return result
+
+
+@dataclass(eq=False)
+class Siblings:
+    """Sites that mostly read the same input: the first computes the right factors' part for all of them.
+
+    Attributes:
+        sites: the sites, in the order in which they run.
+    """
+
+    sites: list[Site]
+    _stacks: dict[Any, Stack] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Siblings:
+        """Return the copies of the sites."""
+        made = Siblings([])
+        memo[id(self)] = made
+        made.sites.extend(copy.deepcopy(site, memo) for site in self.sites)
+        return made
+
+    def hidden(self, site: Site, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor) -> torch.Tensor:
+        """Return a site's columns of the input on the right factors of all sites.
+
+        They are kept with the batch until another input comes, so nothing outlives the forward.
+        """
+        known = batch.scratch
+        if known is None or known[0] is not self or known[1] is not inputs:
+            known = batch.scratch = (self, inputs, self._stack(batch.packs).hidden(inputs, batch))
+        begin = 0
+        for one in self.sites:
+            width = sum(one.factors[pack].width for pack in batch.packs if pack in one.factors)
+            if one is site:
+                return known[2][:, begin : begin + width]
+            begin += width
+        raise AssertionError("a site that is not among its siblings")
+
+    def _stack(self, packs: tuple[int, ...]) -> Stack:
+        weight: Any = self.sites[0].module.weight
+        key = (packs, weight.dtype, weight.device)
+        found = self._stacks.get(key)
+        if found is None:
+            of_each = [(site, tuple(pack for pack in packs if pack in site.factors)) for site in self.sites]
+            found = join_stacks([site.stack(some) for site, some in of_each if some])
+            remember(self._stacks, key, found)
+        return found
+
+
+def remember(stacks: dict[Any, Stack], key: Any, stack: Stack) -> None:
+    """Keep a stack, and forget the oldest beyond so many."""
+    stacks[key] = stack
+    for old in list(stacks)[:-_STACKS_KEPT]:
+        stacks.pop(old, None)
+
+
+def stand_in(module: nn.Module, values: Mapping[str, torch.Tensor], *, without: str = "") -> nn.Module:
+    """Return an object that is the module, but for some parameters or buffers; the module itself is not touched.
+
+    Args:
+        module: the module.
+        values: name, as ``module.get_parameter`` takes it, → tensor.
+        without: an attribute of the module that the stand-in does not get.
+    """
+    made = object.__new__(type(module))
+    made.__dict__.update(module.__dict__)
+    made.__dict__.pop(without, None)
+    own = {name: value for name, value in values.items() if "." not in name}
+    for kind in ("_parameters", "_buffers"):
+        held = getattr(module, kind)
+        made.__dict__[kind] = {**held, **{name: value for name, value in own.items() if name in held}}
+    for child in {name.partition(".")[0] for name in values if "." in name}:
+        inner = {name.partition(".")[2]: value for name, value in values.items() if name.partition(".")[0] == child}
+        replaced = stand_in(getattr(module, child), inner, without="forward")
+        made.__dict__["_modules"] = {**made.__dict__["_modules"], child: replaced}
+    return made
+
+
+def is_linear_in_weights(module: nn.Module) -> bool:
+    """Say whether the module's output is linear in its parameters, but for a constant."""
+    kinds = (nn.Embedding, nn.LayerNorm)
+    known = isinstance(module, kinds) or is_transposed(module) is not None
+    return known or type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) or hasattr(module, "compute_bias")
+
+
+def _cut(groups: Any, value: Any) -> Sequence[Any]:
+    """Return each group's part of an argument."""
+    if isinstance(value, torch.Tensor) and value.dim():
+        return list(groups.cut(value))
+    if isinstance(value, (tuple, list)):
+        columns = [_cut(groups, one) for one in value]
+        return [type(value)(column[g] for column in columns) for g in range(len(groups.packs))]
+    return [value] * len(groups.packs)
+
+
+def _weighted(output: Any, weights: torch.Tensor, rows: int) -> torch.Tensor:
+    """Multiply the rows of an output, (rows, …), (rows · positions, …) or (1, …), by their weights, in fp32."""
+    if len(output) == 1 < rows:
+        output = output.expand(rows, *output.shape[1:])
+    factors = weights.to(output.device).repeat_interleave(positions_per_row(output, rows))
+    return output.float() * factors.view(-1, *[1] * (output.dim() - 1))
+
+
+def _fitting(value: torch.Tensor, own: torch.Tensor, parameter: str) -> torch.Tensor:
+    """Return a pack's parameter in the dtype and on the device that the model has now."""
+    if value.shape != own.shape:
+        raise _resized(parameter, tuple(own.shape))
+    return value if (value.dtype, value.device) == (own.dtype, own.device) else value.to(own.device, own.dtype)
+
+
+def _resized(parameter: str, shape: tuple[int, ...]) -> UsageError:
+    return UsageError(
+        f"{parameter} was resized to {list(shape)} since packs were grafted.",
+        hint="Ungraft, resize, and fuse packs into a checkpoint; or load the base model again.",
+        tensor=parameter,
+    )
+

@@ -1,0 +1,179 @@
+"""The weights that packs give to parameters, beside the model's own: made when first used or in advance, within a limit of memory.
+
+They are the bits that grafting the one pack fused would write.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skillhub.compose.merging import Contribution, merge_tensor
+from skillhub.compose.recipes import Recipe
+from skillhub.errors import UsageError
+from skillhub.layout import Layout
+
+_MEMORY_FILE = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Parameters that belong together, since some checkpoint tensor holds elements of all of them; mostly one.
+
+    Attributes:
+        parameters: their qualified names.
+        tensors: canonical names of the tensors that they hold.
+    """
+
+    parameters: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+def parameter_families(layout: Layout) -> dict[str, Family]:
+    """Return the family of every parameter of a layout, by the parameter's name."""
+    members: dict[str, set[str]] = {}
+    for slot in layout.slots.values():
+        joined = set(slot.parameter_names).union(*(members.get(name, set()) for name in slot.parameter_names))
+        members.update(dict.fromkeys(joined, joined))
+    tensors: dict[str, list[str]] = defaultdict(list)
+    for name, slot in layout.slots.items():
+        tensors[min(members[slot.parameter_names[0]])].append(name)
+    families = {first: Family(tuple(sorted(members[first])), tuple(names)) for first, names in tensors.items()}
+    return {parameter: families[min(joined)] for parameter, joined in members.items()}
+
+
+@dataclass(eq=False)
+class PackWeights:
+    """Gives parameters under a pack; remembers as many as the limit allows, and lets the least recently used go.
+
+    Attributes:
+        layout: the model's.
+        families: of :func:`parameter_families`.
+        recipes: for each pack, of itself alone.
+        contributions: the packs.
+        sources: canonical name → the tensor whose differences it takes (itself, but for untied copies).
+        limit: bytes; None for no limit.
+    """
+
+    layout: Layout
+    families: Mapping[str, Family]
+    recipes: Sequence[Recipe]
+    contributions: Sequence[Contribution]
+    sources: Mapping[str, str]
+    limit: int | None = None
+    _kept: OrderedDict[tuple[int, tuple[str, ...]], dict[str, torch.Tensor]] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackWeights:
+        """Return itself: a copy of the model uses the same weights, which nobody changes."""
+        return self
+
+    def changes(self, pack: int, parameter: str) -> bool:
+        """Say whether a pack changes a parameter."""
+        names = self.contributions[pack].names
+        return any(self.sources[name] in names for name in self.families[parameter].tensors)
+
+    def get(self, pack: int, parameter: str) -> torch.Tensor:
+        """Return a parameter as it is under a pack, on the device of the model's own.
+
+        Raises:
+            IntegrityError: the pack's bytes are damaged.
+        """
+        family = self.families[parameter]
+        key = (pack, family.parameters)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                return found[parameter]
+        made = self._make(pack, family)
+        with self._lock:
+            self._keep(key, made)
+        return made[parameter]
+
+    def _keep(self, key: tuple[int, tuple[str, ...]], made: dict[str, torch.Tensor]) -> None:
+        if key in self._kept:  # another thread was faster
+            return
+        self._kept[key] = made
+        self._bytes += _size(made.values())
+        while self.limit is not None and self._bytes > self.limit and self._kept:
+            _, gone = self._kept.popitem(last=False)
+            self._bytes -= _size(gone.values())
+
+    def _make(self, pack: int, family: Family) -> dict[str, torch.Tensor]:
+        slots = [self.layout.slots[name] for name in family.tensors]
+        own = {
+            name: parameter.detach()
+            for slot in slots
+            for name, parameter in zip(slot.parameter_names, slot.parameters(), strict=True)
+        }
+        values = {name: tensor.to("cpu", copy=True) for name, tensor in own.items()}
+        contribution, names = self.contributions[pack], self.contributions[pack].names
+        for slot in slots:
+            source = self.sources[slot.name]
+            if source in names:
+                base = slot.read().to("cpu")
+                merged = merge_tensor(self.recipes[pack], [contribution], source, base, slot.dtype)
+                slot.within(values).write(merged)
+        return {name: values[name].to(tensor.device) for name, tensor in own.items()}
+
+    def bytes_of(self, wanted: Iterable[tuple[int, str]]) -> int:
+        """Return how many bytes the weights of some packs and parameters take, from shapes alone."""
+        keys = {(pack, self.families[parameter].parameters) for pack, parameter in wanted}
+        return sum(self._family_bytes(parameters) for _, parameters in keys)
+
+    def _family_bytes(self, parameters: tuple[str, ...]) -> int:
+        slots = [self.layout.slots[name] for name in self.families[parameters[0]].tensors]
+        tensors = {
+            name: parameter
+            for slot in slots
+            for name, parameter in zip(slot.parameter_names, slot.parameters(), strict=True)
+        }
+        return _size(tensors.values())
+
+
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return how much memory a device has left; None where that is unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    if _MEMORY_FILE.is_file():
+        for line in _MEMORY_FILE.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_room(needed: int, device: torch.device) -> None:
+    """Refuse to take memory that is not there.
+
+    Raises:
+        UsageError: the device has less than ``needed`` bytes left.
+    """
+    left = available_bytes(device)
+    if left is not None and needed > left:
+        raise UsageError(
+            f"The packs' weights take {readable_bytes(needed)} beside the model, and {device} has {readable_bytes(left)} left.",
+            hint="Pass memory='codes' to graft, which decodes them when they are used, or graft fewer packs.",
+        )
+
+
+def readable_bytes(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
