@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from skillhub.errors import IntegrityError, NotFoundError, UnsafeContentError, WrongBaseError
@@ -51,9 +52,9 @@ class Pack:
         """The pack's name, with its owner where known."""
         return self.manifest.full_name(self.owner)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the manifest: the release's identity."""
+        """SHA-256 of the manifest: the release's identity. Kept, since composing asks for it for every tensor."""
         return self.manifest.digest
 
     def __str__(self) -> str:
