@@ -29,6 +29,18 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
     Raises:
         IntegrityError: config, indices, values and shape contradict each other.
     """
+    indices, values = read_rows(part, shape)
+    result = torch.zeros(shape, dtype=torch.float32, device="cpu") if delta is None else delta
+    result[indices] = values
+    return result
+
+
+def read_rows(part: EncodedPart, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the numbers of the stored rows (I64, increasing) and their fp32 values, for a tensor of ``shape``.
+
+    Raises:
+        IntegrityError: as :func:`decode`.
+    """
     check_keys(part, {"rows"}, {"indices", "data"})
     if not shape:
         raise damaged("has rows but is a scalar")
@@ -38,6 +50,4 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
     if int(indices[-1]) >= shape[0]:
         raise damaged("sets rows beyond its last")
     data = decompress_planes(part.arrays["data"], count * count_elements(shape[1:]), 4)
-    result = torch.zeros(shape, dtype=torch.float32, device="cpu") if delta is None else delta
-    result[torch.from_numpy(indices)] = torch.from_numpy(data).view(torch.float32).reshape(count, *shape[1:])
-    return result
+    return torch.from_numpy(indices), torch.from_numpy(data).view(torch.float32).reshape(count, *shape[1:])
