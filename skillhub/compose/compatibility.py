@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
+
 from skillhub.adapters import Adapter
 from skillhub.canonical import refuse_changed_layers
-from skillhub.compose.merging import AnyDelta, Contribution
+from skillhub.compose.merging import AnyDelta, Contribution, changed_names, contributing, result_dtype
 from skillhub.compose.recipes import Recipe
 from skillhub.compose.schedules import count_layers
 from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
+from skillhub.layout import Layout
 from skillhub.packs import Pack, describe_base
+from skillhub.rounding import TARGETS
 
 Shape = tuple[int, ...]
 
@@ -200,3 +204,25 @@ def _check_agreement(deltas: Sequence[AnyDelta], name: str, present: Shape | Non
             hint="Compose them one at a time, or leave one out.",
             tensor=name,
         )
+
+
+def check_dtypes(contributions: Sequence[Contribution], layout: Layout) -> None:
+    """Refuse what the tensors of a model in memory cannot hold: differences on quantized ones, values of another kind.
+
+    Raises:
+        UsageError: a pack changes such a tensor.
+    """
+    for name in changed_names(contributions):
+        dtype = layout.slots[name].dtype
+        wanted = result_dtype(contributions, name, dtype)
+        if wanted != dtype:
+            raise UsageError(
+                f"A pack sets {name} to values of {wanted}, where this model holds {dtype}.",
+                hint="Write a checkpoint with `skillhub fuse`, then load that.",
+            )
+        adds = not contributing(contributions, name)[0].delta.sets_values(name)
+        if adds and dtype not in (*TARGETS, torch.float64):
+            raise UsageError(
+                f"{name} is {dtype} in this model, to which a difference cannot be added.",
+                hint="Fuse into the original checkpoint with `skillhub fuse`, then quantize the result.",
+            )

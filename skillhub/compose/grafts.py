@@ -8,34 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from skillhub.adapters import Adapter
-from skillhub.compose.compatibility import check_packs, common_fingerprints, open_contributions
+from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints, open_contributions
 from skillhub.compose.declarations import repository_of, tell_declared_bases
-from skillhub.compose.merging import Contribution, changed_names, contributing, merge_tensor, result_dtype
+from skillhub.compose.merging import Contribution, changed_names, merge_tensor
 from skillhub.compose.recipes import (
-    ADAPTER_PREFIX,
     EnvironmentSource,
     PackSource,
     Recipe,
     WeightedPack,
     make_recipe,
-    open_folder,
 )
 from skillhub.compose.schedules import Amount
+from skillhub.compose.selection import grafted_digest
 from skillhub.compose.verification import verify_base
-from skillhub.errors import NotFoundError, UsageError
+from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import Target
 from skillhub.interop.modules import modules_of
 from skillhub.layout import Layout, Slot, fingerprint_slots, layout_of
-from skillhub.names import is_folder, parse_pack_name
-from skillhub.packs import Pack
 from skillhub.progress import Notice, Progress
-from skillhub.rounding import TARGETS
 
 _STATE = "_skillhub_grafts"
 
@@ -142,7 +136,7 @@ def graft(
         recipe, fingerprint, layout.names, lambda: _target(model, layout, originals, repeats)
     )
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
-    _check_dtypes(contributions, layout)
+    check_dtypes(contributions, layout)
     if wanted.adapters:
         tell_declared_bases(wanted, repository_of(model), notice)
     _apply(model, layout, Grafts(recipe, fingerprint, {}, repeats), contributions, progress)
@@ -169,7 +163,7 @@ def ungraft(model: nn.Module, pack: PackSource | None = None, *, progress: Progr
     state = _state_of(model)
     if state is None:
         raise UsageError("The model has no grafted pack.", hint="Graft one with skillhub.graft(model, [pack]).")
-    recipe = Recipe(()) if pack is None else state.recipe.without(_grafted_digest(state.recipe, pack))
+    recipe = Recipe(()) if pack is None else state.recipe.without(grafted_digest(state.recipe, pack))
     layout = layout_of(model)
     contributions = open_contributions(
         recipe, state.fingerprint, layout.names, lambda: _target(model, layout, state.originals, state.repeats)
@@ -264,30 +258,6 @@ def _sources(changed: Sequence[str], repeats: Mapping[str, str]) -> dict[str, st
     return {**sources, **{name: name for name in changed}}
 
 
-def _grafted_digest(recipe: Recipe, pack: PackSource) -> str:
-    """Return the digest of the grafted pack that the caller means."""
-    if not isinstance(pack, (str, Path, Pack, Adapter)):
-        raise UsageError(f"{pack!r} is not a pack.", hint="Give its name, its folder, or the opened pack.")
-    if isinstance(pack, (Pack, Adapter)):
-        matches = [pack.digest]
-    elif isinstance(pack, Path) or is_folder(pack):
-        matches = [open_folder(Path(pack).expanduser()).digest]
-    else:
-        wanted = parse_pack_name(pack.removeprefix(ADAPTER_PREFIX))
-        found = [item.pack for item in recipe.packs if wanted.matches(item.pack.name)]
-        exact = [one for one in found if one.name == wanted]  # as installed packs are looked up
-        matches = [one.digest for one in exact or found]
-    if len(matches) > 1:
-        raise UsageError(
-            f"Several grafted packs are called {pack}.", hint="Give the pack's folder, or the opened pack."
-        )
-    present = [digest for digest in matches if digest in recipe.digests]
-    if not present:
-        names = ", ".join(str(item.pack) for item in recipe.packs)
-        raise NotFoundError(f"{pack} is not grafted onto this model.", hint=f"These packs are: {names}.")
-    return present[0]
-
-
 def _check_mode(mode: str) -> None:
     if mode == "routed":
         raise UsageError(
@@ -296,21 +266,3 @@ def _check_mode(mode: str) -> None:
         )
     if mode != "fused":
         raise UsageError(f"There is no mode {mode!r}.", hint="Use mode='fused'.")
-
-
-def _check_dtypes(contributions: Sequence[Contribution], layout: Layout) -> None:
-    """Refuse what the model's tensors cannot hold: differences on quantized tensors, values of another kind."""
-    for name in changed_names(contributions):
-        dtype = layout.slots[name].dtype
-        wanted = result_dtype(contributions, name, dtype)
-        if wanted != dtype:
-            raise UsageError(
-                f"A pack sets {name} to values of {wanted}, where this model holds {dtype}.",
-                hint="Write a checkpoint with `skillhub fuse`, then load that.",
-            )
-        adds = not contributing(contributions, name)[0].delta.sets_values(name)
-        if adds and dtype not in (*TARGETS, torch.float64):
-            raise UsageError(
-                f"{name} is {dtype} in this model, to which a difference cannot be added.",
-                hint="Fuse into the original checkpoint with `skillhub fuse`, then quantize the result.",
-            )
