@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -95,9 +95,23 @@ class Slot(ABC):
         with torch.no_grad():
             self._write(tensor)
 
+    def within(self, values: Mapping[str, torch.Tensor]) -> Slot:
+        """Return this slot in other tensors than the model's parameters: copies of them, by the parameters' names."""
+        return replace(self, _model=_Holder(values))
+
     @abstractmethod
     def _write(self, tensor: torch.Tensor) -> None:
         """Set the tensor, whose shape and dtype fit."""
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Tensors that stand for a model's parameters."""
+
+    values: Mapping[str, torch.Tensor]
+
+    def get_parameter_or_buffer(self, name: str) -> torch.Tensor:
+        return self.values[name]
 
 
 @dataclass(frozen=True, eq=False)

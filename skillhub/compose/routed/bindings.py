@@ -7,7 +7,7 @@ the same to the decision, and resetting the cache drops it. Cropping changes pos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from typing import Any
 
@@ -27,11 +27,13 @@ class Bound:
         owner: the identity of the routed model that decided.
         decision: one row for each row of what carries it.
         undecided: rows that had nothing but padding so far, which count as the base until they have more.
+        memo: what was worked out from the decision.
     """
 
     owner: object
     decision: Decision
     undecided: frozenset[int] = frozenset()
+    memo: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
         """Return itself: the copy of a cache belongs to the same model."""
@@ -141,6 +143,8 @@ def _carrying(kind: type) -> type:
 
         return changed
 
-    methods: dict[str, Any] = {name: followed(name, follow) for name, follow in _FOLLOWED.items() if hasattr(kind, name)}
+    methods: dict[str, Any] = {
+        name: followed(name, follow) for name, follow in _FOLLOWED.items() if hasattr(kind, name)
+    }
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     return type(kind.__name__, (kind,), {**methods, **names, "_skillhub_carries": True})

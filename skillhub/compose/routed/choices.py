@@ -89,7 +89,7 @@ def as_router(source: Any, contributions: Sequence[Contribution], model: nn.Modu
 
 
 def as_decision(value: Any, labels: Sequence[str]) -> Decision:
-    """Read choices: a decision, or a list of one label, number of a pack or None per row.
+    """Read choices: a decision, or a list of a pack's name or None for each row.
 
     Args:
         value: the choices; a single label is for a batch of one row.
@@ -105,7 +105,7 @@ def as_decision(value: Any, labels: Sequence[str]) -> Decision:
         decision = replace(value, packs=tuple(_label(name, labels) for name in value.packs))
         _check(decision)
         return decision
-    if value is None or isinstance(value, (str, int)):
+    if value is None or isinstance(value, str):
         value = [value]
     try:
         chosen = list(value)
@@ -115,11 +115,9 @@ def as_decision(value: Any, labels: Sequence[str]) -> Decision:
 
 
 def _index(choice: Any, labels: Sequence[str]) -> int:
-    if isinstance(choice, str):
-        return list(labels).index(_label(choice, labels))
-    if isinstance(choice, int) and not isinstance(choice, bool) and 0 <= choice < len(labels):
-        return choice
-    raise UsageError(f"{choice!r} is no choice.", hint=f"Use a name of: {', '.join(labels)}; or None for the base.")
+    if not isinstance(choice, str):
+        raise UsageError(f"{choice!r} is no choice.", hint=f"Use one of: {', '.join(labels)}; or None for the base.")
+    return list(labels).index(_label(choice, labels))
 
 
 def _label(name: str, labels: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -80,19 +80,53 @@ class Rules:
         model: the model.
         router: what decides.
         labels: of the packs.
-        check: called before each forward, to refuse what has become wrong with the model.
     """
 
     owner: Identity
     model: nn.Module
     router: Router
     labels: tuple[str, ...]
-    check: Callable[[], None]
 
-    def batch(self, decision: Decision) -> Batch:
-        """Return a decided batch."""
-        decision = as_decision(decision, self.labels)
-        return Batch(self.owner, decision, tuple(self.labels.index(name) for name in decision.packs))
+    def __post_init__(self) -> None:
+        self._ends = _ends_of(self.model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rules:
+        """Return the rules of the copied model; the router is shared."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        made.owner, made.model = copy.deepcopy(self.owner, memo), copy.deepcopy(self.model, memo)
+        made._ends = [copy.deepcopy(one, memo) for one in self._ends]
+        return made
+
+    def check(self) -> None:
+        """Refuse what has become wrong with the model since packs were grafted.
+
+        Raises:
+            UsageError: it is in training mode, or its embeddings were replaced.
+        """
+        if self.model.training:
+            raise UsageError(
+                "A routed model does not train: its packs are constants.", hint="Call model.eval(), or ungraft first."
+            )
+        if any(one is not other for one, other in zip(_ends_of(self.model), self._ends, strict=True)):
+            raise UsageError(
+                "The model's embeddings were replaced or resized since packs were grafted.",
+                hint="Ungraft, and load the base model again.",
+            )
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the model is an encoder-decoder, which is routed by what its encoder reads."""
+        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+
+    def batch(self, bound: Bound) -> Batch:
+        """Return a batch as it was decided; what follows from a decision is worked out once, however many forwards it is for."""
+        known = bound.memo.get(self.labels)
+        if known is None:
+            decision = as_decision(bound.decision, self.labels)
+            known = Batch(self.owner, decision, tuple(self.labels.index(name) for name in decision.packs))
+            bound.memo[self.labels] = known
+        return copy.copy(known)
 
     def decide(self, prefill: Prefill) -> Decision:
         """Ask the router.
@@ -128,6 +162,17 @@ class Rules:
         return replace(bound, decision=merged(bound.decision, found, rows), undecided=bound.undecided - set(rows))
 
 
+def _ends_of(model: Any) -> list[Any]:
+    """Return the modules that become others when a vocabulary is resized."""
+    found = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            found.append(getattr(model, name)())
+        except (AttributeError, NotImplementedError):  # models without token embeddings
+            found.append(None)
+    return found
+
+
 @dataclass(eq=False)
 class Entry:
     """Takes the place of the ``forward`` of a module that callers call.
@@ -135,10 +180,12 @@ class Entry:
     Attributes:
         rules: how the model decides.
         module: the module.
+        encodes: whether its outputs are what a decoder reads.
     """
 
     rules: Rules
     module: nn.Module
+    encodes: bool = False
 
     def __post_init__(self) -> None:
         self._adopt()
@@ -179,12 +226,12 @@ class Entry:
         if active_batch(rules.owner) is not None:  # called by another entry of the same model
             return self.original(*args, **kwargs)
         rules.check()
-        call = Call({**dict(zip(self.names, args, strict=False)), **kwargs})
+        call = Call({**dict(zip(self.names, args, strict=False)), **kwargs}, rules.has_encoder)
         bound = _bound_for(rules, call, choices)
         _last.set((rules.owner, bound.decision))
-        with activated(rules.batch(bound.decision)):
+        with activated(rules.batch(bound)):
             outputs = self.original(*args, **kwargs)
-        for carrier in call.carriers(outputs, self.module):
+        for carrier in call.carriers(outputs, encodes=self.encodes):
             bind(carrier, bound)
         return outputs
 
@@ -199,6 +246,9 @@ class Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate; what the first forward decides holds for all of them, with a cache or without."""
         choices = kwargs.pop(CHOICES, None)
+        past = kwargs.get("past_key_values")
+        if choices is not None and bound_to(past, self.rules.owner) is not None:
+            bind(past, Bound(self.rules.owner, as_decision(choices, self.rules.labels)))
         with generation(self.rules.owner, choices, keeps=True):
             return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
 
@@ -217,9 +267,12 @@ class Call:
 
     Attributes:
         given: argument → value.
+        has_encoder: whether the model is an encoder-decoder.
+        cache: the cache among them, or None.
     """
 
     given: Mapping[str, Any]
+    has_encoder: bool
     cache: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -227,10 +280,13 @@ class Call:
         self.cache = caches[0] if caches else None
 
     @property
-    def encoded(self) -> Any:
-        """The outputs of an encoder that ran before, or None."""
-        found = self.given.get("encoder_outputs")
-        return found if found is not None else self.given.get("encoder_hidden_states")
+    def encoded(self) -> list[Any]:
+        """What an encoder put out before, as far as it may carry a decision; empty where it did not run yet."""
+        outputs = self.given.get("encoder_outputs") if self.has_encoder else None
+        states = self.given.get("encoder_hidden_states") if self.has_encoder else None
+        if outputs is not None:
+            return [outputs] if isinstance(outputs, torch.Tensor) else [outputs, outputs[0]]
+        return [] if states is None else [states]
 
     @property
     def rows(self) -> int:
@@ -239,12 +295,12 @@ class Call:
         Raises:
             UsageError: there is no input.
         """
-        for name in ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds"):
-            if isinstance(self.given.get(name), torch.Tensor):
-                return len(self.given[name])
-        if self.encoded is not None:
-            return len(self.encoded if isinstance(self.encoded, torch.Tensor) else self.encoded[0])
-        raise UsageError("There is no input to route by.", hint="Pass input_ids or inputs_embeds.")
+        names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
+        found = [self.given[name] for name in names if isinstance(self.given.get(name), torch.Tensor)]
+        found += [one for one in self.encoded if isinstance(one, torch.Tensor)]
+        if not found:
+            raise UsageError("There is no input to route by.", hint="Pass input_ids or inputs_embeds.")
+        return len(found[0])
 
     def prefill(self, model: nn.Module) -> Prefill:
         """Return what a router sees of this call: of a mask that goes further back, the part of these inputs."""
@@ -257,38 +313,34 @@ class Call:
             mask = mask[:, -inputs.shape[1] :]
         return Prefill(model, ids, mask, embeds if ids is None else None)
 
-    def carriers(self, outputs: Any, module: nn.Module) -> list[Any]:
-        """Return what can keep a decision for the next forward: caches, and an encoder's outputs."""
-        values = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
-        values = values if isinstance(values, (list, tuple)) else ()
-        found = [value for value in (self.cache, *values) if is_cache(value)]
-        config = getattr(module, "config", None)
-        if getattr(config, "is_encoder_decoder", False) or getattr(module, "is_decoder", True):
-            return found
-        return [*found, *([outputs] if isinstance(outputs, Mapping) else []), *values[:1]]
+    def carriers(self, outputs: Any, *, encodes: bool) -> list[Any]:
+        """Return what can keep a decision for the next forward: caches, and the outputs of an encoder."""
+        is_mapping = isinstance(outputs, Mapping)
+        values = list(outputs.values()) if is_mapping else list(outputs) if isinstance(outputs, tuple) else []
+        caches = [value for value in (self.cache, *values) if is_cache(value)]
+        return [*caches, *([outputs] if is_mapping else []), *values[:1]] if encodes else caches
 
 
 def _bound_for(rules: Rules, call: Call, choices: Any) -> Bound:
-    """Return the decision for a forward: the caller's, else that of its cache, encoder or generation, else the router's."""
-    for name in _PAGED:
-        if call.given.get(name) is not None:
-            raise UsageError(
-                "A row of this batch holds several sequences, which cannot be routed apart.",
-                hint="Generate with one sequence a row, not with continuous batching.",
-            )
+    """Return the decision for a forward: the call's own, else that of its cache, encoder, block or generation, else the router's."""
+    if any(call.given.get(name) is not None for name in _PAGED):
+        raise UsageError(
+            "A row of this batch holds several sequences, which cannot be routed apart.",
+            hint="Generate with one sequence a row, not with continuous batching.",
+        )
     around = _generation.get()
     around = around if around is not None and around.owner is rules.owner else None
-    if choices is None and around is not None:
-        choices = around.choices
+    if choices is None:
+        kept = _kept(rules, call)
+        if kept is not None:
+            return rules.complete(kept, call.prefill(rules.model)) if kept.undecided else kept
+        choices = around.choices if around is not None else None
     if choices is not None:
         return Bound(rules.owner, as_decision(choices, rules.labels)).fitted(call.rows, "The choice")
-    bound = _kept(rules, call)
-    if bound is not None:
-        return rules.complete(bound, call.prefill(rules.model)) if bound.undecided else bound
-    if around is not None and around.keeps and around.bound is not None and call.cache is None:
-        decided = len(around.bound.decision.choices)
-        if decided and call.rows % decided == 0:
-            return around.bound.fitted(call.rows, "The generation's decision")
+    _refuse_unknown_past(call)
+    before = around.bound if around is not None and call.cache is None else None
+    if before is not None and call.rows % len(before.decision.choices) == 0:
+        return before.fitted(call.rows, "The generation's decision")
     bound = rules.decide_rows(call.prefill(rules.model))
     if around is not None and around.keeps:
         around.bound = bound
@@ -296,10 +348,10 @@ def _bound_for(rules: Rules, call: Call, choices: Any) -> Bound:
 
 
 def _kept(rules: Rules, call: Call) -> Bound | None:
-    """Return the decision that the cache or the encoder's outputs carry.
+    """Return the decision that the cache or the encoder's outputs carry, if any.
 
     Raises:
-        UsageError: it is for other rows; or there is something from before without a decision, and nothing to decide from.
+        UsageError: it is for other rows.
     """
     bound = bound_to(call.cache, rules.owner)
     if bound is not None:
@@ -309,22 +361,22 @@ def _kept(rules: Rules, call: Call) -> Bound | None:
                 hint="Repeat or select the cache's rows by its own methods.",
             )
         return bound
-    encoded = call.encoded
-    bound = bound_to(encoded, rules.owner)
-    if bound is None and encoded is not None and not isinstance(encoded, torch.Tensor):
-        bound = bound_to(encoded[0], rules.owner)
-    if bound is not None:
-        return bound.fitted(call.rows, "The encoder's output")
+    for carrier in call.encoded:
+        bound = bound_to(carrier, rules.owner)
+        if bound is not None:
+            return bound.fitted(call.rows, "The encoder's output")
+    return None
+
+
+def _refuse_unknown_past(call: Call) -> None:
+    """Refuse tokens from before for which nobody decided: this call alone does not say what they were."""
     past = call.cache.get_seq_length() if call.cache is not None else 0
-    if encoded is not None or past:
-        what = "encoder's outputs" if encoded is not None else f"cache of {past} tokens"
+    if past or call.encoded:
+        what = f"a cache of {past} tokens" if past else "outputs of an encoder"
         raise UsageError(
-            f"This call brings an {what} that the routed model did not make, so nothing says which packs its rows have."
-            if encoded is not None
-            else f"This call brings a {what} that the routed model did not make, so nothing says which packs its rows have.",
+            f"This call brings {what} that the routed model did not make, so nothing says which packs its rows have.",
             hint=f"Say so: {CHOICES}=[…], a pack's name or None for each row.",
         )
-    return None
 
 
 def merged(decision: Decision, found: Decision, rows: list[int]) -> Decision:
@@ -342,4 +394,6 @@ def merged(decision: Decision, found: Decision, rows: list[int]) -> Decision:
             table[rows] = theirs.to(table.device, table.dtype)
         return table
 
-    return Decision(found.packs, tuple(choices), placed(decision.scores, found.scores), placed(decision.mixture, found.mixture))
+    return Decision(
+        found.packs, tuple(choices), placed(decision.scores, found.scores), placed(decision.mixture, found.mixture)
+    )

@@ -119,7 +119,10 @@ def stack_factors(factors: Mapping[int, Factors], packs: Sequence[int], weight: 
     has_bias = any(one.bias is not None for one in chosen)
     widths = tuple((pack, one.width) for pack, one in zip(packs, chosen, strict=True))
     return Stack(
-        torch.cat(right).to(**place), torch.cat(constant).to(**place) if has_bias else None, torch.cat(left).to(**place), widths
+        torch.cat(right).to(**place),
+        torch.cat(constant).to(**place) if has_bias else None,
+        torch.cat(left).to(**place),
+        widths,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class Site:
         found = {}
         for name, parameter in self.parameters.items():
             if self.weights.changes(pack, parameter):
-                own, value = self.module.get_parameter_or_buffer(name), self.weights.get(pack, parameter)  # type: ignore[operator]
+                own, value = attrgetter(name)(self.module), self.weights.get(pack, parameter)
                 found[name] = _fitting(value, own, parameter)
         return found
 
@@ -142,7 +143,9 @@ class Site:
 
     def _scales_rows(self, batch: Batch, args: Any) -> bool:
         """Say whether the module multiplies its input by a vector, which may then differ from row to row."""
-        is_scale = type(self.module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and list(self.parameters) == ["weight"]
+        is_scale = type(self.module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and list(self.parameters) == [
+            "weight"
+        ]
         return is_scale and bool(args) and len(args[0]) == batch.rows and args[0].dim() > 1
 
     def _row_scales(self, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -151,7 +154,9 @@ class Site:
         assert isinstance(own, torch.Tensor)
         table = torch.stack([own.detach(), *(self._values(pack)["weight"] for pack in packs)])
         if batch.is_soft:
-            shares = torch.stack([1 - sum(batch.weights[pack] for pack in packs), *(batch.weights[p] for p in packs)], 1)
+            shares = torch.stack(
+                [1 - sum(batch.weights[pack] for pack in packs), *(batch.weights[p] for p in packs)], 1
+            )
             rows = (shares.to(table.device) @ table.float()).to(own.dtype)
         else:
             places = {pack: place for place, pack in enumerate(packs, start=1)}
@@ -173,7 +178,9 @@ class Site:
             remember(self._stacks, key, found)
         return found
 
-    def _add_factored(self, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    def _add_factored(
+        self, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor, result: torch.Tensor
+    ) -> torch.Tensor:
         if len(inputs) == 1 < batch.rows:  # the same for all rows so far
             inputs = inputs.expand(batch.rows, *inputs.shape[1:])
             result = result.expand(batch.rows, *result.shape[1:]) if len(result) == 1 else result
@@ -303,4 +310,3 @@ def _resized(parameter: str, shape: tuple[int, ...]) -> UsageError:
         hint="Ungraft, resize, and fuse packs into a checkpoint; or load the base model again.",
         tensor=parameter,
     )
-

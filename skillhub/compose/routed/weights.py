@@ -9,9 +9,9 @@ import os
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,6 +19,9 @@ from skillhub.compose.merging import Contribution, merge_tensor
 from skillhub.compose.recipes import Recipe
 from skillhub.errors import UsageError
 from skillhub.layout import Layout
+
+Key: TypeAlias = tuple[str, tuple[str, ...]]
+"""Pack, weight and rounding; and names of parameters."""
 
 _MEMORY_FILE = Path("/proc/meminfo")
 
@@ -60,6 +63,7 @@ class PackWeights:
         contributions: the packs.
         sources: canonical name → the tensor whose differences it takes (itself, but for untied copies).
         limit: bytes; None for no limit.
+        known: weights from before packs were added or taken out, which are taken over.
     """
 
     layout: Layout
@@ -68,9 +72,21 @@ class PackWeights:
     contributions: Sequence[Contribution]
     sources: Mapping[str, str]
     limit: int | None = None
-    _kept: OrderedDict[tuple[int, tuple[str, ...]], dict[str, torch.Tensor]] = field(default_factory=OrderedDict)
-    _bytes: int = 0
-    _lock: Any = field(default_factory=threading.Lock)
+    known: InitVar[PackWeights | None] = None
+
+    def __post_init__(self, known: PackWeights | None) -> None:
+        self._kept: OrderedDict[Key, dict[str, torch.Tensor]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        mine = {self._key(pack, family)[0] for pack in range(len(self.recipes)) for family in self.families.values()}
+        for key, made in known._kept.items() if known else ():
+            if key[0] in mine:
+                self._keep(key, made)
+
+    def _key(self, pack: int, family: Family) -> Key:
+        """Return what the weights of a pack and a family are kept by: it outlasts the pack's index."""
+        recipe, (item,) = self.recipes[pack], self.recipes[pack].packs
+        return f"{item.pack.digest} {item.weight} {recipe.rounding}", family.parameters
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackWeights:
         """Return itself: a copy of the model uses the same weights, which nobody changes."""
@@ -88,7 +104,7 @@ class PackWeights:
             IntegrityError: the pack's bytes are damaged.
         """
         family = self.families[parameter]
-        key = (pack, family.parameters)
+        key = self._key(pack, family)
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
@@ -99,7 +115,7 @@ class PackWeights:
             self._keep(key, made)
         return made[parameter]
 
-    def _keep(self, key: tuple[int, tuple[str, ...]], made: dict[str, torch.Tensor]) -> None:
+    def _keep(self, key: Key, made: dict[str, torch.Tensor]) -> None:
         if key in self._kept:  # another thread was faster
             return
         self._kept[key] = made
@@ -128,6 +144,12 @@ class PackWeights:
     def bytes_of(self, wanted: Iterable[tuple[int, str]]) -> int:
         """Return how many bytes the weights of some packs and parameters take, from shapes alone."""
         keys = {(pack, self.families[parameter].parameters) for pack, parameter in wanted}
+        return sum(self._family_bytes(parameters) for _, parameters in keys)
+
+    def missing_bytes(self, wanted: Iterable[tuple[int, str]]) -> int:
+        """Return the same of those that are not in memory yet."""
+        families = [(pack, self.families[parameter]) for pack, parameter in wanted]
+        keys = {self._key(pack, family) for pack, family in families} - self._kept.keys()
         return sum(self._family_bytes(parameters) for _, parameters in keys)
 
     def _family_bytes(self, parameters: tuple[str, ...]) -> int:
@@ -176,4 +198,7 @@ def check_room(needed: int, device: torch.device) -> None:
 
 def readable_bytes(count: int) -> str:
     """Return a number of bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

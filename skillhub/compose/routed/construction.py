@@ -1,0 +1,197 @@
+"""Construction: which executor computes what of which pack, and the sites that do it; a model is read here and never changed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from skillhub.compose.merging import Contribution
+from skillhub.compose.routed.batches import Identity
+from skillhub.compose.routed.factors import Factors, is_transposed, read_factors
+from skillhub.compose.routed.sites import SIDE_BY_SIDE, Siblings, Site
+from skillhub.compose.routed.weights import PackWeights
+from skillhub.errors import UsageError
+from skillhub.layout import Slot, ViewSlot
+
+EXECUTORS = ("auto", "grouped", "factored")
+"""``factored``: whatever is stored as factors; ``auto``: where that computes little; ``grouped``: nothing. The rest runs in groups."""
+
+FACTORED_SHARE = 8
+"""Under ``auto``, factors may have at most one such part of their weight's elements: every row pays for all packs of its batch."""
+
+_BIAS_METHOD, _BIAS_TABLE = "compute_bias", "relative_attention_bias"
+"""T5 and its relatives look up relative positions, which have no rows: the method around that has."""
+
+
+@dataclass(frozen=True, eq=False)
+class User:
+    """A module that has a parameter as its own.
+
+    Attributes:
+        path: the module's qualified name.
+        module: the module.
+        name: the parameter's name in it.
+    """
+
+    path: str
+    module: nn.Module
+    name: str
+
+
+@dataclass(eq=False)
+class Plan:
+    """What is computed how.
+
+    Attributes:
+        users: qualified name of a parameter that packs change → the modules that have it: several where it is tied.
+        factors: (pack, path of a linear module) → what the pack adds there.
+        dense: (pack, qualified name of a parameter) of all other changes.
+    """
+
+    users: Mapping[str, Sequence[User]]
+    factors: dict[tuple[int, str], Factors] = field(default_factory=dict)
+    dense: set[tuple[int, str]] = field(default_factory=set)
+
+    def factor_bytes(self, pack: int) -> int:
+        """Return the bytes of a pack's factors, which are kept in fp32."""
+        kept = [found for (of, _), found in self.factors.items() if of == pack]
+        return sum(4 * (one.left.numel() + one.right.numel()) for one in kept)
+
+
+def plan_sites(model: nn.Module, weights: PackWeights, contributions: Sequence[Contribution], executor: str) -> Plan:
+    """Decide for every pack and parameter how it is computed.
+
+    Args:
+        model: the model.
+        weights: of the packs, for the layout.
+        contributions: the packs.
+        executor: one of :data:`EXECUTORS`.
+
+    Raises:
+        UsageError: a changed parameter belongs to no module, or to one whose rows cannot be told apart.
+        IntegrityError: a pack's factors are damaged.
+    """
+    plan = Plan(parameter_users(model, weights))
+    for pack, one in enumerate(contributions):
+        for parameter in plan.users:
+            if weights.changes(pack, parameter):
+                plan.dense.add((pack, parameter))
+        if executor != "grouped":
+            _factor(plan, weights, pack, one, anything=executor == "factored")
+    return plan
+
+
+def parameter_users(model: nn.Module, weights: PackWeights) -> dict[str, list[User]]:
+    """Return the modules of every parameter that some pack changes."""
+    wanted = {
+        parameter: model.get_parameter_or_buffer(parameter)  # type: ignore[operator]
+        for parameter in weights.families
+        if any(weights.changes(pack, parameter) for pack in range(len(weights.contributions)))
+    }
+    names = {id(tensor): parameter for parameter, tensor in wanted.items()}
+    found: dict[str, list[User]] = {parameter: [] for parameter in wanted}
+    for path, module in model.named_modules():
+        for name, tensor in {**module._parameters, **module._buffers}.items():
+            if tensor is not None and id(tensor) in names:
+                found[names[id(tensor)]].append(User(path, module, name))
+    for parameter, users in found.items():
+        if not users or any(user.module is model for user in users):
+            raise UsageError(
+                f"{parameter} belongs to no inner module, so it cannot differ from row to row.",
+                hint="Graft with mode='fused'.",
+                tensor=parameter,
+            )
+    return found
+
+
+def _factor(plan: Plan, weights: PackWeights, pack: int, contribution: Contribution, *, anything: bool) -> None:
+    """Move what is stored as factors of linear modules from the plan's dense changes to its factors."""
+    by_module: dict[str, dict[str, str]] = defaultdict(dict)
+    modules: dict[str, nn.Module] = {}
+    for parameter, users in plan.users.items():
+        if (pack, parameter) in plan.dense and len(users) == 1 and is_transposed(users[0].module) is not None:
+            by_module[users[0].path][users[0].name] = parameter
+            modules[users[0].path] = users[0].module
+    for path, changed in by_module.items():
+        found = _module_factors(weights, contribution, modules[path], changed, anything=anything)
+        if found is not None:
+            plan.factors[pack, path] = found
+            plan.dense -= {(pack, parameter) for parameter in changed.values()}
+
+
+def _module_factors(
+    weights: PackWeights, contribution: Contribution, module: nn.Module, changed: Mapping[str, str], *, anything: bool
+) -> Factors | None:
+    """Return all that a pack adds to a linear module, or None if some of that is no factors (or too many)."""
+    slots = {name: _only_slot(weights, parameter) for name, parameter in changed.items()}
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    transposed = bool(is_transposed(module))
+    outputs, inputs = weight.shape[::-1] if transposed else weight.shape
+    bias = None
+    if any(slot is None for slot in slots.values()):
+        return None
+    sources = {name: weights.sources[slot.name] for name, slot in slots.items() if slot is not None}
+    if any(contribution.delta.sets_values(source) for source in sources.values()):
+        return None
+    if "bias" in sources:
+        bias = contribution.delta.decode(sources["bias"]) * contribution.item.weight_at(
+            sources["bias"], contribution.layers
+        )
+    if "weight" not in sources:
+        return Factors(torch.zeros(0, outputs), torch.zeros(0, inputs), bias)
+    found = read_factors(contribution, sources["weight"], transposed=transposed)
+    if found is None or (not anything and len(found.right) * (outputs + inputs) * FACTORED_SHARE > outputs * inputs):
+        return None
+    return Factors(found.left, found.right, bias)
+
+
+def _only_slot(weights: PackWeights, parameter: str) -> Slot | None:
+    """Return the slot that is the whole of a parameter; None where checkpoints hold it otherwise."""
+    family = weights.families[parameter]
+    slot = weights.layout.slots[family.tensors[0]]
+    is_whole = isinstance(slot, ViewSlot) and slot.is_whole
+    return slot if is_whole and len(family.tensors) == len(family.parameters) == 1 else None
+
+
+def build_sites(owner: Identity, model: nn.Module, plan: Plan, weights: PackWeights) -> list[Site]:
+    """Return the sites of a plan, not yet in their places."""
+    modules = dict(model.named_modules())
+    parameters: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    dense: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for parameter, users in plan.users.items():
+        for user in users:
+            place, name = _place(modules, user)
+            parameters[place][name] = parameter
+            dense[place] |= {pack for pack, changed in plan.dense if changed == parameter}
+    sites = {}
+    for place, names in parameters.items():
+        path, method = place
+        factors = {pack: found for (pack, of), found in plan.factors.items() if of == path}
+        sites[place] = Site(owner, modules[path], method, names, weights, frozenset(dense[place]), factors)
+    _join_siblings({path: site for (path, _), site in sites.items() if site.factors})
+    return list(sites.values())
+
+
+def _place(modules: Mapping[str, nn.Module], user: User) -> tuple[tuple[str, str], str]:
+    """Return path and method of the site for a parameter, and the parameter's name from there."""
+    parent, _, child = user.path.rpartition(".")
+    if child == _BIAS_TABLE and hasattr(modules[parent], _BIAS_METHOD):
+        return (parent, _BIAS_METHOD), f"{child}.{user.name}"
+    return (user.path, "forward"), user.name
+
+
+def _join_siblings(sites: Mapping[str, Site]) -> None:
+    """Let the linear modules of one parent that read the same input share their right factors."""
+    parents = {path.rpartition(".")[0] for path in sites}
+    for parent in parents:
+        for names in SIDE_BY_SIDE:
+            paths = [f"{parent}.{name}" if parent else name for name in names]
+            together = [sites[path] for path in paths if path in sites]
+            if len(together) > 1:
+                siblings = Siblings(together)
+                for site in together:
+                    site.siblings = siblings
