@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from skillhub.compose.fusion import fuse
     from skillhub.compose.grafts import graft, grafted_packs, ungraft
     from skillhub.environments import InstalledPack
+    from skillhub.exporter import export_adapters
     from skillhub.installer import install, uninstall
     from skillhub.integrity import verify
     from skillhub.packer import pack
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "Pack": "packs",
     "Publication": "publisher",
     "Release": "releases",
+    "export_adapters": "exporter",
     "fuse": "compose.fusion",
     "graft": "compose.grafts",
     "grafted_packs": "compose.grafts",
@@ -96,6 +98,7 @@ __all__ = [
     "UnsafeContentError",
     "UsageError",
     "WrongBaseError",
+    "export_adapters",
     "fuse",
     "graft",
     "grafted_packs",

@@ -49,7 +49,7 @@ COLUMNS = [
     (WEIGHTS, "interop"),
     (WEIGHTS, "routing"),
     (WEIGHTS, "packer compose"),
-    (WEIGHTS, "evaluation"),
+    (WEIGHTS, "evaluation exporter"),
     (TOP, "cli __init__"),
     (TOP, "__main__"),
 ]

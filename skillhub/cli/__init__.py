@@ -41,6 +41,7 @@ GROUPS = {
         "verify": ("checking", "Check installed packs byte for byte."),
         "run": ("composing", "Try a model with packs grafted onto it."),
         "fuse": ("composing", "Write a checkpoint with packs fused into it."),
+        "export": ("exporting", "Write packs as LoRA adapters, for peft and vLLM."),
         "base": ("bases", "Fingerprint base models, and choose that of an environment."),
     },
     "Projects": {

@@ -1,0 +1,248 @@
+"""Exporting packs for other tools: adapters of peft, and a script that serves them with vLLM."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from skillhub.adapters import FILES, Adapter
+from skillhub.bases import LocatedBase, find_base
+from skillhub.checkpoints import Checkpoint, open_checkpoint
+from skillhub.compose.compatibility import check_packs, common_fingerprints, open_contributions
+from skillhub.compose.declarations import tell_declared_bases
+from skillhub.compose.merging import Contribution
+from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
+from skillhub.compose.schedules import Amount
+from skillhub.compose.verification import base_records, wrong_base
+from skillhub.deltas import PackDelta
+from skillhub.errors import UsageError
+from skillhub.files import new_folder, staged_folder
+from skillhub.fingerprint import fingerprint_checkpoint
+from skillhub.interop.adapterdeltas import Target
+from skillhub.interop.exportcards import README_FILE, ExportedAdapter, counted, readme
+from skillhub.interop.exports import (
+    Fit,
+    Misfit,
+    Reason,
+    adapter_config,
+    fit_adapter,
+    fit_pack,
+    has_one_scale,
+    write_pack,
+    write_scaled,
+)
+from skillhub.interop.launching import MAX_RANK, SCRIPT_FILE, launch_script
+from skillhub.interop.modules import Modules, empty_model, modules_of
+from skillhub.packs import Pack
+from skillhub.progress import Notice, Progress
+
+FORMATS = ("peft", "vllm")
+_TAKEN = {README_FILE, SCRIPT_FILE}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        folder: the folder.
+        adapters: in it, by name.
+        script: what serves them, where that was asked for.
+    """
+
+    folder: Path
+    adapters: tuple[ExportedAdapter, ...]
+    script: Path | None
+
+
+@dataclass(frozen=True)
+class _Base:
+    located: LocatedBase
+    fingerprint: str
+    checkpoint: Checkpoint
+    model: nn.Module
+    modules: Modules
+
+
+def export_adapters(
+    packs: Sequence[PackSource],
+    base: str | Path,
+    out: str | Path,
+    *,
+    format: str = "peft",
+    weights: Sequence[Amount] | None = None,
+    rank: int | None = None,
+    partial: bool = False,
+    environment: EnvironmentSource | None = None,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+) -> Export:
+    """Write packs as adapters of peft, one folder each: what routing or a server of several LoRAs chooses between.
+
+    The low-rank components that a pack stores become factors in fp32 whose product is the pack's delta up to fp32's rounding. An
+    adapter can say no more than that of linear layers: embeddings, norms, experts, added rows and what a pack stores densely do not
+    fit, and are listed in the result and in a README.md. Adapters of peft are passed on as they are; for vLLM, which reads neither
+    ``rank_pattern`` nor ``alpha_pattern``, their scales are multiplied into the factors where they differ.
+
+    Args:
+        packs: installed names, folders or opened packs, and adapters of peft; all for the same base.
+        base: a checkpoint folder or ``repo[@revision]``.
+        out: the new folder; must not exist or be empty. It appears whole or not at all.
+        format: ``peft``, or ``vllm`` for a launch script as well.
+        weights: one per pack, multiplied into its factors; 1 by default, and for adapters always.
+        rank: highest rank; what is stored densely, or with a higher one, becomes the nearest product of this rank.
+        partial: leave out what does not fit, instead of refusing.
+        environment: where pack names are looked up; the per-user environments by default.
+        progress: called with (``adapters``, done, all).
+        notice: told what could not be verified; by default that is logged.
+
+    Returns:
+        What was written and what was left out.
+
+    Raises:
+        UsageError: something does not fit and ``partial`` is not set, nothing fits, or the arguments do not go together.
+        WrongBaseError: the packs were made for another base.
+        NotFoundError: the base or a pack does not exist.
+        IntegrityError: a file of the base or of a pack is damaged.
+        DiskError: the disk is full or the folder may not be written.
+    """
+    folder = new_folder(out)
+    _check_options(format, rank)
+    found = _open_base(base)
+    recipe = make_recipe(packs, weights=weights, environment=environment, fingerprint=lambda: found.fingerprint)
+    contributions = _contributions(recipe, found)
+    fits = [_fit(one, found, rank, format) for one in contributions]
+    _check_fits(contributions, fits, partial=partial, rank=rank)
+    tell_declared_bases(recipe, found.located.repo, notice)
+    written = []
+    with staged_folder(folder) as staged:
+        for name, one, fit in sorted(zip(_names(recipe), contributions, fits, strict=True), key=lambda item: item[0]):
+            written.append(_write(staged / name, one, fit, found, format))
+            if progress:
+                progress("adapters", len(written), len(fits))
+        if format == "vllm":
+            script = staged / SCRIPT_FILE
+            script.write_text(
+                launch_script(
+                    found.located.repo or str(found.checkpoint.folder.resolve()),
+                    {one.name: one.rank for one in written},
+                ),
+                encoding="utf-8",
+            )
+            script.chmod(0o755)
+        text = readme(type(found.model).__name__, found.fingerprint, written, is_served=format == "vllm")
+        (staged / README_FILE).write_text(text, encoding="utf-8")
+    return Export(folder, tuple(written), folder / SCRIPT_FILE if format == "vllm" else None)
+
+
+def _check_options(format: str, rank: int | None) -> None:
+    if format not in FORMATS:
+        raise UsageError(f"There is no format {format!r}.", hint=f"Use one of: {', '.join(FORMATS)}.")
+    highest = MAX_RANK if format == "vllm" else 1 << 16
+    if rank is not None and not 1 <= rank <= highest:
+        raise UsageError(f"The rank {rank} is not one that can be served.", hint=f"Use 1 to {highest}.")
+
+
+def _open_base(base: str | Path) -> _Base:
+    located = find_base(base)
+    checkpoint = open_checkpoint(located.folder)
+    model = empty_model(checkpoint.folder)
+    fingerprint = fingerprint_checkpoint(checkpoint.files).fingerprint
+    return _Base(located, fingerprint, checkpoint, model, modules_of(model))
+
+
+def _contributions(recipe: Recipe, base: _Base) -> list[Contribution]:
+    """Open every pack's delta for the base, and check that it fits it."""
+    fingerprints = common_fingerprints(recipe)
+    if recipe.skill_packs and base.fingerprint not in fingerprints:
+        raise wrong_base(recipe, base_records(recipe, fingerprints), fingerprint_checkpoint(base.checkpoint.files))
+    checkpoint = base.checkpoint
+    target = Target(base.modules, checkpoint.tensor, checkpoint.aliases)
+    contributions = open_contributions(recipe, base.fingerprint, checkpoint.tensors, lambda: target)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    for one in contributions:
+        check_packs([one], shapes, in_memory=False)
+        if isinstance(one.item.pack, Adapter) and one.item.weight != 1:
+            raise UsageError(
+                f"{one.item.pack} is an adapter, which is passed on as it is.", hint="Leave its weight out."
+            )
+    return contributions
+
+
+def _fit(one: Contribution, base: _Base, rank: int | None, format: str) -> Fit:
+    limit = MAX_RANK if format == "vllm" else None
+    if isinstance(one.delta, PackDelta):
+        return fit_pack(one.delta, base.model, base.modules, rank=rank, limit=limit)
+    fit = fit_adapter(one.delta.pack)
+    if format == "peft":  # which can do all that its own adapters hold
+        return Fit(fit.layers, ())
+    too_high = tuple(Misfit(layer.tensor, Reason.RANK) for layer in fit.layers if layer.rank > MAX_RANK)
+    return Fit(tuple(layer for layer in fit.layers if layer.rank <= MAX_RANK), (*fit.misfits, *too_high))
+
+
+def _check_fits(contributions: Sequence[Contribution], fits: Sequence[Fit], *, partial: bool, rank: int | None) -> None:
+    """Refuse what nothing would be left of, and what would lose something unless that was asked for."""
+    for one, fit in zip(contributions, fits, strict=True):
+        reasons = [misfit.reason for misfit in fit.misfits]
+        dense = " Approximate what is stored densely with --rank 64 (rank=64)." if Reason.DENSE in reasons else ""
+        approximate = dense if rank is None else ""
+        if not fit.layers:
+            raise UsageError(
+                f"Nothing that {one.delta.pack} changes fits a LoRA adapter: {counted(fit.misfits)}.",
+                hint=f"Fuse it into a checkpoint instead: skillhub fuse.{approximate}",
+                misfits=_listed(fit),
+            )
+        if reasons and not partial:
+            raise UsageError(
+                f"{one.delta.pack} changes {len(reasons)} tensors that do not fit a LoRA adapter: {counted(fit.misfits)}.",
+                hint=f"Leave them out with --partial (partial=True), or fuse the pack: skillhub fuse.{approximate}",
+                misfits=_listed(fit),
+            )
+
+
+def _listed(fit: Fit) -> list[dict[str, str]]:
+    return [{"tensor": misfit.tensor, "reason": misfit.reason.value} for misfit in fit.misfits]
+
+
+def _names(recipe: Recipe) -> list[str]:
+    """Return a folder's name for each pack; packs of one name are told apart by their digests."""
+    plain = [re.sub(r"[^\w.-]", "-", item.pack.name.name, flags=re.ASCII).lstrip(".-") for item in recipe.packs]
+    counts = Counter(name.lower() for name in plain)
+    return [
+        name
+        if name and counts[name.lower()] == 1 and name not in _TAKEN
+        else f"{name}-{item.pack.digest[:8]}".lstrip("-")
+        for name, item in zip(plain, recipe.packs, strict=True)
+    ]
+
+
+def _write(folder: Path, one: Contribution, fit: Fit, base: _Base, format: str) -> ExportedAdapter:
+    """Write one adapter's folder."""
+    folder.mkdir()
+    pack, delta, measured = one.item.pack, one.delta, None
+    config = adapter_config(fit.layers, base.model, **_declared(pack, base))
+    if isinstance(delta, PackDelta):
+        weights = {layer.tensor: one.item.weight_at(layer.tensor, one.layers) for layer in fit.layers}
+        measured = write_pack(folder, delta, fit, weights, config)
+    elif format == "peft" or (not fit.misfits and has_one_scale(delta.pack)):
+        for file in FILES:
+            shutil.copyfile(delta.pack.folder / file, folder / file)
+    else:
+        write_scaled(folder, delta.pack, fit, config)
+    size = sum((folder / file).stat().st_size for file in FILES)
+    return ExportedAdapter(folder.name, str(pack), pack.digest, len(fit.layers), fit.rank, size, fit.misfits, measured)
+
+
+def _declared(pack: Pack | Adapter, base: _Base) -> dict[str, Any]:
+    """Return repository and revision of the base: where it was fetched from, else as the pack says."""
+    if base.located.repo or isinstance(pack, Adapter):
+        return {"base": base.located.repo, "revision": base.located.revision}
+    info = pack.variant_for(base.fingerprint).base
+    return {"base": info.repo, "revision": info.revision}

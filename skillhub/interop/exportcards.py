@@ -1,0 +1,117 @@
+"""What a folder of exported adapters says of itself: what each is, and what of its pack is not in it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from skillhub.interop.exports import Measured, Misfit
+from skillhub.interop.launching import SCRIPT_FILE
+
+README_FILE = "README.md"
+
+_PLURALS = {"norm or bias": "norms and biases", "fused experts": "tensors of fused experts"}
+
+
+@dataclass(frozen=True)
+class ExportedAdapter:
+    """One adapter that was written.
+
+    Attributes:
+        name: of its folder, and what vLLM serves it as.
+        pack: the pack or adapter that it was made from.
+        digest: that one's digest.
+        layers: how many linear layers it changes by factors.
+        rank: the highest rank of its factors.
+        size: bytes of its files.
+        misfits: what the pack changes and the adapter does not.
+        measured: how near it is to the pack; None for an adapter of peft.
+    """
+
+    name: str
+    pack: str
+    digest: str
+    layers: int
+    rank: int
+    size: int
+    misfits: tuple[Misfit, ...]
+    measured: Measured | None
+
+
+def counted(misfits: Iterable[Misfit]) -> str:
+    """Return what does not fit for people, such as ``61 norms and biases, 1 embedding``."""
+    counts = Counter(misfit.reason.value for misfit in misfits)
+    return ", ".join(f"{count} {_plural(reason, count)}" for reason, count in counts.most_common())
+
+
+def _plural(reason: str, count: int) -> str:
+    if count == 1:
+        return reason
+    ends_in_noun = reason in (
+        "embedding",
+        "tied weight",
+        "added tensor",
+        "removed tensor",
+        "resized tensor",
+        "no linear layer",
+    )
+    return _PLURALS.get(reason, f"{reason}s" if ends_in_noun else reason)
+
+
+def readme(model: str, fingerprint: str, adapters: Sequence[ExportedAdapter], *, is_served: bool) -> str:
+    """Return the README of the folder (Markdown).
+
+    Args:
+        model: the base's class.
+        fingerprint: of the base.
+        adapters: what is in the folder.
+        is_served: whether there is a launch script.
+    """
+    lines = [
+        "# LoRA adapters of SkillPacks",
+        "",
+        f"Written by skillhub for the base with the fingerprint `{fingerprint}` ({model}).",
+        "",
+        "| Adapter | Pack | Layers | Rank | Error | Left out | Digest |",
+        "|---|---|---|---|---|---|---|",
+        *map(_row, adapters),
+        "",
+        "*Error* and *left out* are shares of the sum of squares of the pack's whole delta: what the adapter's layers say other",
+        "than the pack, and what is in tensors that no LoRA adapter can change.",
+        "",
+        "    from peft import PeftModel",
+        f'    model = PeftModel.from_pretrained(base, "{adapters[0].name}")',
+        "",
+    ]
+    if is_served:
+        lines += [
+            f"`./{SCRIPT_FILE}` serves all of them with vLLM, where that supports LoRA for {model}; a request names its adapter as",
+            "`model`. Which adapter fits a prompt, `skillhub route` tells; vLLM itself does not choose.",
+            "",
+        ]
+    for adapter in adapters:
+        if adapter.misfits:
+            lines += [f"## What {adapter.name} leaves out", "", *_left_out(adapter), ""]
+    return "\n".join(lines)
+
+
+def _row(adapter: ExportedAdapter) -> str:
+    error, left_out = shares(adapter)
+    cells = (adapter.name, adapter.pack, adapter.layers, adapter.rank, error, left_out, f"`{adapter.digest}`")
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def shares(adapter: ExportedAdapter) -> tuple[str, str]:
+    """Return error and what is left out for people; a dash where they are not known."""
+    if adapter.measured is None:
+        return "-", "-" if adapter.misfits else "nothing"
+    left_out = f"{adapter.measured.left_out:.1%}" if adapter.misfits else "nothing"
+    return f"{adapter.measured.error:.1e}" if adapter.measured.error > 1e-12 else "none", left_out
+
+
+def _left_out(adapter: ExportedAdapter) -> list[str]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for misfit in adapter.misfits:
+        groups[misfit.reason.value].append(misfit.tensor)
+    return [f"- {reason}: {', '.join(f'`{name}`' for name in names)}" for reason, names in sorted(groups.items())]
