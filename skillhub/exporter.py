@@ -25,7 +25,7 @@ from skillhub.deltas import PackDelta
 from skillhub.errors import UsageError
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.interop.adapterdeltas import Target
+from skillhub.interop.adapterdeltas import AdapterDelta, Target
 from skillhub.interop.exportcards import README_FILE, ExportedAdapter, counted, readme
 from skillhub.interop.exports import (
     Fit,
@@ -34,7 +34,7 @@ from skillhub.interop.exports import (
     adapter_config,
     fit_adapter,
     fit_pack,
-    has_one_scale,
+    needs_patterns,
     write_pack,
     write_scaled,
 )
@@ -119,7 +119,9 @@ def export_adapters(
     recipe = make_recipe(packs, weights=weights, environment=environment, fingerprint=lambda: found.fingerprint)
     contributions = _contributions(recipe, found)
     fits = [_fit(one, found, rank, format) for one in contributions]
-    _check_fits(contributions, fits, partial=partial, rank=rank)
+    for one, fit in zip(contributions, fits, strict=True):
+        if not _is_passed_on(one, fit, format):
+            _check_fit(one, fit, partial=partial, rank=rank)
     tell_declared_bases(recipe, found.located.repo, notice)
     written = []
     with staged_folder(folder) as staged:
@@ -181,34 +183,38 @@ def _fit(one: Contribution, base: _Base, rank: int | None, format: str) -> Fit:
     if isinstance(one.delta, PackDelta):
         return fit_pack(one.delta, base.model, base.modules, rank=rank, limit=limit)
     fit = fit_adapter(one.delta.pack)
-    if format == "peft":  # which can do all that its own adapters hold
-        return Fit(fit.layers, ())
+    if format == "peft":
+        return fit
     too_high = tuple(Misfit(layer.tensor, Reason.RANK) for layer in fit.layers if layer.rank > MAX_RANK)
     return Fit(tuple(layer for layer in fit.layers if layer.rank <= MAX_RANK), (*fit.misfits, *too_high))
 
 
-def _check_fits(contributions: Sequence[Contribution], fits: Sequence[Fit], *, partial: bool, rank: int | None) -> None:
+def _is_passed_on(one: Contribution, fit: Fit, format: str) -> bool:
+    """Say whether a pack is an adapter whose files are copied: peft can do all that they hold, vLLM factors of one scale."""
+    if not isinstance(one.delta, AdapterDelta):
+        return False
+    return format == "peft" or not (fit.misfits or needs_patterns(one.delta.pack))
+
+
+def _check_fit(one: Contribution, fit: Fit, *, partial: bool, rank: int | None) -> None:
     """Refuse what nothing would be left of, and what would lose something unless that was asked for."""
-    for one, fit in zip(contributions, fits, strict=True):
-        reasons = [misfit.reason for misfit in fit.misfits]
-        dense = " Approximate what is stored densely with --rank 64 (rank=64)." if Reason.DENSE in reasons else ""
-        approximate = dense if rank is None else ""
-        if not fit.layers:
-            raise UsageError(
-                f"Nothing that {one.delta.pack} changes fits a LoRA adapter: {counted(fit.misfits)}.",
-                hint=f"Fuse it into a checkpoint instead: skillhub fuse.{approximate}",
-                misfits=_listed(fit),
-            )
-        if reasons and not partial:
-            raise UsageError(
-                f"{one.delta.pack} changes {len(reasons)} tensors that do not fit a LoRA adapter: {counted(fit.misfits)}.",
-                hint=f"Leave them out with --partial (partial=True), or fuse the pack: skillhub fuse.{approximate}",
-                misfits=_listed(fit),
-            )
-
-
-def _listed(fit: Fit) -> list[dict[str, str]]:
-    return [{"tensor": misfit.tensor, "reason": misfit.reason.value} for misfit in fit.misfits]
+    if fit.layers and (partial or not fit.misfits):
+        return
+    is_dense = any(misfit.reason == Reason.DENSE for misfit in fit.misfits)
+    approximate = " Approximate what is stored densely with --rank 64 (rank=64)." if is_dense and rank is None else ""
+    listed = [{"tensor": misfit.tensor, "reason": misfit.reason.value} for misfit in fit.misfits]
+    what = counted(fit.misfits) or "no tensor at all"
+    if not fit.layers:
+        raise UsageError(
+            f"Nothing that {one.delta.pack} changes fits a LoRA adapter: {what}.",
+            hint=f"Fuse it into a checkpoint instead: skillhub fuse.{approximate}",
+            misfits=listed,
+        )
+    raise UsageError(
+        f"{one.delta.pack} changes {len(listed)} tensors that do not fit a LoRA adapter: {what}.",
+        hint=f"Leave them out with --partial (partial=True), or fuse the pack: skillhub fuse.{approximate}",
+        misfits=listed,
+    )
 
 
 def _names(recipe: Recipe) -> list[str]:
@@ -227,15 +233,17 @@ def _write(folder: Path, one: Contribution, fit: Fit, base: _Base, format: str) 
     """Write one adapter's folder."""
     folder.mkdir()
     pack, delta, measured = one.item.pack, one.delta, None
-    config = adapter_config(fit.layers, base.model, **_declared(pack, base))
-    if isinstance(delta, PackDelta):
-        weights = {layer.tensor: one.item.weight_at(layer.tensor, one.layers) for layer in fit.layers}
-        measured = write_pack(folder, delta, fit, weights, config)
-    elif format == "peft" or (not fit.misfits and has_one_scale(delta.pack)):
+    if _is_passed_on(one, fit, format):
         for file in FILES:
-            shutil.copyfile(delta.pack.folder / file, folder / file)
+            shutil.copyfile(pack.folder / file, folder / file)
+        fit = Fit(fit.layers, ())
     else:
-        write_scaled(folder, delta.pack, fit, config)
+        config = adapter_config(fit.layers, base.model, **_declared(pack, base))
+        if isinstance(delta, PackDelta):
+            weights = {layer.tensor: one.item.weight_at(layer.tensor, one.layers) for layer in fit.layers}
+            measured = write_pack(folder, delta, fit, weights, config)
+        else:
+            write_scaled(folder, delta.pack, fit, config)
     size = sum((folder / file).stat().st_size for file in FILES)
     return ExportedAdapter(folder.name, str(pack), pack.digest, len(fit.layers), fit.rank, size, fit.misfits, measured)
 

@@ -225,7 +225,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
 REASONS = {
     "llama": {"embedding", "norm or bias", "stored densely"},
     "gpt2": {"embedding", "norm or bias", "stored densely"},
-    "mixtral": {"embedding", "norm or bias", "stored densely", "fused experts", "no linear layer"},
+    "mixtral": {"embedding", "norm or bias", "stored densely", "tensor of fused experts", "not of a linear layer"},
 }
 
 
@@ -297,6 +297,19 @@ def test_an_adapter_is_passed_on_and_for_vllm_its_scales_are_multiplied_in(llama
     )
 
 
+def test_a_rank_that_only_patterns_tell_is_not_left_to_a_reader_without_them(llama: Place, tmp_path: Path):
+    adapter = make_adapter(
+        llama.base, tmp_path / "lora", target_modules=["q_proj"], rank_pattern={"q_proj": 2}
+    )  # scaled by 6 / 2 in peft, where r alone would say 6 / 4
+    export_adapters([adapter], llama.base, tmp_path / "out", format="vllm")
+    config = json.loads((tmp_path / "out" / "lora" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 2
+    expected = outputs(merged_model(llama.base, adapter))
+    torch.testing.assert_close(
+        outputs(with_adapter(llama.base, tmp_path / "out" / "lora")), expected, rtol=1e-5, atol=1e-5
+    )
+
+
 def test_what_vllm_cannot_serve_of_an_adapter_is_refused_or_left_out(llama: Place, tmp_path: Path):
     adapter = make_adapter(llama.base, tmp_path / "lora", target_modules=["q_proj"], modules_to_save=["lm_head"])
     assert export_adapters([adapter], llama.base, tmp_path / "peft").adapters[0].misfits == ()
@@ -306,6 +319,10 @@ def test_what_vllm_cannot_serve_of_an_adapter_is_refused_or_left_out(llama: Plac
     assert [misfit.tensor for misfit in written.misfits] == ["lm_head.weight"]
     arrays = load_file(tmp_path / "vllm" / "lora" / "adapter_model.safetensors")
     assert len(arrays) == 4 and all("q_proj.lora_" in name for name in arrays)
+    embedding = make_adapter(llama.base, tmp_path / "embedding", target_modules=["embed_tokens"])
+    assert export_adapters([embedding], llama.base, tmp_path / "other").adapters[0].layers == 0
+    with pytest.raises(UsageError, match="Nothing that embedding changes fits a LoRA adapter: 1 embedding"):
+        export_adapters([embedding], llama.base, tmp_path / "served", format="vllm", partial=True)
     with pytest.raises(UsageError, match="passed on as it is"):
         export_adapters([adapter], llama.base, tmp_path / "weighted", weights=[0.5])
 

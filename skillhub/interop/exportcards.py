@@ -6,12 +6,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from skillhub.interop.exports import Measured, Misfit
+from skillhub.interop.exports import Measured, Misfit, Reason
 from skillhub.interop.launching import SCRIPT_FILE
 
 README_FILE = "README.md"
 
-_PLURALS = {"norm or bias": "norms and biases", "fused experts": "tensors of fused experts"}
+_PLURALS = {
+    Reason.EMBEDDING: "embeddings",
+    Reason.VECTOR: "norms and biases",
+    Reason.EXPERT: "tensors of fused experts",
+    Reason.LAYER: "not of linear layers",
+    Reason.SHARED: "tied weights",
+    Reason.ADDED: "added tensors",
+    Reason.REMOVED: "removed tensors",
+    Reason.RESIZED: "resized tensors",
+    Reason.VALUES: "not differences",
+}
 
 
 @dataclass(frozen=True)
@@ -41,22 +51,8 @@ class ExportedAdapter:
 
 def counted(misfits: Iterable[Misfit]) -> str:
     """Return what does not fit for people, such as ``61 norms and biases, 1 embedding``."""
-    counts = Counter(misfit.reason.value for misfit in misfits)
-    return ", ".join(f"{count} {_plural(reason, count)}" for reason, count in counts.most_common())
-
-
-def _plural(reason: str, count: int) -> str:
-    if count == 1:
-        return reason
-    ends_in_noun = reason in (
-        "embedding",
-        "tied weight",
-        "added tensor",
-        "removed tensor",
-        "resized tensor",
-        "no linear layer",
-    )
-    return _PLURALS.get(reason, f"{reason}s" if ends_in_noun else reason)
+    counts = Counter(misfit.reason for misfit in misfits).most_common()
+    return ", ".join(f"{count} {_PLURALS.get(reason, reason) if count > 1 else reason}" for reason, count in counts)
 
 
 def readme(model: str, fingerprint: str, adapters: Sequence[ExportedAdapter], *, is_served: bool) -> str:
@@ -81,7 +77,7 @@ def readme(model: str, fingerprint: str, adapters: Sequence[ExportedAdapter], *,
         "than the pack, and what is in tensors that no LoRA adapter can change.",
         "",
         "    from peft import PeftModel",
-        f'    model = PeftModel.from_pretrained(base, "{adapters[0].name}")',
+        f'    model = PeftModel.from_pretrained(model, "./{adapters[0].name}")',
         "",
     ]
     if is_served:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -36,15 +37,15 @@ class Reason(StrEnum):
 
     EMBEDDING = "embedding"
     VECTOR = "norm or bias"
-    EXPERT = "fused experts"
-    LAYER = "no linear layer"
+    EXPERT = "tensor of fused experts"
+    LAYER = "not of a linear layer"
     SHARED = "tied weight"
     DENSE = "stored densely"
-    RANK = "rank too high"
+    RANK = "of too high a rank"
     ADDED = "added tensor"
     REMOVED = "removed tensor"
     RESIZED = "resized tensor"
-    VALUES = "values, no difference"
+    VALUES = "not a difference"
     WHOLE = "trained as a whole"
 
 
@@ -221,14 +222,19 @@ def fit_adapter(adapter: Adapter) -> Fit:
             misfits.append(Misfit(name, Reason.EMBEDDING if change.is_embedding else Reason.WHOLE))
             continue
         left, right = change.factors
+        if len(left.shape) > 2:  # a convolution
+            misfits.append(Misfit(name, Reason.LAYER))
+            continue
         layers.append(Layer(name, change.module, (left.shape[0], *right.shape[1:]), right.shape[0]))
     return Fit(tuple(layers), tuple(misfits))
 
 
-def has_one_scale(adapter: Adapter) -> bool:
-    """Say whether all factors of an adapter are of one rank and scale, so that readers without patterns scale them right."""
-    changes = [change for change in read_changes(adapter).values() if change.has_product and not change.is_bias]
-    return len({(change.scale, change.factors[1].shape[0]) for change in changes}) == 1
+def needs_patterns(adapter: Adapter) -> bool:
+    """Say whether readers that know no patterns would scale some factors wrongly: by the config's ``lora_alpha`` and ``r``."""
+    rank = json.loads((adapter.folder / CONFIG_FILE).read_bytes()).get("r")
+    plain = msgspec.structs.replace(adapter.config, alpha_pattern=None)
+    products = [change for change in read_changes(adapter).values() if change.has_product and not change.is_bias]
+    return not isinstance(rank, int) or rank < 1 or any(one.scale != plain.scale(one.module, rank) for one in products)
 
 
 def write_scaled(folder: Path, adapter: Adapter, fit: Fit, config: Mapping[str, Any]) -> None:
