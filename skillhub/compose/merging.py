@@ -16,13 +16,14 @@ from skillhub.codecs import exact
 from skillhub.compose.methods import MergeInputs, MergeMethod, find_method
 from skillhub.compose.methods.interface import Chunk
 from skillhub.compose.recipes import Recipe, WeightedPack
+from skillhub.compose.tunedcheckpoints import CheckpointDelta
 from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError, UsageError
 from skillhub.interop.adapterdeltas import AdapterDelta
 from skillhub.rounding import TARGETS, round_to, rounding_key
 from skillhub.tensorreaders import MemoryReader, TensorReader, ZeroReader, resized, row_shape
 
-AnyDelta: TypeAlias = PackDelta | AdapterDelta
+AnyDelta: TypeAlias = PackDelta | AdapterDelta | CheckpointDelta
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,25 @@ def merge_chunks(
     method = find_method(recipe.method)
     inputs = merge_inputs(recipe, contributions, name, base)
     key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
+    yield from merge_rows(method, inputs, dtype, key=key, mode=mode)
+
+
+def merge_rows(
+    method: MergeMethod, inputs: MergeInputs, dtype: torch.dtype, *, key: int, mode: str
+) -> Iterator[torch.Tensor]:
+    """Yield base + merged delta of one tensor (the merged deltas themselves where there is no base), some rows at a time.
+
+    Args:
+        method: how the deltas are merged.
+        inputs: the tensor of the base and the deltas.
+        dtype: of the result.
+        key: of the random bits of stochastic rounding, from :func:`skillhub.rounding.rounding_key`.
+        mode: ``nearest`` or ``stochastic``.
+
+    Raises:
+        IntegrityError: a pack's bytes are damaged.
+        UsageError: a sum of finite values is too large for the dtype.
+    """
     measured = method.begin(inputs)
     for begin, end in inputs.spans():
         chunk = inputs.chunk(begin, end)
@@ -138,7 +158,7 @@ def merge_chunks(
             wide = inputs.base.read(begin, end)
         merged = _sum(method, inputs, chunk, wide, measured)
         result = _rounded(merged, dtype, key, chunk.first, mode)
-        _check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], name)
+        _check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], inputs.name)
         yield result
 
 
@@ -227,7 +247,9 @@ def _rounded(values: torch.Tensor, dtype: torch.dtype, key: int, first: int, mod
     return round_to(dtype, values.to(torch.float32), key=key, offset=first, mode=mode)
 
 
-def _stored_dtype(delta: PackDelta, name: str) -> torch.dtype:
+def _stored_dtype(delta: PackDelta | CheckpointDelta, name: str) -> torch.dtype:
+    if isinstance(delta, CheckpointDelta):
+        return delta.value_dtype(name)
     found = exact.DTYPES.get(str(delta.encoded(name).parts[-1].config.get("dtype")))
     if found is None:
         raise IntegrityError(f"{delta.pack} does not say of which dtype {name} is.", hint="Install the pack again.")
