@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from skillhub.adapters import Adapter, open_adapter
     from skillhub.authorfile import AuthorFile
     from skillhub.compose.fusion import fuse
-    from skillhub.compose.grafts import graft, grafted_packs, ungraft
+    from skillhub.compose.grafts import disable, enable, graft, grafted, grafted_packs, set_weights, ungraft
     from skillhub.environments import InstalledPack
     from skillhub.exporter import export_adapters
     from skillhub.installer import install, uninstall
@@ -60,15 +60,19 @@ _MODULE_OF = {
     "Pack": "packs",
     "Publication": "publisher",
     "Release": "releases",
+    "disable": "compose.grafts",
+    "enable": "compose.grafts",
     "export_adapters": "exporter",
     "fuse": "compose.fusion",
     "graft": "compose.grafts",
+    "grafted": "compose.grafts",
     "grafted_packs": "compose.grafts",
     "install": "installer",
     "open_adapter": "adapters",
     "open_pack": "packs",
     "pack": "packer",
     "publish": "publisher",
+    "set_weights": "compose.grafts",
     "ungraft": "compose.grafts",
     "uninstall": "installer",
     "verify": "integrity",
@@ -98,15 +102,19 @@ __all__ = [
     "UnsafeContentError",
     "UsageError",
     "WrongBaseError",
+    "disable",
+    "enable",
     "export_adapters",
     "fuse",
     "graft",
+    "grafted",
     "grafted_packs",
     "install",
     "open_adapter",
     "open_pack",
     "pack",
     "publish",
+    "set_weights",
     "ungraft",
     "uninstall",
     "verify",

@@ -1,55 +1,34 @@
-"""Grafting: packs onto a model in memory, and out of it again, bit for bit.
+"""Grafting: packs onto a model in memory, changing how much they count, and taking them out again, bit for bit.
 
-A grafted model carries the recipe and the original values of the tensors that packs changed. Every change, adding a pack or taking
-one out, is computed from those originals and all packs that remain, never by adding to or subtracting from what is there.
+A grafted model carries the recipe and the original values of the tensors that packs changed. Every change, adding a pack, weighing
+it otherwise or taking it out, is computed from those originals and all packs that count then, never by adding to or subtracting
+from what is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints, open_contributions
 from skillhub.compose.declarations import repository_of, tell_declared_bases
-from skillhub.compose.merging import Contribution, changed_names, merge_tensor
-from skillhub.compose.recipes import (
-    EnvironmentSource,
-    PackSource,
-    Recipe,
-    WeightedPack,
-    make_recipe,
-)
-from skillhub.compose.schedules import Amount
+from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, state_of
+from skillhub.compose.layouts import graft_layout, plain_model
+from skillhub.compose.merging import Contribution
+from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
+from skillhub.compose.schedules import Amount, read_amount
 from skillhub.compose.selection import grafted_digest
 from skillhub.compose.verification import verify_base
 from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import Target
 from skillhub.interop.modules import modules_of
-from skillhub.layout import Layout, Slot, fingerprint_slots, layout_of
+from skillhub.layout import Layout, fingerprint_slots
 from skillhub.progress import Notice, Progress
-
-_STATE = "_skillhub_grafts"
-
-
-@dataclass(frozen=True)
-class Grafts:
-    """What a grafted model carries, as its attribute ``_skillhub_grafts``.
-
-    Attributes:
-        recipe: the packs that are grafted, and how.
-        fingerprint: of the base that the model is; None where only adapters are grafted, which do not say.
-        originals: canonical name → the tensor before any pack changed it, on the CPU.
-        repeats: canonical name of an untied copy of another tensor → the other's. A fingerprint leaves copies out and packs
-            do not mention them, so they take what the other takes.
-    """
-
-    recipe: Recipe
-    fingerprint: str | None
-    originals: Mapping[str, torch.Tensor]
-    repeats: Mapping[str, str]
 
 
 def graft(
@@ -74,9 +53,15 @@ def graft(
     Every tensor becomes base + merged delta, summed in fp32 and rounded once into the parameter's dtype. Parameters stay the same
     objects: ties, views, ``requires_grad``, training mode and device do not change, and untouched tensors are not written. Packs may
     be added by further calls with the same method; the result depends on the set of packs and weights alone. The originals of the
-    changed tensors are kept in CPU memory; while packs are added to a grafted model, so are its present values.
+    changed tensors are kept in CPU memory; while packs are added to a grafted model, so are the present values of what changes.
 
-    ``save_pretrained`` of a grafted model writes the grafted weights; a deep copy is a grafted model of its own.
+    What else one does with models:
+
+    - ``save_pretrained`` and ``push_to_hub`` write the grafted weights; a deep copy is a grafted model of its own.
+    - A model that ``torch.compile`` returned is grafted like the model in it, before or after it ran; nothing is compiled anew.
+    - Training (by the Trainer or otherwise) changes the grafted weights as it would any. After it packs can be added, weighed or
+      taken out no more, which would drop what was learned: that is refused; ``ungraft(model, force=True)`` drops it.
+    - FSDP and ``fully_shard`` take a grafted model. One that is sharded already is refused, and so is taking packs out of it.
 
     Args:
         model: the base model the packs were made for.
@@ -105,10 +90,10 @@ def graft(
         IntegrityError: a pack's file is damaged.
     """
     _check_mode(mode)
-    layout = layout_of(model)
-    state = _state_of(model)
+    base = plain_model(model)
+    layout, state = graft_layout(base), state_of(base)
     originals = state.originals if state else {}
-    recipe = make_recipe(
+    added = make_recipe(
         packs,
         method=method,
         weights=weights,
@@ -119,63 +104,177 @@ def graft(
         environment=environment,
         fingerprint=lambda: fingerprint_slots(layout, originals).fingerprint,
     )
-    wanted = recipe
-    if state:
-        recipe = state.recipe.extended(recipe)
+    recipe = check_recipe(state.recipe.extended(added)) if state else added
     fingerprint = verify_base(
-        model,
-        layout,
-        recipe,
-        common_fingerprints(recipe),
-        originals=originals,
-        verify=verify,
-        trust_base=trust_base,
+        base, layout, recipe, common_fingerprints(recipe), originals=originals, verify=verify, trust_base=trust_base
     )
-    repeats = state.repeats if state else layout.repeats()
-    contributions = open_contributions(
-        recipe, fingerprint, layout.names, lambda: _target(model, layout, originals, repeats)
-    )
+    wanted = replace(state or Grafts(recipe, None, layout.repeats()), recipe=recipe, fingerprint=fingerprint)
+    contributions = _open(base, layout, wanted)
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
     check_dtypes(contributions, layout)
-    if wanted.adapters:
-        tell_declared_bases(wanted, repository_of(model), notice)
-    _apply(model, layout, Grafts(recipe, fingerprint, {}, repeats), contributions, progress)
+    if added.adapters:
+        tell_declared_bases(added, repository_of(base), notice)
+    apply(base, layout, wanted, contributions, progress)
     return model
 
 
-def ungraft(model: nn.Module, pack: PackSource | None = None, *, progress: Progress | None = None) -> nn.Module:
+def ungraft(
+    model: nn.Module, pack: PackSource | None = None, *, force: bool = False, progress: Progress | None = None
+) -> nn.Module:
     """Take packs out of a model: the bytes of before come back.
 
     Args:
         model: a model with grafts.
         pack: the one to take out (name, folder or opened pack); what remains is computed from the originals again. None takes out
             all, for which no pack is read.
-        progress: called with (``tensors``, done, all).
+        force: drop also what was trained or written into the tensors that packs changed.
+        progress: called with (``tensors``, done, all); only the tensors that change count.
 
     Returns:
         The same module.
 
     Raises:
-        UsageError: no pack is grafted, or a name means several.
+        UsageError: no pack is grafted, a name means several, the method cannot do with the packs that would remain, or the
+            weights were changed since packs were grafted.
         NotFoundError: this pack is not grafted.
         IntegrityError: a remaining pack's file is damaged; the model stays as it was.
     """
-    state = _state_of(model)
+    state = _grafts_of(model)
+    recipe = Recipe(()) if pack is None else state.recipe.without(grafted_digest(state.recipe, pack))
+    return _change(model, replace(state, recipe=recipe), progress, force=force)
+
+
+def set_weights(
+    model: nn.Module, weights: Mapping[PackSource, Amount], *, progress: Progress | None = None
+) -> nn.Module:
+    """Change how much grafted packs count; on an error the model stays exactly as it was.
+
+    All is computed from the originals again, so the model is what grafting with these weights would have made of it. Only tensors
+    that the weights matter to are written.
+
+    Args:
+        model: a model with grafts.
+        weights: pack (name, folder or opened pack) → its weight, as :func:`graft` takes them; other packs keep theirs.
+        progress: called with (``tensors``, done, all); only the tensors that change count.
+
+    Returns:
+        The same module.
+
+    Raises:
+        UsageError: no pack is grafted, a name means several, a weight is none, the method does not use weights, or the model's
+            weights were changed since packs were grafted.
+        NotFoundError: a pack is not grafted.
+        IntegrityError: a pack's file is damaged.
+    """
+    state = _grafts_of(model)
+    if not isinstance(weights, Mapping):
+        raise UsageError("weights must say which pack has which.", hint='Write {"math-pack": 0.5}.')
+    changes = {grafted_digest(state.recipe, pack): read_amount("weights", value) for pack, value in weights.items()}
+
+    def weighed(item: WeightedPack) -> WeightedPack:
+        return replace(item, weight=changes.get(item.pack.digest, item.weight))
+
+    recipe = check_recipe(replace(state.recipe, packs=tuple(map(weighed, state.recipe.packs))))
+    return _change(model, replace(state, recipe=recipe), progress)
+
+
+def disable(model: nn.Module, pack: PackSource | None = None, *, progress: Progress | None = None) -> nn.Module:
+    """Switch a grafted pack off: the model is as without it, and remembers it with its weight for :func:`enable`.
+
+    Args:
+        model: a model with grafts.
+        pack: name, folder or opened pack; None switches all off, for which no pack is read.
+        progress: called with (``tensors``, done, all); only the tensors that change count.
+
+    Returns:
+        The same module.
+
+    Raises:
+        SkillhubError: as :func:`ungraft`; the model stays as it was.
+    """
+    state = _grafts_of(model)
+    return _change(model, replace(state, disabled=state.disabled | _meant(state, pack)), progress)
+
+
+def enable(model: nn.Module, pack: PackSource | None = None, *, progress: Progress | None = None) -> nn.Module:
+    """Switch a pack on again that :func:`disable` switched off, with the weight that it has.
+
+    Args:
+        model: a model with grafts.
+        pack: name, folder or opened pack; None switches all on.
+        progress: called with (``tensors``, done, all); only the tensors that change count.
+
+    Returns:
+        The same module.
+
+    Raises:
+        SkillhubError: as :func:`ungraft`; the model stays as it was.
+    """
+    state = _grafts_of(model)
+    return _change(model, replace(state, disabled=state.disabled - _meant(state, pack)), progress)
+
+
+@contextmanager
+def grafted(model: nn.Module, packs: Sequence[PackSource], **arguments: Any) -> Iterator[nn.Module]:
+    """Graft packs for the length of a block; after it, also after an exception, the model is bit for bit as before.
+
+        with skillhub.grafted(model, ["math-pack"]) as model:
+            model.generate(...)
+
+    Args:
+        model: the base model; packs that are on it already count in the block too, and stay.
+        packs: as :func:`graft` takes them.
+        arguments: likewise.
+
+    Yields:
+        The same module.
+
+    Raises:
+        SkillhubError: as :func:`graft`, before the block; as :func:`ungraft`, after it.
+    """
+    before = state_of(plain_model(model))
+    graft(model, packs, **arguments)
+    try:
+        yield model
+    finally:
+        now = state_of(plain_model(model))
+        if now is not None or before is not None:
+            _change(model, before or replace(_grafts_of(model), recipe=Recipe(())), None)
+
+
+def grafted_packs(model: nn.Module) -> tuple[GraftedPack, ...]:
+    """Return the packs that are grafted onto a model, with weight, density and whether they are enabled, sorted by digest."""
+    state = state_of(plain_model(model))
+    return state.packs if state else ()
+
+
+def _grafts_of(model: nn.Module) -> Grafts:
+    state = state_of(plain_model(model))
     if state is None:
         raise UsageError("The model has no grafted pack.", hint="Graft one with skillhub.graft(model, [pack]).")
-    recipe = Recipe(()) if pack is None else state.recipe.without(grafted_digest(state.recipe, pack))
-    layout = layout_of(model)
-    contributions = open_contributions(
-        recipe, state.fingerprint, layout.names, lambda: _target(model, layout, state.originals, state.repeats)
-    )
-    _apply(model, layout, replace(state, recipe=recipe), contributions, progress)
+    return state
+
+
+def _meant(state: Grafts, pack: PackSource | None) -> frozenset[str]:
+    """Return the digests of one pack, or of all."""
+    return frozenset(state.recipe.digests if pack is None else [grafted_digest(state.recipe, pack)])
+
+
+def _change(model: nn.Module, wanted: Grafts, progress: Progress | None, *, force: bool = False) -> nn.Module:
+    """Make a model what it is wanted to be; returns it."""
+    base = plain_model(model)
+    layout = graft_layout(base)
+    apply(base, layout, wanted, _open(base, layout, wanted), progress, force=force)
     return model
 
 
-def grafted_packs(model: nn.Module) -> tuple[WeightedPack, ...]:
-    """Return the packs that are grafted onto a model, with their weights and densities, sorted by digest."""
-    state = _state_of(model)
-    return state.recipe.packs if state else ()
+def _open(model: nn.Module, layout: Layout, wanted: Grafts) -> list[Contribution]:
+    """Open the deltas of the packs that are to count."""
+    state = state_of(model)
+    originals = state.originals if state else {}
+    return open_contributions(
+        wanted.active, wanted.fingerprint, layout.names, lambda: _target(model, layout, originals, wanted.repeats)
+    )
 
 
 def _target(
@@ -187,75 +286,6 @@ def _target(
         return originals[name] if name in originals else layout.slots[name].read()
 
     return Target(modules_of(model, layout), base, repeats)
-
-
-def _state_of(model: nn.Module) -> Grafts | None:
-    state = model.__dict__.get(_STATE)
-    return state if isinstance(state, Grafts) else None
-
-
-def _apply(
-    model: nn.Module,
-    layout: Layout,
-    wanted: Grafts,
-    contributions: Sequence[Contribution],
-    progress: Progress | None,
-) -> None:
-    """Write every tensor of the composition, and the originals of what no pack changes any more; all or nothing."""
-    state = _state_of(model)
-    originals = state.originals if state else {}
-    sources = _sources(changed_names(contributions), wanted.repeats)
-    names = sorted(sources.keys() | originals.keys())
-    _check_unaltered(layout, names, originals)
-    kept: dict[str, torch.Tensor] = {}
-    undo: list[tuple[Slot, torch.Tensor]] = []
-    try:
-        for done, name in enumerate(names, start=1):
-            slot = layout.slots[name]
-            present = slot.read().to("cpu", copy=True)
-            base = originals.get(name, present)
-            value = base.to(slot.dtype)
-            if name in sources:
-                kept[name] = base
-                value = merge_tensor(wanted.recipe, contributions, sources[name], base, slot.dtype)
-            undo.append((slot, present))
-            slot.write(value)
-            if progress:
-                progress("tensors", done, len(names))
-    except BaseException:
-        for slot, present in reversed(undo):
-            slot.write(present)
-        raise
-    if wanted.recipe.packs:
-        setattr(model, _STATE, replace(wanted, originals=kept))
-    elif state:
-        delattr(model, _STATE)
-
-
-def _check_unaltered(layout: Layout, names: Sequence[str], originals: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a model that lost or resized tensors after packs were grafted: the originals have no place in it."""
-    lost = [name for name in names if name not in layout.slots]
-    if lost:
-        raise UsageError(
-            f"The model's tensors changed since packs were grafted: it has no {lost[0]} any more.",
-            hint="Load the base model again, and change it after the packs were taken out.",
-            tensor=lost[0],
-        )
-    for name, original in originals.items():
-        before, now = list(original.shape), list(layout.slots[name].shape)
-        if before != now:
-            raise UsageError(
-                f"The model was resized since packs were grafted: {name} was {before} and is {now}.",
-                hint="Resize it back (model.resize_token_embeddings with the number of rows before), then try again; "
-                "or load the base model again.",
-                tensor=name,
-            )
-
-
-def _sources(changed: Sequence[str], repeats: Mapping[str, str]) -> dict[str, str]:
-    """Return canonical name of each tensor to write → name of the tensor whose deltas it takes."""
-    sources = {alias: original for alias, original in repeats.items() if original in changed}
-    return {**sources, **{name: name for name in changed}}
 
 
 def _check_mode(mode: str) -> None:
