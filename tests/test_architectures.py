@@ -33,6 +33,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("qwen2", WIDE | UNTIED),
     "Qwen3, tied": ("qwen3", WIDE | TIED),
     "Qwen3": ("qwen3", WIDE),
+    "Qwen3.5, with linear attention": ("qwen3_5", WIDE),
     "Gemma 2, tied": ("gemma2", WIDE),
     "Gemma 2": ("gemma2", WIDE | UNTIED),
     "Gemma 3, tied": ("gemma", WIDE),
@@ -51,6 +52,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-MoE": ("qwen_moe", EXPERTS),
     "Qwen3-MoE, tied": ("qwen_moe", EXPERTS | TIED),
 }
+CASES = [(name, torch.bfloat16) for name in ARCHITECTURES] + [
+    (name, torch.float32) for name in ARCHITECTURES if "tied" not in name
+]
 LOSSLESS = 1 << 24
 """A budget in bytes that no tiny model needs."""
 
@@ -84,14 +88,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, torch.dty
     return place
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def architecture(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def place(request: pytest.FixtureRequest, architecture: str, places: Callable[[str, torch.dtype], Place]) -> Place:
-    return places(architecture, request.param)
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{str(case[1]).removeprefix('torch.')}")
+def place(request: pytest.FixtureRequest, places: Callable[[str, torch.dtype], Place]) -> Place:
+    return places(*request.param)
 
 
 @pytest.fixture(autouse=True)

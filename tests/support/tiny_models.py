@@ -45,6 +45,13 @@ _DECODER = {
 _ROTARY = {**_DECODER, "head_dim": 4}
 _EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _ENCODER = {key: _DECODER[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+_LINEAR_ATTENTION = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 _T5 = {
     "vocab_size": VOCABULARY,
     "d_model": 16,
@@ -77,6 +84,7 @@ _IMAGES = {
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {**_ROTARY, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_ROTARY, "tie_word_embeddings": False}),
+    "qwen3_5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", {**_ROTARY, **_LINEAR_ATTENTION}),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {**_ROTARY, "tie_word_embeddings": True}),
     "gemma": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**_ROTARY, "tie_word_embeddings": True}),
     "gemma_images": ("Gemma3Config", "Gemma3ForConditionalGeneration", _IMAGES),
