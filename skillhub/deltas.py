@@ -9,10 +9,10 @@ with which configs read those arrays.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ import torch
 from skillhub.bfloat16 import FLOATS
 from skillhub.checkpoints import DTYPES, Checkpoint
 from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_digest
+from skillhub.deltareaders import reader_of
 from skillhub.documents import canonical_json
 from skillhub.errors import IntegrityError, NewerSchemaError, UsageError, WrongBaseError
-from skillhub.manifest import TensorEntry, Variant
-from skillhub.packs import Pack, describe_base
+from skillhub.manifest import FileEntry, TensorEntry, Variant
+from skillhub.packs import Pack, check_file, describe_base
 from skillhub.tensorfiles import TensorInfo, raw_bytes, read_header, write_tensors
 from skillhub.tensorreaders import MemoryReader, TensorReader
 
@@ -32,6 +33,11 @@ FILE_LIMIT = 120 << 20
 """Payload bytes of one delta file; with its header it stays below the 128 MB that the format allows."""
 
 _DAMAGED = "Install the pack again; if that does not help, tell its publisher."
+
+T = TypeVar("T")
+
+_checked: set[tuple[Any, ...]] = set()
+"""Path, size, modification time, inode and digest of the files that this process has found to be whole."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +195,14 @@ class PackDelta:
     Attributes:
         pack: the pack.
         variant: the variant that was opened.
+        files_checked: whether its files are known to be those of the manifest; decoding them then gives what that promises.
     """
 
     pack: Pack
     variant: Variant
     _arrays: Mapping[str, TensorInfo]
     _parts: Mapping[str, Any]
+    files_checked: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -248,6 +256,26 @@ class PackDelta:
         Raises:
             IntegrityError: the stored bytes are damaged, or decode to something else than the manifest says.
         """
+        tensor = self._read(name, decode)
+        if decoded_digest(tensor) != self.entry(name).digest:
+            raise IntegrityError(
+                f"{self.pack}: {name} does not decode to what the manifest promises.", hint=_DAMAGED, tensor=name
+            )
+        return tensor
+
+    def reader(self, name: str) -> TensorReader:
+        """Return a reader of a tensor's delta; not for tensors whose values are set.
+
+        Where the files were checked it decodes the rows that are asked for, the bits of :meth:`decode`; otherwise all of them at once,
+        since a digest is of the whole tensor.
+
+        Raises:
+            IntegrityError: as :meth:`decode`.
+        """
+        return self._read(name, reader_of) if self.files_checked else MemoryReader(self.decode(name))
+
+    def _read(self, name: str, read: Callable[[EncodedTensor], T]) -> T:
+        """Read a tensor as it is stored, and say in errors which it is."""
         entry, encoded = self.entry(name), self.encoded(name)
         if list(encoded.shape) != entry.shape:
             raise IntegrityError(
@@ -256,22 +284,20 @@ class PackDelta:
                 tensor=name,
             )
         try:
-            tensor = decode(encoded)
+            return read(encoded)
         except IntegrityError as error:
             raise IntegrityError(f"{self.pack}, {name}: {error.message}", hint=_DAMAGED, tensor=name) from error
-        if decoded_digest(tensor) != entry.digest:
-            raise IntegrityError(
-                f"{self.pack}: {name} does not decode to what the manifest promises.", hint=_DAMAGED, tensor=name
-            )
-        return tensor
 
-    def reader(self, name: str) -> TensorReader:
-        """Return a reader of a tensor's delta, which :meth:`decode` checks; not for tensors whose values are set.
+    def with_checked_files(self) -> PackDelta:
+        """Return this delta after its files were compared with the manifest's digests; of unchanged files only once a process.
 
         Raises:
-            IntegrityError: as :meth:`decode`.
+            IntegrityError: one is missing or was altered.
+            DiskError: one may not be read.
         """
-        return MemoryReader(self.decode(name))
+        for entry in _delta_entries(self.variant):
+            _check_once(self.pack.path_of(entry), entry)
+        return replace(self, files_checked=True)
 
     def sets_values(self, name: str) -> bool:
         """Say whether :meth:`decode` gives the tuned tensor itself instead of a difference."""
@@ -294,7 +320,7 @@ def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:
     _check_installed(pack, variant)
     arrays: dict[str, TensorInfo] = {}
     parts: dict[str, Any] = {}
-    for path in _delta_files(pack, variant):
+    for path in map(pack.path_of, _delta_entries(variant)):
         if not path.is_file():
             raise IntegrityError(f"{path} is missing.", hint=_DAMAGED, path=str(path))
         header = read_header(path)
@@ -321,10 +347,21 @@ def _check_installed(pack: Pack, variant: Variant) -> None:
         )
 
 
-def _delta_files(pack: Pack, variant: Variant) -> Iterator[Path]:
-    for entry in variant.files:
-        if entry.path.startswith(f"{variant.folder}/delta-"):
-            yield pack.path_of(entry)
+def _delta_entries(variant: Variant) -> Iterator[FileEntry]:
+    return (entry for entry in variant.files if entry.path.startswith(f"{variant.folder}/delta-"))
+
+
+def _check_once(path: Path, entry: FileEntry) -> None:
+    """Check a file, unless this process has done so and it has not changed since."""
+    if path.is_file():
+        status = path.stat()
+        state = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, entry.sha256)
+        if state in _checked:
+            return
+        check_file(path, entry)
+        _checked.add(state)
+    else:
+        check_file(path, entry)
 
 
 def _read_parts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

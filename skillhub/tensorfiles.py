@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,10 @@ def raw_bytes(info: TensorInfo) -> NDArray[np.uint8]:
 def write_tensors(
     path: Path,
     specs: Mapping[str, tuple[str, Sequence[int]]],
-    data: Iterable[Bytes],
+    data: Iterable[Bytes | Iterator[Bytes]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, holding one tensor at a time.
+    """Write a safetensors file, holding one tensor at a time, or one piece of it.
 
     The file's bytes depend on names, dtypes, shapes, values and metadata alone, not on the order of ``specs``: the
     header's keys are sorted and padded to a multiple of eight bytes, and tensors lie by falling element size, then by
@@ -127,7 +127,7 @@ def write_tensors(
     Args:
         path: the file; it appears whole or not at all.
         specs: dtype tag and shape of every tensor, by name.
-        data: each tensor's bytes (C order, little-endian), in the order of ``specs``.
+        data: each tensor's bytes (C order, little-endian), in the order of ``specs``; as a whole, or an iterator of pieces.
         metadata: text entries for the header.
 
     Raises:
@@ -145,14 +145,20 @@ def write_tensors(
         stream.write(header)
         names = iter(specs)
         for item in data:
-            payload = _as_bytes(item)
             current = next(names, None)
             if current is None:
                 raise _broken(path, "there is more data than tensors")
-            if len(payload) != sizes[current]:
-                raise _broken(path, f"{len(payload)} bytes were given for {sizes[current]}", current)
             stream.seek(len(header) + offsets[current][0])
-            stream.write(payload)
+            given = 0
+            for piece in item if isinstance(item, Iterator) else (item,):
+                payload = _as_bytes(piece)
+                given += len(payload)
+                if given > sizes[current]:  # it would run into the next tensor
+                    break
+                stream.write(payload)
+            if given != sizes[current]:
+                more = "or more " if given > sizes[current] else ""
+                raise _broken(path, f"{given} bytes {more}were given for {sizes[current]}", current)
         if (missing := next(names, None)) is not None:
             raise _broken(path, "its data is missing", missing)
 

@@ -5,10 +5,16 @@ A *row* is everything under one index of the first dimension; a tensor without d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+import numpy as np
 import torch
+
+from skillhub.checkpoints import DTYPES
+from skillhub.errors import IntegrityError
+from skillhub.tensorfiles import BITS, TensorInfo
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -41,6 +47,86 @@ class MemoryReader:
     def read(self, begin: int, end: int) -> torch.Tensor:
         """Return some rows."""
         return widened(self.tensor.reshape(self.shape)[begin:end].contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class FileReader:
+    """Reads a tensor of a safetensors file, into memory of its own: pages of a mapped file would stay and count."""
+
+    info: TensorInfo
+
+    @property
+    def shape(self) -> Shape:
+        """Its shape, of at least one dimension."""
+        return row_shape(self.info.shape)
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows.
+
+        Raises:
+            IntegrityError: the file has become shorter.
+        """
+        return widened(self.read_stored(begin, end))
+
+    def read_stored(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows in the dtype that they are stored in; errors as for :meth:`read`."""
+        end = min(end, self.shape[0])
+        elements = math.prod(self.shape[1:])
+        row = elements * BITS[self.info.dtype] // 8
+        data = np.fromfile(self.info.file, np.uint8, count=(end - begin) * row, offset=self.info.begin + begin * row)
+        if data.size != (end - begin) * row:
+            raise IntegrityError(f"{self.info.file} ends inside {self.info.name}.", hint="Fetch or save the file again.")
+        return torch.from_numpy(data).view(DTYPES[self.info.dtype]).reshape(end - begin, *self.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class RememberingReader:
+    """Keeps the rows that were read last: a base is read once a chunk, however many differences to it are wanted."""
+
+    reader: TensorReader
+    _last: list[tuple[int, int, torch.Tensor]] = field(default_factory=list)
+
+    @property
+    def shape(self) -> Shape:
+        """The other reader's shape."""
+        return self.reader.shape
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows."""
+        for first, last, tensor in self._last:
+            if (first, last) == (begin, end):
+                return tensor
+        tensor = self.reader.read(begin, end)
+        self._last[:] = [(begin, end, tensor)]
+        return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DifferenceReader:
+    """Reads tuned − base, both widened before they are subtracted; rows that only one has are taken against zero.
+
+    Elements whose bits are the same in both differ by zero, whatever they are: infinities and NaN too.
+    """
+
+    tuned: TensorReader
+    base: TensorReader
+
+    @property
+    def shape(self) -> Shape:
+        """The tuned tensor's shape."""
+        return self.tuned.shape
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows in fp32."""
+        tuned, base = self.tuned.read(begin, end), self.base.read(begin, min(end, max(begin, self.base.shape[0])))
+        shared = tuned[: len(base)]
+        delta = shared - base
+        flat = delta.flatten()
+        if not math.isfinite(float(torch.dot(flat, flat))):  # the cheapest look at all of it; rarely so
+            delta = delta.masked_fill(shared.eq(base) | (shared.isnan() & base.isnan()), 0.0)
+        if len(tuned) > len(base):
+            delta = torch.cat([delta, tuned[len(base) :].to(delta.dtype)])
+        return delta.to(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -225,19 +225,43 @@ def _check_exactness(components: Components) -> None:
         start = stop
 
 
-def reconstruct(components: Components, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
-    """Multiply components out: fp32 of (rows, columns), the same bits for every choice of ``rows`` and machine.
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Components as what is multiplied: integers in fp32, the scales in ``left``.
 
-    In numpy, because torch's matrix product also depends on autocast and on the process's matmul precision.
+    Attributes:
+        left: (rank, rows).
+        right: (rank, columns).
+        groups: as the components'.
     """
-    left = (components.left[:, rows] * components.scales[:, None]).astype(np.float32)
-    right = components.right.astype(np.float32)
-    result: npt.NDArray[np.float32] | None = None
-    start = 0
-    for count, exponent in components.groups:
-        product: npt.NDArray[np.float32] = left[start : start + count].T @ right[start : start + count]
-        product *= np.float32(2.0**exponent)
-        result = product if result is None else np.add(result, product, out=result)
-        start += count
-    assert result is not None  # a part has at least one group
-    return result
+
+    left: npt.NDArray[np.float32]
+    right: npt.NDArray[np.float32]
+    groups: tuple[tuple[int, int], ...]
+
+    def multiply(self, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+        """Multiply out: fp32 of (rows, columns), the same bits for every choice of ``rows`` and machine.
+
+        In numpy, because torch's matrix product also depends on autocast and on the process's matmul precision.
+        """
+        result: npt.NDArray[np.float32] | None = None
+        start = 0
+        for count, exponent in self.groups:
+            left, right = self.left[start : start + count, rows], self.right[start : start + count]
+            product: npt.NDArray[np.float32] = left.T @ right
+            product *= np.float32(2.0**exponent)
+            result = product if result is None else np.add(result, product, out=result)
+            start += count
+        assert result is not None  # a part has at least one group
+        return result
+
+
+def factors_of(components: Components) -> Factors:
+    """Return components as factors."""
+    left = np.multiply(components.left, components.scales[:, None], dtype=np.float32)  # below 2**24: exact
+    return Factors(left, components.right.astype(np.float32), components.groups)
+
+
+def reconstruct(components: Components, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+    """Multiply components out, as :meth:`Factors.multiply` does."""
+    return factors_of(components).multiply(rows)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from skillhub.adapters import Adapter
 from skillhub.canonical import refuse_changed_layers
 from skillhub.compose.merging import AnyDelta, Contribution, changed_names, contributing, result_dtype
-from skillhub.compose.recipes import Recipe
+from skillhub.compose.recipes import AnyPack, Recipe
 from skillhub.compose.schedules import count_layers
+from skillhub.compose.tunedcheckpoints import BaseTensors, TunedCheckpoint, open_checkpoint_delta
 from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
@@ -65,31 +65,44 @@ def open_contributions(
     fingerprint: str | None,
     names: Iterable[str],
     find_target: Callable[[], Target] | None = None,
+    base: BaseTensors | None = None,
 ) -> list[Contribution]:
     """Open the delta of every pack of a recipe for one base, in the recipe's order.
 
     Args:
-        recipe: the packs and adapters.
-        fingerprint: of the base; None where nothing says it, which does for adapters.
+        recipe: the packs, adapters and checkpoints.
+        fingerprint: of the base; None where nothing says it, which does for all but packs.
         names: canonical names of the base's tensors.
         find_target: gives what adapters are applied to; called only where there are any.
+        base: what fine-tuned checkpoints are compared with; None where they cannot be.
 
     Raises:
         WrongBaseError: a pack has no variant for the base, or an adapter's names or shapes are not the model's.
         IntegrityError: a pack's file is missing or damaged.
         NewerSchemaError: a pack's files are of a schema that this version does not read.
-        UsageError: an adapter holds something that is not read.
+        UsageError: an adapter or checkpoint holds something that is not read, or there are checkpoints and no ``base``.
     """
     target = find_target() if find_target and recipe.adapters else None
 
-    def delta(pack: Pack | Adapter) -> AnyDelta:
+    def delta(pack: AnyPack) -> AnyDelta:
         if isinstance(pack, Pack):
             return open_delta(pack, fingerprint)
+        if isinstance(pack, TunedCheckpoint):
+            return open_checkpoint_delta(pack, _required(base, pack))
         assert target is not None
         return open_adapter_delta(pack, target)
 
     layers = count_layers(names)
     return [Contribution(item, delta(item.pack), layers) for item in recipe.packs]
+
+
+def _required(base: BaseTensors | None, tuned: TunedCheckpoint) -> BaseTensors:
+    if base is None:
+        raise UsageError(
+            f"{tuned} is a whole checkpoint, of which only `skillhub fuse` takes the difference to a base.",
+            hint="Fuse it, or make a pack of it first: skillhub pack.",
+        )
+    return base
 
 
 def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shape], *, in_memory: bool) -> None:

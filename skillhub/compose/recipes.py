@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from skillhub.adapters import Adapter, is_adapter, open_adapter
 from skillhub.compose.methods import MergeMethod, find_method
 from skillhub.compose.schedules import Amount, Schedule, amount_at, amounts_in, read_amount
+from skillhub.compose.tunedcheckpoints import CHECKPOINT_PREFIX, TunedCheckpoint, is_checkpoint, open_tuned
 from skillhub.errors import IntegrityError, NotFoundError, UsageError
 from skillhub.manifest import MANIFEST_FILE
 from skillhub.names import is_folder
@@ -30,8 +31,11 @@ ADAPTER_PREFIX = "peft:"
 WEIGHT_LIMIT = 1e6
 """Largest weight, of either sign."""
 
-PackSource = str | Path | Pack | Adapter
-"""A pack or adapter that was opened, its folder, or the name of an installed one."""
+PackSource = str | Path | Pack | Adapter | TunedCheckpoint
+"""A pack, adapter or fine-tuned checkpoint that was opened, its folder, the name of an installed one, ``checkpoint:`` and a repository."""
+
+AnyPack: TypeAlias = Pack | Adapter | TunedCheckpoint
+"""What deltas come from."""
 
 EnvironmentSource: TypeAlias = "Path | str | Environment"
 """An environment or its folder."""
@@ -42,14 +46,14 @@ class WeightedPack:
     """One pack of a recipe.
 
     Attributes:
-        pack: the pack, or an adapter.
+        pack: the pack, or an adapter, or a fine-tuned checkpoint.
         weight: factor of its delta; negative to unlearn it.
         density: share of its delta's elements that a trimming method keeps, over 0 and at most 1.
 
     Both may be schedules, which give a number for each tensor.
     """
 
-    pack: Pack | Adapter
+    pack: AnyPack
     weight: float | Schedule = 1.0
     density: float | Schedule = 1.0
 
@@ -103,6 +107,11 @@ class Recipe:
         """The adapters of peft, which only declare a base."""
         return [item.pack for item in self.packs if isinstance(item.pack, Adapter)]
 
+    @property
+    def checkpoints(self) -> list[TunedCheckpoint]:
+        """The fine-tuned checkpoints, of which nothing says what their base is."""
+        return [item.pack for item in self.packs if isinstance(item.pack, TunedCheckpoint)]
+
     def extended(self, other: Recipe) -> Recipe:
         """Return this recipe with the packs of ``other``.
 
@@ -153,13 +162,13 @@ def make_recipe(
         NotFoundError: a pack does not exist.
         IntegrityError: a pack's manifest is not valid.
     """
-    if isinstance(packs, (str, Path, Pack, Adapter)):
+    if isinstance(packs, PackSource):
         raise UsageError("packs must be a list.", hint=f"Write [{str(packs)!r}].")
     packs = _listed("packs", packs)
-    wrong = [source for source in packs if not isinstance(source, (str, Path, Pack, Adapter))]
+    wrong = [source for source in packs if not isinstance(source, PackSource)]
     if wrong:
         raise UsageError(
-            f"{wrong[0]!r} is not a pack.", hint="Give names, folders, or what open_pack or open_adapter returned."
+            f"{wrong[0]!r} is not a pack.", hint="Give names, folders, or what open_pack, open_adapter or open_tuned returned."
         )
     if not packs:
         raise UsageError("No pack was given.", hint="Name at least one installed pack or pack folder.")
@@ -221,20 +230,23 @@ def find_pack(
     *,
     environment: EnvironmentSource | None = None,
     fingerprint: Callable[[], str] | None = None,
-) -> Pack | Adapter:
-    """Return a pack or an adapter from what a user may name it by.
+) -> AnyPack:
+    """Return a pack, an adapter or a fine-tuned checkpoint from what a user may name it by.
 
     A text that begins with ``.``, ``/`` or ``~`` is a folder (:func:`skillhub.names.is_folder`); any other is the name of an
-    installed pack (of an adapter also with ``peft:`` before it), looked up in ``environment``. Without one the per-user environments are searched, and where several of them (for several bases)
-    have the pack, the base's fingerprint decides.
+    installed pack (of an adapter also with ``peft:`` before it), looked up in ``environment``. Without one the per-user environments are
+    searched, and where several of them (for several bases) have the pack, the base's fingerprint decides. With ``checkpoint:`` before it
+    it is the repository of a fine-tuned checkpoint.
 
     Raises:
         NotFoundError: there is no such folder or installed pack.
         IntegrityError: its manifest or config is not valid, or an adapter's file was altered.
         SkillhubError: as :func:`skillhub.adapters.open_adapter`.
     """
-    if isinstance(source, (Pack, Adapter)):
+    if isinstance(source, AnyPack):
         return source
+    if isinstance(source, str) and source.startswith(CHECKPOINT_PREFIX):
+        return open_tuned(source)
     if isinstance(source, Path) or is_folder(source):
         return open_folder(Path(source).expanduser())
     source = source.removeprefix(ADAPTER_PREFIX)
@@ -245,16 +257,19 @@ def find_pack(
     return _pack_of(_find_anywhere(source, fingerprint))
 
 
-def open_folder(folder: Path) -> Pack | Adapter:
-    """Open the folder of a pack or of an adapter.
+def open_folder(folder: Path) -> AnyPack:
+    """Open the folder of a pack, an adapter or a fine-tuned checkpoint, whichever it is by its files' names.
 
     Raises:
-        SkillhubError: as :func:`skillhub.packs.open_pack` and :func:`skillhub.adapters.open_adapter`.
+        SkillhubError: as :func:`skillhub.packs.open_pack`, :func:`skillhub.adapters.open_adapter` and
+            :func:`skillhub.compose.tunedcheckpoints.open_tuned`.
     """
-    return open_adapter(folder) if is_adapter(folder) else open_pack(folder)
+    if is_adapter(folder):
+        return open_adapter(folder)
+    return open_tuned(folder) if not (folder / MANIFEST_FILE).is_file() and is_checkpoint(folder) else open_pack(folder)
 
 
-def _pack_of(installed: InstalledPack) -> Pack | Adapter:
+def _pack_of(installed: InstalledPack) -> AnyPack:
     if installed.pack is not None:
         return installed.pack
     adapter = open_adapter(installed.folder, name=installed.name, version=installed.version)
