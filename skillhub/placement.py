@@ -248,12 +248,20 @@ def locked_files(supply: Supply, locked: LockedPack, environment: Environment, f
     The manifest is fetched where it is not in the store.
 
     Raises:
+        IntegrityError: the lock and the manifest list different files.
         SkillhubError: as :func:`fetch_manifest` and :func:`read_variant`.
     """
     if locked.kind == PEFT:
         return locked.files
     origin = origin_of(locked, environment)
-    return read_variant(fetch_manifest(supply, origin, locked.manifest), origin, fingerprint)[1].files
+    manifest, variant = read_variant(fetch_manifest(supply, origin, locked.manifest), origin, fingerprint)
+    listed = {entry.path: entry for one in manifest.variants for entry in one.files}
+    if {entry.path: entry for entry in locked.files} != listed:
+        raise IntegrityError(
+            f"The lock lists other files, sizes or digests of {origin} than its manifest does.",
+            hint=f"The lock was edited. Lock the pack again: skillhub upgrade {locked.name}.",
+        )
+    return variant.files
 
 
 def fetch_pack(supply: Supply, environment: Environment, locked: LockedPack, fingerprint: str) -> None:

@@ -274,9 +274,13 @@ class Locking:
         source, old = self.planner.catalog.source(pick.name), self.old.find(pick.name)
         dependencies = sorted(map(str, pick.dependencies), key=str.lower)
         place = self._place(pick.name, source)
-        if old and (old.manifest, old.registry, old.repository) == (pick.release.manifest_digest, *place):
+        is_known = old and (old.manifest, old.registry, old.repository) == (pick.release.manifest_digest, *place)
+        if old and is_known and not self.choice.is_unlocked(pick.name):
             return msgspec.structs.replace(old, dependencies=dependencies)
         manifest = self.planner.read_manifest(pick.name, pick.release)
+        files = [entry for variant in manifest.variants for entry in variant.files]
+        if old and is_known:  # files too, which may have been edited by hand
+            return msgspec.structs.replace(old, dependencies=dependencies, files=files)
         signer = identity = None
         if source.registry is not None:
             locked = old if old and old.registry == source.registry.name else None
@@ -294,7 +298,7 @@ class Locking:
             commit=source.commit,
             signer=signer,
             dependencies=dependencies,
-            files=[entry for variant in manifest.variants for entry in variant.files],
+            files=files,
         )
 
     def _place(self, name: PackName, source: Source) -> tuple[str, str]:

@@ -10,8 +10,8 @@ import pytest
 from skillhub import hub
 from skillhub.configuration import add_registry
 from skillhub.environments import as_environment, installed_packs
-from skillhub.errors import TrustError
-from skillhub.installer import install, sync
+from skillhub.errors import IntegrityError, TrustError
+from skillhub.installer import install, sync, upgrade
 from skillhub.lockfile import Lock, LockedPack, read_lock, write_lock
 from skillhub.policy import policy_path
 from skillhub.projects import RegistryEntry
@@ -114,3 +114,19 @@ def test_a_signature_that_the_lock_only_claims(
     with pytest.raises(TrustError, match="not signed"):
         sync(Session(), as_environment(folder), Terms(frozen=True))
     assert installed_packs(as_environment(folder)) == []
+
+
+def test_a_lock_whose_file_list_was_edited_is_refused_and_locked_anew_by_upgrade(
+    owner: hub.Registry, tmp_path: Path
+) -> None:
+    name = "locks/edited"
+    publish(make_pack(tmp_path / "1", "edited", "1.0"), name, registry=owner)
+    (whole,) = install([name], base=BASE, environment=tmp_path / "env")
+    files = [msgspec.structs.replace(entry, size=entry.size + 1) for entry in whole.receipt.files]
+    folder = clone(tmp_path / "env", tmp_path / "clone", files=files)
+    with pytest.raises(IntegrityError, match="other files, sizes or digests") as caught:
+        sync(Session(), as_environment(folder), Terms())
+    assert f"skillhub upgrade {name}" in caught.value.hint
+    assert installed_packs(as_environment(folder)) == []
+    upgrade(Session(), as_environment(folder), [name], Terms())
+    assert [str(one) for one in installed_packs(as_environment(folder))] == [str(whole)]
