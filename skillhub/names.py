@@ -79,7 +79,8 @@ def parse_pack_name(text: str) -> PackName:
         UsageError: the text is no such name.
     """
     parts = text.split("/")
-    if len(parts) > 2 or not all(is_bare_name(part) for part in parts):
+    # an environment keeps packs without an owner in the folder "_", which no owner may share
+    if len(parts) > 2 or not all(is_bare_name(part) for part in parts) or text.startswith("_/"):
         raise UsageError(
             f"{_shortened(text)} is not a pack name.",
             hint="Write OWNER/NAME or NAME, with letters, digits, '.', '_' and '-', such as acme/math-pack.",
