@@ -111,6 +111,7 @@ class Batch:
     scratch: Any = None
     _groups: dict[tuple[int, ...], Groups] = field(default_factory=dict)
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict)
+    _shares: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
@@ -160,6 +161,13 @@ class Batch:
             is_sorted = order == list(range(len(order)))
             found = Groups(tuple(present), sizes, None if is_sorted else torch.tensor(order))
             self._groups[packs] = found
+        return found
+
+    def shares(self, site: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return which of the packs a site computes grouped, and which factored."""
+        found = self._shares.get(site)
+        if found is None:
+            found = self._shares[site] = site.split(self.packs, self.single)
         return found
 
     def mask(self, widths: Widths, like: torch.Tensor) -> torch.Tensor:

@@ -144,3 +144,23 @@ def _check(decision: Decision) -> None:
             f"A mixture of {list(mixture.shape)} does not fit {rows} rows and {packs} packs.",
             hint="Give a finite weight for every row and pack.",
         )
+
+
+def merged(decision: Decision, found: Decision, rows: list[int]) -> Decision:
+    """Return a decision with some of its rows replaced by those of another about the same packs."""
+    choices = list(decision.choices)
+    for row, choice in zip(rows, found.choices, strict=True):
+        choices[row] = choice
+
+    def placed(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
+        if mine is None and theirs is None:
+            return None
+        shape = (len(choices), len(found.packs))
+        table = torch.zeros(shape) if mine is None else mine.clone()
+        if theirs is not None:
+            table[rows] = theirs.to(table.device, table.dtype)
+        return table
+
+    return Decision(
+        found.packs, tuple(choices), placed(decision.scores, found.scores), placed(decision.mixture, found.mixture)
+    )

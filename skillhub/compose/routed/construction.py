@@ -50,16 +50,23 @@ class Plan:
         users: qualified name of a parameter that packs change → the modules that have it: several where it is tied.
         factors: (pack, path of a linear module) → what the pack adds there.
         dense: (pack, qualified name of a parameter) of all other changes.
+        whole: the same of changes by factors, whose weights are to be in memory besides, for batches of one pack.
     """
 
     users: Mapping[str, Sequence[User]]
     factors: dict[tuple[int, str], Factors] = field(default_factory=dict)
     dense: set[tuple[int, str]] = field(default_factory=set)
+    whole: set[tuple[int, str]] = field(default_factory=set)
+
+    @property
+    def kept(self) -> list[tuple[int, str]]:
+        """(pack, parameter) of all weights that are in memory, sorted."""
+        return sorted(self.dense | self.whole)
 
     def factor_bytes(self, pack: int) -> int:
         """Return the bytes of a pack's factors, which are kept in fp32."""
         kept = [found for (of, _), found in self.factors.items() if of == pack]
-        return sum(4 * (one.left.numel() + one.right.numel()) for one in kept)
+        return sum(4 * one.elements for one in kept)
 
 
 def plan_sites(model: nn.Module, weights: PackWeights, contributions: Sequence[Contribution], executor: str) -> Plan:
@@ -120,7 +127,9 @@ def _factor(plan: Plan, weights: PackWeights, pack: int, contribution: Contribut
         found = _module_factors(weights, contribution, modules[path], changed, anything=anything)
         if found is not None:
             plan.factors[pack, path] = found
-            plan.dense -= {(pack, parameter) for parameter in changed.values()}
+            moved = {(pack, parameter) for parameter in changed.values()}
+            plan.dense -= moved
+            plan.whole |= moved
 
 
 def _module_factors(
@@ -162,18 +171,30 @@ def build_sites(owner: Identity, model: nn.Module, plan: Plan, weights: PackWeig
     modules = dict(model.named_modules())
     parameters: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     dense: dict[tuple[str, str], set[int]] = defaultdict(set)
+    whole: dict[tuple[str, str], set[int]] = defaultdict(set)
+    by_parameter = [_by_parameter(changes) for changes in (plan.dense, plan.whole)]
     for parameter, users in plan.users.items():
         for user in users:
             place, name = _place(modules, user)
             parameters[place][name] = parameter
-            dense[place] |= {pack for pack, changed in plan.dense if changed == parameter}
+            dense[place] |= by_parameter[0][parameter]
+            whole[place] |= by_parameter[1][parameter]
     sites = {}
     for place, names in parameters.items():
         path, method = place
         factors = {pack: found for (pack, of), found in plan.factors.items() if of == path}
-        sites[place] = Site(owner, modules[path], method, names, weights, frozenset(dense[place]), factors)
+        sites[place] = Site(
+            owner, modules[path], method, names, weights, frozenset(dense[place]), factors, frozenset(whole[place])
+        )
     _join_siblings({path: site for (path, _), site in sites.items() if site.factors})
     return list(sites.values())
+
+
+def _by_parameter(changes: set[tuple[int, str]]) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = defaultdict(set)
+    for pack, parameter in changes:
+        found[parameter].add(pack)
+    return found
 
 
 def _place(modules: Mapping[str, nn.Module], user: User) -> tuple[tuple[str, str], str]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from skillhub.compose.routed.batches import Batch, Identity, activated, active_batch
-from skillhub.compose.routed.bindings import Bound, bind, bound_to, is_cache
-from skillhub.compose.routed.choices import as_decision
+from skillhub.compose.routed.bindings import Bound, bind, bound_to
+from skillhub.compose.routed.calls import Call
+from skillhub.compose.routed.choices import as_decision, merged
 from skillhub.errors import UsageError
 from skillhub.routing.decisions import Decision, Prefill, Router, base_alone, is_base_alone
 
@@ -126,6 +126,7 @@ class Rules:
             decision = as_decision(bound.decision, self.labels)
             known = Batch(self.owner, decision, tuple(self.labels.index(name) for name in decision.packs))
             bound.memo[self.labels] = known
+            _ = known.single  # worked out here, and not by every copy
         return copy.copy(known)
 
     def decide(self, prefill: Prefill) -> Decision:
@@ -261,66 +262,6 @@ class Generate:
         self.model.__dict__.pop("generate", None)
 
 
-@dataclass(eq=False)
-class Call:
-    """The arguments of one forward.
-
-    Attributes:
-        given: argument → value.
-        has_encoder: whether the model is an encoder-decoder.
-        cache: the cache among them, or None.
-    """
-
-    given: Mapping[str, Any]
-    has_encoder: bool
-    cache: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        caches = [value for value in self.given.values() if is_cache(value)]
-        self.cache = caches[0] if caches else None
-
-    @property
-    def encoded(self) -> list[Any]:
-        """What an encoder put out before, as far as it may carry a decision; empty where it did not run yet."""
-        outputs = self.given.get("encoder_outputs") if self.has_encoder else None
-        states = self.given.get("encoder_hidden_states") if self.has_encoder else None
-        if outputs is not None:
-            return [outputs] if isinstance(outputs, torch.Tensor) else [outputs, outputs[0]]
-        return [] if states is None else [states]
-
-    @property
-    def rows(self) -> int:
-        """How many rows the batch has.
-
-        Raises:
-            UsageError: there is no input.
-        """
-        names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
-        found = [self.given[name] for name in names if isinstance(self.given.get(name), torch.Tensor)]
-        found += [one for one in self.encoded if isinstance(one, torch.Tensor)]
-        if not found:
-            raise UsageError("There is no input to route by.", hint="Pass input_ids or inputs_embeds.")
-        return len(found[0])
-
-    def prefill(self, model: nn.Module) -> Prefill:
-        """Return what a router sees of this call: of a mask that goes further back, the part of these inputs."""
-        ids, embeds = self.given.get("input_ids"), self.given.get("inputs_embeds")
-        inputs = ids if ids is not None else embeds
-        mask = self.given.get("attention_mask")
-        if inputs is None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-            mask = None
-        elif mask.shape[1] != inputs.shape[1]:
-            mask = mask[:, -inputs.shape[1] :]
-        return Prefill(model, ids, mask, embeds if ids is None else None)
-
-    def carriers(self, outputs: Any, *, encodes: bool) -> list[Any]:
-        """Return what can keep a decision for the next forward: caches, and the outputs of an encoder."""
-        is_mapping = isinstance(outputs, Mapping)
-        values = list(outputs.values()) if is_mapping else list(outputs) if isinstance(outputs, tuple) else []
-        caches = [value for value in (self.cache, *values) if is_cache(value)]
-        return [*caches, *([outputs] if is_mapping else []), *values[:1]] if encodes else caches
-
-
 def _bound_for(rules: Rules, call: Call, choices: Any) -> Bound:
     """Return the decision for a forward: the call's own, else that of its cache, encoder, block or generation, else the router's."""
     if any(call.given.get(name) is not None for name in _PAGED):
@@ -377,23 +318,3 @@ def _refuse_unknown_past(call: Call) -> None:
             f"This call brings {what} that the routed model did not make, so nothing says which packs its rows have.",
             hint=f"Say so: {CHOICES}=[…], a pack's name or None for each row.",
         )
-
-
-def merged(decision: Decision, found: Decision, rows: list[int]) -> Decision:
-    """Return a decision with some of its rows replaced by those of another about the same packs."""
-    choices = list(decision.choices)
-    for row, choice in zip(rows, found.choices, strict=True):
-        choices[row] = choice
-
-    def placed(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
-        if mine is None and theirs is None:
-            return None
-        shape = (len(choices), len(found.packs))
-        table = torch.zeros(shape) if mine is None else mine.clone()
-        if theirs is not None:
-            table[rows] = theirs.to(table.device, table.dtype)
-        return table
-
-    return Decision(
-        found.packs, tuple(choices), placed(decision.scores, found.scores), placed(decision.mixture, found.mixture)
-    )

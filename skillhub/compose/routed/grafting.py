@@ -19,7 +19,7 @@ from skillhub.compose.routed.choices import as_router, pack_labels
 from skillhub.compose.routed.construction import EXECUTORS, Plan, build_sites, plan_sites
 from skillhub.compose.routed.entries import Entry, Generate, Rules
 from skillhub.compose.routed.sites import Site
-from skillhub.compose.routed.weights import PackWeights, check_room, parameter_families, readable_bytes
+from skillhub.compose.routed.weights import PackWeights, available_bytes, check_room, parameter_families, readable_bytes
 from skillhub.compose.schedules import Amount
 from skillhub.compose.selection import grafted_digest
 from skillhub.compose.verification import verify_base
@@ -30,6 +30,9 @@ from skillhub.interop.modules import modules_of
 from skillhub.layout import Layout, fingerprint_slots, layout_of
 from skillhub.packs import Pack, check_file
 from skillhub.progress import Notice, Progress
+
+MEMORIES = ("auto", "weights", "factors", "codes")
+"""What of the packs is kept in memory."""
 
 _STATE = "_skillhub_routing"
 _FUSED = "_skillhub_grafts"
@@ -95,7 +98,7 @@ def graft_routed(
     weights: Sequence[Amount] | None = None,
     rounding: str = "auto",
     executor: str = "auto",
-    memory: str | int = "weights",
+    memory: str | int = "auto",
     verify: str = "auto",
     trust_base: bool = False,
     environment: EnvironmentSource | None = None,
@@ -116,8 +119,10 @@ def graft_routed(
         rounding: of weights that are kept, as for grafting fused.
         executor: ``factored`` computes all that is stored as factors of linear modules beside the base's weights, ``grouped``
             nothing; ``auto`` what is of low rank. What is not computed from factors runs once per group of rows with one pack.
-        memory: ``weights`` keeps the grouped packs' weights in memory, in the model's dtype (how much that is is told before it is
-            taken); ``codes`` decodes them whenever they are used; a number keeps so many bytes of those used last.
+        memory: ``weights`` keeps the packs' weights in memory, in the model's dtype; how much that is is told before it is taken.
+            Batches whose rows agree then run as fast as the base. ``factors`` keeps those weights only that are not computed from
+            factors; ``auto`` is ``weights`` where that takes at most half of the memory that is free, else ``factors``.
+            ``codes`` decodes weights whenever they are used, and a number keeps so many bytes of those used last.
         verify: as for grafting fused.
         trust_base: likewise.
         environment: where names are looked up.
@@ -214,7 +219,8 @@ def _make(
     )
     plan = plan_sites(model, store, contributions, options["executor"])
     labels = pack_labels(contributions)
-    if options["memory"] == "weights":
+    _choose_memory(model, plan, store, options["memory"])
+    if store.limit is None:
         _take_memory(model, plan, store, labels, progress, notice)
     owner = present.rules.owner if present else Identity()
     router = as_router(options["router"], contributions, model)
@@ -243,6 +249,14 @@ def build_entries(rules: Rules) -> list[Entry | Generate]:
     return [*entries.values(), *([Generate(rules, model)] if hasattr(model, "generate") else [])]
 
 
+def _choose_memory(model: nn.Module, plan: Plan, store: PackWeights, memory: str | int) -> None:
+    """Leave out of a plan the weights that are not to be in memory beside their factors."""
+    left = available_bytes(next(model.parameters()).device)
+    fits = left is None or 2 * store.missing_bytes(plan.kept) <= left
+    if memory != "weights" and not (memory == "auto" and fits):
+        plan.whole.clear()
+
+
 def _take_memory(
     model: nn.Module,
     plan: Plan,
@@ -253,7 +267,7 @@ def _take_memory(
 ) -> None:
     """Say how much memory the packs take, check that it is there, and make their weights."""
     sizes = {
-        label: store.bytes_of(sorted(one for one in plan.dense if one[0] == pack)) + plan.factor_bytes(pack)
+        label: store.bytes_of(one for one in plan.kept if one[0] == pack) + plan.factor_bytes(pack)
         for pack, label in enumerate(labels)
     }
     listed = ", ".join(f"{label} {readable_bytes(size)}" for label, size in sizes.items())
@@ -261,24 +275,24 @@ def _take_memory(
         f"Routing keeps {readable_bytes(sum(sizes.values()))} of the packs' weights beside the model: {listed}."
     )
     device = next(model.parameters()).device
-    check_room(store.missing_bytes(plan.dense), device)
-    for done, (pack, parameter) in enumerate(sorted(plan.dense), start=1):
+    check_room(store.missing_bytes(plan.kept), device)
+    for done, (pack, parameter) in enumerate(plan.kept, start=1):
         store.get(pack, parameter)
         if progress:
-            progress("tensors", done, len(plan.dense))
+            progress("tensors", done, len(plan.kept))
 
 
 def _limit(memory: str | int) -> int | None:
-    return None if memory == "weights" else 0 if isinstance(memory, str) else memory
+    return memory if isinstance(memory, int) else 0 if memory == "codes" else None
 
 
 def _check_options(executor: str, memory: str | int) -> None:
     if executor not in EXECUTORS:
         raise UsageError(f"There is no executor {executor!r}.", hint=f"Use one of: {', '.join(EXECUTORS)}.")
     is_count = isinstance(memory, int) and not isinstance(memory, bool) and memory >= 0
-    if memory not in ("weights", "codes") and not is_count:
+    if memory not in MEMORIES and not is_count:
         raise UsageError(
-            f"memory={memory!r} is no way to keep weights.", hint="Use weights, codes or a number of bytes."
+            f"memory={memory!r} is no way to keep weights.", hint=f"Use {', '.join(MEMORIES)} or a number of bytes."
         )
 
 

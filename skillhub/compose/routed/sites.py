@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row
-from skillhub.compose.routed.factors import Factors, Stack, is_transposed, join_stacks, stack_factors
+from skillhub.compose.routed.factors import Factors, Stack, factor_dtype, is_transposed, join_stacks, stack_factors
 from skillhub.compose.routed.weights import PackWeights
 from skillhub.errors import UsageError
 
@@ -45,6 +45,7 @@ class Site:
         weights: gives parameters under packs.
         dense: the packs that change the parameters otherwise than by factors.
         factors: pack → what it adds to the weight of a linear module.
+        whole: packs with factors whose weights are in memory besides, for batches of that one pack.
         siblings: the sites that read the same input, this one among them; empty where there are none.
     """
 
@@ -55,8 +56,10 @@ class Site:
     weights: PackWeights
     dense: frozenset[int]
     factors: Mapping[int, Factors]
+    whole: frozenset[int] = frozenset()
     siblings: Siblings | None = None
     _stacks: dict[Any, Stack] = field(default_factory=dict)
+    _ready: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.original = getattr(self.module, self.method)  # bound: an instance's own comes before its class's
@@ -66,7 +69,7 @@ class Site:
         made = copy.copy(self)
         memo[id(self)] = made
         made.owner, made.module = copy.deepcopy(self.owner, memo), copy.deepcopy(self.module, memo)
-        made.siblings, made._stacks = copy.deepcopy(self.siblings, memo), {}
+        made.siblings, made._stacks, made._ready = copy.deepcopy(self.siblings, memo), {}, {}
         made.original = getattr(type(made.module), self.method).__get__(made.module)
         return made
 
@@ -83,10 +86,15 @@ class Site:
         batch = active_batch(self.owner)
         if batch is None or batch.single == BASE:
             return self.original(*args, **kwargs)
-        dense = tuple(pack for pack in batch.packs if pack in self.dense)
+        dense, factored = batch.shares(self)
         result = self._run_dense(batch, dense, args, kwargs) if dense else self.original(*args, **kwargs)
-        factored = tuple(pack for pack in batch.packs if pack in self.factors)
         return self._add_factored(batch, factored, args[0], result) if factored else result
+
+    def split(self, packs: Sequence[int], single: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return which of a batch's packs are computed grouped here, and which factored."""
+        if single is not None and single in self.whole:
+            return (single,), ()
+        return tuple(p for p in packs if p in self.dense), tuple(p for p in packs if p in self.factors)
 
     # Grouped
 
@@ -94,7 +102,7 @@ class Site:
         if batch.single is not None:
             return self._run(batch.single, args, kwargs)
         if self._scales_rows(batch, args):
-            return self._run_with(self._row_scales(batch, packs, args[0]), args, kwargs)
+            return self._as_with(self._row_scales(batch, packs, args[0]))(*args, **kwargs)
         if batch.is_soft:
             return self._run_mixed(batch, packs, args, kwargs)
         groups = batch.groups(packs)
@@ -110,13 +118,26 @@ class Site:
 
     def _run(self, pack: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run the module as one pack has it."""
-        if pack == BASE or pack not in self.dense:
+        if pack == BASE:
             return self.original(*args, **kwargs)
-        return self._run_with(self._values(pack), args, kwargs)
+        own = self._own()
+        ready, known = self._ready.get(pack), (own.dtype, own.device, own.shape)
+        if ready is None or ready[0] != known:
+            method = self._as_with(self._values(pack))
+            ready = (known, method)
+            if self.weights.limit is None:  # else the weights would stay in memory here
+                self._ready[pack] = ready
+        return ready[1](*args, **kwargs)
 
-    def _run_with(self, values: Mapping[str, torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        method = getattr(type(self.module), self.method)
-        return method(stand_in(self.module, values, without=self.method), *args, **kwargs)
+    def _own(self) -> torch.Tensor:
+        """Return one of the module's parameters that packs change, as it is now."""
+        name = next(iter(self.parameters))
+        found = self.module._parameters.get(name)
+        return found if found is not None else attrgetter(name)(self.module)  # type: ignore[no-any-return]
+
+    def _as_with(self, values: Mapping[str, torch.Tensor]) -> Any:
+        """Return the module's method as it is with other parameters."""
+        return getattr(type(self.module), self.method).__get__(stand_in(self.module, values, without=self.method))
 
     def _values(self, pack: int) -> dict[str, torch.Tensor]:
         """Return the parameters that a pack changes, by the names that the module has for them."""
@@ -165,16 +186,17 @@ class Site:
 
     # Factored
 
-    def stack(self, packs: tuple[int, ...]) -> Stack:
-        """Return the factors of some packs side by side, as the module's weight is now."""
-        weight: Any = self.module.weight
-        key = (packs, weight.dtype, weight.device)
+    def stack(self, packs: tuple[int, ...], dtype: torch.dtype) -> Stack:
+        """Return the factors of some packs side by side, on the device of the module's weight."""
+        weight = self._own()
+        key = (packs, dtype, weight.device)
         found = self._stacks.get(key)
         if found is None:
-            found = stack_factors(self.factors, packs, weight)
-            transposed = is_transposed(self.module)
-            if (found.right.shape[1], found.left.shape[1]) != tuple(weight.shape if transposed else weight.shape[::-1]):
-                raise _resized(self.parameters["weight"], tuple(weight.shape))
+            found = stack_factors(self.factors, packs, dtype, weight.device)
+            shape = (found.left.shape[1], found.right.shape[1])
+            weight = self.module.weight  # type: ignore[assignment]
+            if tuple(weight.shape if not is_transposed(self.module) else weight.shape[::-1]) != shape:
+                raise resized(f"The weight of {type(self.module).__name__}", tuple(weight.shape))
             remember(self._stacks, key, found)
         return found
 
@@ -185,17 +207,18 @@ class Site:
             inputs = inputs.expand(batch.rows, *inputs.shape[1:])
             result = result.expand(batch.rows, *result.shape[1:]) if len(result) == 1 else result
         positions_per_row(inputs, batch.rows)
-        stack = self.stack(packs)
+        dtype = factor_dtype(inputs, sum(self.factors[pack].elements for pack in packs))
+        left = self.stack(packs, dtype).left
         if self.siblings is None:
-            hidden = stack.hidden(inputs, batch)
+            hidden = self.stack(packs, dtype).hidden(inputs, batch)
         else:
-            hidden = self.siblings.hidden(self, batch, packs, inputs)
-        result = result.contiguous()
-        flat = result.view(-1, result.shape[-1])
-        if flat.requires_grad or not hidden.dtype == flat.dtype == stack.left.dtype:  # under autocast they may differ
-            return (flat + (hidden @ stack.left.to(hidden.dtype)).to(flat.dtype)).view(result.shape)
-        flat.addmm_(hidden, stack.left)
-        return result
+            hidden = self.siblings.hidden(self, batch, inputs, dtype)
+        flat = result.reshape(-1, result.shape[-1])
+        if hidden.dtype == flat.dtype and not flat.requires_grad:
+            flat.addmm_(hidden, left)
+        else:
+            flat = (flat if flat.requires_grad else flat.detach()).add(hidden @ left.to(hidden.dtype)).to(flat.dtype)
+        return flat.view(result.shape)
 
 
 @dataclass(eq=False)
@@ -207,7 +230,7 @@ class Siblings:
     """
 
     sites: list[Site]
-    _stacks: dict[Any, Stack] = field(default_factory=dict)
+    _stacks: dict[Any, Any] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Siblings:
         """Return the copies of the sites."""
@@ -216,34 +239,39 @@ class Siblings:
         made.sites.extend(copy.deepcopy(site, memo) for site in self.sites)
         return made
 
-    def hidden(self, site: Site, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor) -> torch.Tensor:
+    def hidden(self, site: Site, batch: Batch, inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return a site's columns of the input on the right factors of all sites.
 
         They are kept with the batch until another input comes, so nothing outlives the forward.
         """
         known = batch.scratch
-        if known is None or known[0] is not self or known[1] is not inputs:
-            known = batch.scratch = (self, inputs, self._stack(batch.packs).hidden(inputs, batch))
-        begin = 0
-        for one in self.sites:
-            width = sum(one.factors[pack].width for pack in batch.packs if pack in one.factors)
-            if one is site:
-                return known[2][:, begin : begin + width]
-            begin += width
-        raise AssertionError("a site that is not among its siblings")
+        if known is None or known[:2] != (self, dtype) or known[2] is not inputs:
+            stack, places = self._stack(batch.packs, dtype, inputs.device)
+            known = batch.scratch = (self, dtype, inputs, stack.hidden(inputs, batch), places)
+        begin, end = known[4][site]
+        columns: torch.Tensor = known[3][:, begin:end]
+        return columns
 
-    def _stack(self, packs: tuple[int, ...]) -> Stack:
-        weight: Any = self.sites[0].module.weight
-        key = (packs, weight.dtype, weight.device)
+    def _stack(
+        self, packs: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> tuple[Stack, dict[Site, tuple[int, int]]]:
+        """Return the stack of all sites, and the columns of each."""
+        key = (packs, dtype, device)
         found = self._stacks.get(key)
         if found is None:
-            of_each = [(site, tuple(pack for pack in packs if pack in site.factors)) for site in self.sites]
-            found = join_stacks([site.stack(some) for site, some in of_each if some])
+            stacks, places, begin = [], {}, 0
+            for site in self.sites:
+                some = tuple(pack for pack in packs if pack in site.factors)
+                if some:
+                    stacks.append(site.stack(some, dtype))
+                    places[site] = (begin, begin + len(stacks[-1].right))
+                    begin = places[site][1]
+            found = (join_stacks(stacks), places)
             remember(self._stacks, key, found)
         return found
 
 
-def remember(stacks: dict[Any, Stack], key: Any, stack: Stack) -> None:
+def remember(stacks: dict[Any, Any], key: Any, stack: Any) -> None:
     """Keep a stack, and forget the oldest beyond so many."""
     stacks[key] = stack
     for old in list(stacks)[:-_STACKS_KEPT]:
@@ -300,11 +328,12 @@ def _weighted(output: Any, weights: torch.Tensor, rows: int) -> torch.Tensor:
 def _fitting(value: torch.Tensor, own: torch.Tensor, parameter: str) -> torch.Tensor:
     """Return a pack's parameter in the dtype and on the device that the model has now."""
     if value.shape != own.shape:
-        raise _resized(parameter, tuple(own.shape))
+        raise resized(parameter, tuple(own.shape))
     return value if (value.dtype, value.device) == (own.dtype, own.device) else value.to(own.device, own.dtype)
 
 
-def _resized(parameter: str, shape: tuple[int, ...]) -> UsageError:
+def resized(parameter: str, shape: tuple[int, ...]) -> UsageError:
+    """Return the error for a parameter that has another shape than when packs were grafted."""
     return UsageError(
         f"{parameter} was resized to {list(shape)} since packs were grafted.",
         hint="Ungraft, resize, and fuse packs into a checkpoint; or load the base model again.",

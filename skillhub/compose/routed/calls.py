@@ -1,0 +1,74 @@
+"""What a forward was called with, as far as routing needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillhub.compose.routed.bindings import is_cache
+from skillhub.errors import UsageError
+from skillhub.routing.decisions import Prefill
+
+
+@dataclass(eq=False)
+class Call:
+    """The arguments of one forward.
+
+    Attributes:
+        given: argument → value.
+        has_encoder: whether the model is an encoder-decoder.
+        cache: the cache among them, or None.
+    """
+
+    given: Mapping[str, Any]
+    has_encoder: bool
+    cache: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        caches = [value for value in self.given.values() if is_cache(value)]
+        self.cache = caches[0] if caches else None
+
+    @property
+    def encoded(self) -> list[Any]:
+        """What an encoder put out before, as far as it may carry a decision; empty where it did not run yet."""
+        outputs = self.given.get("encoder_outputs") if self.has_encoder else None
+        states = self.given.get("encoder_hidden_states") if self.has_encoder else None
+        if outputs is not None:
+            return [outputs] if isinstance(outputs, torch.Tensor) else [outputs, outputs[0]]
+        return [] if states is None else [states]
+
+    @property
+    def rows(self) -> int:
+        """How many rows the batch has.
+
+        Raises:
+            UsageError: there is no input.
+        """
+        names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
+        found = [self.given[name] for name in names if isinstance(self.given.get(name), torch.Tensor)]
+        found += [one for one in self.encoded if isinstance(one, torch.Tensor)]
+        if not found:
+            raise UsageError("There is no input to route by.", hint="Pass input_ids or inputs_embeds.")
+        return len(found[0])
+
+    def prefill(self, model: nn.Module) -> Prefill:
+        """Return what a router sees of this call: of a mask that goes further back, the part of these inputs."""
+        ids, embeds = self.given.get("input_ids"), self.given.get("inputs_embeds")
+        inputs = ids if ids is not None else embeds
+        mask = self.given.get("attention_mask")
+        if inputs is None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            mask = None
+        elif mask.shape[1] != inputs.shape[1]:
+            mask = mask[:, -inputs.shape[1] :]
+        return Prefill(model, ids, mask, embeds if ids is None else None)
+
+    def carriers(self, outputs: Any, *, encodes: bool) -> list[Any]:
+        """Return what can keep a decision for the next forward: caches, and the outputs of an encoder."""
+        is_mapping = isinstance(outputs, Mapping)
+        values = list(outputs.values()) if is_mapping else list(outputs) if isinstance(outputs, tuple) else []
+        caches = [value for value in (self.cache, *values) if is_cache(value)]
+        return [*caches, *([outputs] if is_mapping else []), *values[:1]] if encodes else caches
