@@ -101,6 +101,25 @@ def round_to(
     return result.view(values.shape)
 
 
+def random_words(first: int, count: int, key: int, device: torch.device | None = None) -> torch.Tensor:
+    """Return the random words of some elements of a tensor: what rounding uses, for masks too.
+
+    Args:
+        first: index of the first element within the whole tensor (row-major).
+        count: how many elements.
+        key: 64 bits, from :func:`rounding_key`. Bits for another use need another key.
+        device: where the result lies; the CPU by default.
+
+    Returns:
+        int32 ``[count]``, all 32 bits of each random.
+    """
+    before = min(count, _WORD - first % _WORD)
+    words = _random_words(torch.arange(before, dtype=torch.int32, device=device), first, key)
+    if before == count:
+        return words
+    return torch.cat([words, random_words(first + before, count - before, key, device)])
+
+
 def _random_words(counter: torch.Tensor, index: int, key: int) -> torch.Tensor:
     """Return int32 words for the elements ``index``, ``index`` + 1 and so on; ``counter`` counts from 0."""
     key += (index // _WORD) * _BLOCK_STEP

@@ -11,8 +11,14 @@ import torch
 from torch import nn
 
 from skillhub.compose.alterations import Mark, refuse_altered, take_marks
-from skillhub.compose.merging import Contribution, changed_names, contributing, merge_tensor, rounding_mode
-from skillhub.compose.methods import find_method
+from skillhub.compose.merging import (
+    Contribution,
+    changed_names,
+    contributing,
+    merge_tensor,
+    merged_packs,
+    rounding_mode,
+)
 from skillhub.compose.recipes import Recipe, WeightedPack, make_recipe
 from skillhub.errors import UsageError
 from skillhub.layout import Layout, Slot
@@ -214,7 +220,7 @@ def _key(recipe: Recipe, contributions: Sequence[Contribution], name: str, dtype
     members = contributing(contributions, name)
     if members[0].delta.sets_values(name):
         return (dtype, members[0].delta.entry(name).digest)
-    taking_part = contributions if find_method(recipe.method).counts_every_pack else members
+    taking_part = merged_packs(recipe, contributions, name)
     amounts = tuple(
         (one.item.pack.digest, one.item.weight_at(name, one.layers), one.item.density_at(name, one.layers))
         for one in taking_part

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -21,7 +21,7 @@ from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError, UsageError
 from skillhub.interop.adapterdeltas import AdapterDelta
 from skillhub.rounding import TARGETS, round_to, rounding_key
-from skillhub.tensorreaders import MemoryReader, TensorReader, ZeroReader, resized, row_shape
+from skillhub.tensorreaders import MemoryReader, MovedReader, TensorReader, ZeroReader, resized, row_shape
 
 AnyDelta: TypeAlias = PackDelta | AdapterDelta | CheckpointDelta
 
@@ -104,6 +104,8 @@ def merge_chunks(
     name: str,
     base: TensorReader | None,
     dtype: torch.dtype,
+    *,
+    device: torch.device | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield one tensor of the composition, some rows at a time.
 
@@ -116,6 +118,8 @@ def merge_chunks(
         name: canonical name of a tensor that at least one of them changes.
         base: reads the base's tensor; None where the base has none. Rows that only the result has count as zero.
         dtype: of the result.
+        device: where the chunks are merged and rounded, which gives the same bits everywhere for methods that work element by
+            element; None is the CPU.
 
     Raises:
         IntegrityError: a pack's bytes are damaged.
@@ -130,6 +134,8 @@ def merge_chunks(
         return
     method = find_method(recipe.method)
     inputs = merge_inputs(recipe, contributions, name, base)
+    if device is not None and device.type != "cpu":
+        inputs = _moved(inputs, device)
     key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
     yield from merge_rows(method, inputs, dtype, key=key, mode=mode)
 
@@ -158,8 +164,16 @@ def merge_rows(
             wide = inputs.base.read(begin, end)
         merged = _sum(method, inputs, chunk, wide, measured)
         result = _rounded(merged, dtype, key, chunk.first, mode)
-        _check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], inputs.name)
+        if not _fits(merged, dtype):
+            _check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], inputs.name)
         yield result
+
+
+def merged_packs(recipe: Recipe, contributions: Sequence[Contribution], name: str) -> Sequence[Contribution]:
+    """Return the packs that take part in merging a tensor: those that change it; all where the method averages whole models."""
+    members = contributing(contributions, name)
+    options = recipe.options_at(name, members[0].layers)
+    return contributions if find_method(recipe.method).takes_untouched(options) else members
 
 
 def merge_inputs(
@@ -168,7 +182,7 @@ def merge_inputs(
     """Return one tensor of the base and of the packs, as the recipe's method sees it."""
     members = contributing(contributions, name)
     shape = row_shape(result_shape(members, name, None if base is None else base.shape))
-    taking_part = contributions if find_method(recipe.method).counts_every_pack else members
+    taking_part = merged_packs(recipe, contributions, name)
     return MergeInputs(
         name=name,
         base=None if base is None else resized(base, shape[0]),
@@ -182,6 +196,12 @@ def merge_inputs(
     )
 
 
+def _moved(inputs: MergeInputs, device: torch.device) -> MergeInputs:
+    """Return what a method sees, on a device."""
+    base = None if inputs.base is None else MovedReader(inputs.base, device)
+    return replace(inputs, base=base, deltas=[MovedReader(delta, device) for delta in inputs.deltas])
+
+
 def _sum(
     method: MergeMethod, inputs: MergeInputs, chunk: Chunk, base: torch.Tensor | None, measured: object
 ) -> torch.Tensor:
@@ -189,8 +209,25 @@ def _sum(
     merged = method.merge(inputs, chunk, measured)
     if base is None or method.gives_values:
         return merged
-    # x + (+0) would turn −0 into +0; x + (−0) is x, so what did not change keeps its bits.
-    return base + torch.where(merged == 0, -0.0, merged)
+    if _has_negative_zero(base):
+        # x + (+0) would turn −0 into +0; x + (−0) is x, so what did not change keeps its bits.
+        merged = torch.where(merged == 0, -0.0, merged)
+    return base + merged
+
+
+def _has_negative_zero(values: torch.Tensor) -> bool:
+    """Whether a −0 is among values of fp32 or fp64: read as an integer it is the least there is."""
+    integers = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+    return values.numel() > 0 and int(integers.min()) == torch.iinfo(integers.dtype).min
+
+
+def _fits(values: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values are finite and surely stay so in ``dtype``."""
+    if values.numel() == 0 or not dtype.is_floating_point:
+        return True
+    low, high = torch.aminmax(values)
+    largest = torch.finfo(dtype).max
+    return -largest <= float(low) and float(high) <= largest  # not so for NaN
 
 
 def _check_finite(result: torch.Tensor, before: Sequence[torch.Tensor], name: str) -> None:

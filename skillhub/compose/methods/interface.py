@@ -3,6 +3,8 @@
 A method may look at a tensor twice. *Measuring* reads all of it, a chunk at a time, and returns what has to be known of the whole
 (a threshold, inner products); *merging* then turns one chunk after another into its part of the result. So a method never needs
 memory for a whole tensor. Chunks are cut by a tensor's shape alone, hence sums over chunks do not depend on who asks for them.
+
+A *row* is everything under one index of the first dimension, and a chunk holds whole rows; a vector is one row.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ from skillhub.tensorreaders import Shape, TensorReader
 
 CHUNK = 1 << 18
 """Elements of a chunk (of one row, where a row is longer): what merging needs of it stays in the processor's cache."""
+
+_SAMPLED = 1 << 20
+"""A tensor of at least so many elements is worth a look at a few of them first."""
+
+_SAMPLE, _SAMPLE_PLACES = 1 << 17, 64
 
 Options = Mapping[str, float]
 """What a method can be told beyond weights and densities, for one tensor; a switch is 0 or 1."""
@@ -77,10 +84,21 @@ class MergeInputs:
         return math.prod(self.shape)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Yield the first row of each chunk and the row after its last."""
+        """Yield the first index, along the first dimension, of each chunk and the index after its last."""
         rows = self.shape[0]
-        step = max(1, CHUNK // max(1, math.prod(self.shape[1:])))
+        step = max(1, CHUNK // max(1, math.prod(self.shape[1:]))) if len(self.shape) > 1 else max(1, rows)
         for begin in range(0, rows, step):
+            yield begin, min(begin + step, rows)
+
+    def sample_spans(self) -> Iterator[tuple[int, int]]:
+        """Yield spans that are spread over a large tensor, of some hundred thousand elements together; none for a small one."""
+        rows, row = self.shape[0], math.prod(self.shape[1:])
+        if self.elements < _SAMPLED or len(self.shape) < 2:
+            return
+        places = max(1, min(_SAMPLE_PLACES, rows, _SAMPLE // row))
+        step = max(1, _SAMPLE // row // places)
+        for place in range(places):
+            begin = (2 * place + 1) * rows // (2 * places)
             yield begin, min(begin + step, rows)
 
     def chunk(self, begin: int, end: int) -> Chunk:
@@ -89,13 +107,14 @@ class MergeInputs:
         deltas = tuple(delta.read(begin, end).to(torch.float32) for delta in self.deltas)
         return Chunk(base, deltas, begin * math.prod(self.shape[1:]))
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Read everything, a chunk at a time."""
-        return (self.chunk(begin, end) for begin, end in self.spans())
+    def chunks(self, *, sample: bool = False) -> Iterator[Chunk]:
+        """Read everything, a chunk at a time; with ``sample`` only :meth:`sample_spans`."""
+        return (self.chunk(begin, end) for begin, end in (self.sample_spans() if sample else self.spans()))
 
-    def delta_chunks(self, index: int) -> Iterator[torch.Tensor]:
-        """Read one delta, a chunk at a time, fp32."""
-        return (self.deltas[index].read(begin, end).to(torch.float32) for begin, end in self.spans())
+    def delta_chunks(self, index: int, *, sample: bool = False) -> Iterator[torch.Tensor]:
+        """Read one delta, a chunk at a time, fp32; with ``sample`` only :meth:`sample_spans`."""
+        spans = self.sample_spans() if sample else self.spans()
+        return (self.deltas[index].read(begin, end).to(torch.float32) for begin, end in spans)
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,7 @@ class MergeMethod:
         measure: inputs → what ``merge`` has to know of the whole tensor.
         gives_values: whether the result is the tensor itself and not a difference to the base.
         counts_every_pack: whether a pack that leaves a tensor as it is takes part, with a delta of zeros.
+        averages_packs: whether that is so where the option ``normalize`` is on: an average of models is over all of them.
         uses_weights: whether weights other than 1 mean anything to it.
         uses_density: whether densities other than 1 do.
         options: what else it can be told, by name.
@@ -138,10 +158,15 @@ class MergeMethod:
     measure: Callable[[MergeInputs], Any] | None = None
     gives_values: bool = False
     counts_every_pack: bool = False
+    averages_packs: bool = False
     uses_weights: bool = True
     uses_density: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
     members: tuple[int, int | None] = (1, None)
+
+    def takes_untouched(self, options: Options) -> bool:
+        """Whether packs that leave a tensor as it is take part in merging it, with deltas of zeros."""
+        return self.counts_every_pack or (self.averages_packs and bool(options.get("normalize")))
 
     def begin(self, inputs: MergeInputs) -> Any:
         """Return what was measured of a tensor; None for methods that need not."""

@@ -1,4 +1,4 @@
-"""Task arithmetic: the weighted sum of the deltas."""
+"""Task arithmetic: the weighted sum of the deltas; divided by the sum of the weights it is the average of the tuned models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from skillhub.compose.methods.interface import Chunk, MergeInputs, MergeMethod
+from skillhub.compose.methods.interface import Chunk, MergeInputs, MergeMethod, Option, Options
+
+NORMALIZE = Option(0, 0, 1, "divide by the sum of the weights")
+SCALE = Option(1, -1e6, 1e6, "factor of the merged delta, after all else")
+SUM_OPTIONS = {"normalize": NORMALIZE, "lambda": SCALE}
+
+_LEAST_DIVISOR = 1e-8
 
 
 def linear(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
@@ -21,11 +27,15 @@ def linear(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Te
         weights: one per delta.
 
     Returns:
-        fp32, of the same shape.
+        fp32, of the same shape; a delta itself where it is the only one and its weight 1, else new memory.
     """
     total = weighted(deltas[0], weights[0])
-    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
-        total = total + weighted(delta, weight)
+    product = None
+    for number, (delta, weight) in enumerate(zip(deltas[1:], weights[1:], strict=True)):
+        if weight != 1:
+            product = torch.mul(delta, weight, out=product)
+            delta = product
+        total = total.add_(delta) if number or weights[0] != 1 else total + delta
     return total
 
 
@@ -34,8 +44,26 @@ def weighted(delta: torch.Tensor, weight: float) -> torch.Tensor:
     return delta if weight == 1 else delta * weight
 
 
+def scaled_sum(deltas: Sequence[torch.Tensor], weights: Sequence[float], options: Options) -> torch.Tensor:
+    """Return :func:`linear`, divided by the sum of the weights where options say ``normalize``, times their ``lambda``.
+
+    Weights that cancel (their sum is below 1e-8) are not divided by, as in mergekit.
+    """
+    scale = options.get("lambda", 1.0)
+    total = sum(weights)
+    if options.get("normalize") and abs(total) >= _LEAST_DIVISOR:
+        scale /= total
+    return weighted(linear(deltas, weights), scale)
+
+
 def _merge(inputs: MergeInputs, chunk: Chunk, _: Any) -> torch.Tensor:
-    return linear(chunk.deltas, inputs.weights)
+    return scaled_sum(chunk.deltas, inputs.weights, inputs.options)
 
 
-LINEAR = MergeMethod("linear", "arXiv 2212.04089, section 2", _merge)
+LINEAR = MergeMethod(
+    "linear",
+    "arXiv 2212.04089, section 2",
+    _merge,
+    averages_packs=True,
+    options=SUM_OPTIONS,
+)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
-from skillhub.compose.methods.interface import Chunk, MergeInputs, MergeMethod
-from skillhub.compose.methods.linear import linear, weighted
+from skillhub.compose.methods.arithmetic import Thinning, arithmetic_method
+from skillhub.compose.methods.consensus import consensus
+from skillhub.compose.methods.interface import MergeInputs
+from skillhub.compose.methods.linear import weighted
+from skillhub.compose.methods.selection import kth_largest
 
-_LOW_BITS = 16
 
-
-def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], thresholds: Sequence[float]) -> torch.Tensor:
+def ties(
+    deltas: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    thresholds: Sequence[float],
+    *,
+    normalize: bool = False,
+    mean: bool = True,
+) -> torch.Tensor:
     """Merge deltas by TIES (Yadav et al., arXiv 2306.01708, section 4 and algorithm 1).
 
     *Trim* keeps of each delta the elements of largest magnitude, ``density`` of the tensor's (at least one); of equal magnitudes at
@@ -26,26 +36,25 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], thresholds: S
         deltas: at least one, fp32, of one shape; not modified. Rows of a tensor will do, with the thresholds of all of it.
         weights: one per delta.
         thresholds: one per delta: the magnitude from which on elements stay, from :func:`trim_threshold`.
+        normalize: divide by the sum of the agreeing deltas' weights, as mergekit does by default.
+        mean: divide at all; without it and ``normalize`` the result is mergekit's with ``normalize: false``.
 
     Returns:
         fp32, of the same shape; zero where nothing was kept or the elected sign is 0.
     """
     kept = [
-        weighted(torch.where(delta.abs() >= threshold, delta, 0.0), weight)
+        weighted(trim(delta, threshold), weight)
         for delta, weight, threshold in zip(deltas, weights, thresholds, strict=True)
     ]
-    return disjoint_mean(kept)
+    return consensus(kept, weights, normalize=normalize, mean=mean)
 
 
-def disjoint_mean(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the mean, element by element, of the deltas whose sign is that of their sum; zero where there is none."""
-    elected = linear(deltas, [1.0] * len(deltas)).sign()
-    total, count = torch.zeros_like(elected), torch.zeros_like(elected)
-    for delta in deltas:
-        agrees = (delta.sign() == elected) & (elected != 0)
-        total = total + torch.where(agrees, delta, 0.0)
-        count = count + agrees
-    return total / count.clamp_(min=1.0)
+def trim(delta: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return a delta with zeros for all magnitudes below ``threshold``; the delta itself where that is 0."""
+    if threshold <= 0:
+        return delta
+    below = torch.nextafter(torch.tensor(threshold, dtype=torch.float32), torch.tensor(0.0))
+    return torch.nn.functional.hardshrink(delta, float(below))  # keeps what is over it: several times faster than where
 
 
 def trim_threshold(delta: torch.Tensor, density: float) -> float:
@@ -53,71 +62,42 @@ def trim_threshold(delta: torch.Tensor, density: float) -> float:
 
     Args:
         delta: fp32, any shape.
-        density: share of elements to keep, over 0 and at most 1; ``max(1, int(density * n))`` stay, and all that equal the smallest
-            of these in magnitude.
+        density: share of elements to keep, from 0 to 1; ``max(1, int(density * n))`` stay, and all that equal the smallest of these
+            in magnitude. Of density 0 nothing stays.
     """
-    return trim_threshold_of_chunks(lambda: iter([delta]), delta.numel(), density)
+    kept = kept_elements(delta.numel(), density)
+    if not 0 < kept < delta.numel():
+        return math.inf if kept == 0 else 0.0
+    return kth_largest(lambda: iter([delta.abs()]), [kept])[0]
 
 
-def trim_threshold_of_chunks(chunks: Callable[[], Iterable[torch.Tensor]], elements: int, density: float) -> float:
-    """Return :func:`trim_threshold` of a tensor that is read in chunks.
-
-    Args:
-        chunks: gives the tensor's chunks, fp32; called at most twice.
-        elements: of the whole tensor.
-        density: as there.
-    """
-    kept = max(1, int(density * elements))
-    if kept >= elements:
-        return 0.0
-    return kth_largest(lambda: (chunk.abs() for chunk in chunks()), kept)
+def kept_elements(elements: int, density: float) -> int:
+    """Return how many of a tensor's elements stay: at least one, unless the density is 0."""
+    return max(1, int(density * elements)) if density > 0 else 0
 
 
-def kth_largest(chunks: Callable[[], Iterator[torch.Tensor]], rank: int) -> float:
-    """Return the ``rank``-th largest (from 1) of non-negative values that are read in chunks; 0 where there are not so many.
-
-    Bits of non-negative floats are ordered as the floats are, so two counts, of their high and of their low halves, find it.
-
-    Args:
-        chunks: gives the values' chunks, fp32, none negative; called at most twice.
-        rank: from 1 on.
-    """
-    high, rank = _ranked((_bits(chunk) >> _LOW_BITS for chunk in chunks()), rank)
-    if high < 0:
-        return 0.0
-    low, _ = _ranked((_low_bits(chunk, high) for chunk in chunks()), rank)
-    return float(torch.tensor(high << _LOW_BITS | low, dtype=torch.int32).view(torch.float32))
+def magnitudes_of_ranks(inputs: MergeInputs, index: int, ranks: Sequence[int]) -> list[float]:
+    """Return the magnitudes of some ranks (1 is the largest) of one delta."""
+    read = partial(inputs.delta_chunks, index)
+    return kth_largest(
+        lambda: (chunk.abs() for chunk in read()),
+        ranks,
+        elements=inputs.elements,
+        sample=(chunk.abs() for chunk in read(sample=True)),
+    )
 
 
-def _bits(chunk: torch.Tensor) -> torch.Tensor:
-    return chunk.contiguous().view(torch.int32).flatten()
+def _threshold(inputs: MergeInputs, index: int) -> float:
+    kept = kept_elements(inputs.elements, inputs.densities[index])
+    if not 0 < kept < inputs.elements:
+        return math.inf if kept == 0 else 0.0
+    return magnitudes_of_ranks(inputs, index, [kept])[0]
 
 
-def _low_bits(chunk: torch.Tensor, high: int) -> torch.Tensor:
-    bits = _bits(chunk)
-    return bits[(bits >> _LOW_BITS) == high] & 0xFFFF
+def _trim(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int, threshold: Any) -> torch.Tensor:
+    return trim(delta, threshold)
 
 
-def _ranked(values: Iterable[torch.Tensor], rank: int) -> tuple[int, int]:
-    """Return the ``rank``-th largest of integers below 2**16, or −1, and its rank among those that equal it."""
-    counts = torch.zeros(1 << _LOW_BITS, dtype=torch.int64)
-    for some in values:
-        counts += torch.bincount(some, minlength=len(counts))
-    above = counts.flip(0).cumsum(0)
-    position = int(torch.searchsorted(above, rank))
-    before = int(above[position - 1]) if position else 0
-    return len(counts) - 1 - position, rank - before
+TRIMMING = Thinning(_trim, _threshold)
 
-
-def _measure(inputs: MergeInputs) -> list[float]:
-    return [
-        trim_threshold_of_chunks(partial(inputs.delta_chunks, index), inputs.elements, density)
-        for index, density in enumerate(inputs.densities)
-    ]
-
-
-def _merge(inputs: MergeInputs, chunk: Chunk, thresholds: list[float]) -> torch.Tensor:
-    return ties(chunk.deltas, inputs.weights, thresholds)
-
-
-TIES = MergeMethod("ties", "arXiv 2306.01708, section 4", _merge, _measure, uses_density=True)
+TIES = arithmetic_method("ties", "arXiv 2306.01708, section 4", TRIMMING, elects=True)
