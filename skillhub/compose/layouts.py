@@ -7,8 +7,6 @@ from torch import nn
 from skillhub.errors import UsageError
 from skillhub.layout import Layout, layout_of
 
-_SHARDED = ("DTensor", "FlatParameter")
-
 
 def plain_model(model: nn.Module) -> nn.Module:
     """Return the model that ``torch.compile`` wrapped; any other as it is. Both have the same parameters."""
@@ -33,12 +31,14 @@ def refuse_sharded(model: nn.Module) -> None:
     Raises:
         UsageError: FSDP or tensor parallelism has a part of each.
     """
-    for name, parameter in model.named_parameters():
-        kinds = {kind.__name__ for one in (parameter, parameter.data) for kind in type(one).__mro__}
-        if kinds & set(_SHARDED):
-            raise UsageError(
-                f"The model is sharded: {name} is spread over processes, and a pack's delta is of the whole tensor.",
-                hint="Graft before the model is wrapped (FSDP, fully_shard, tp_plan), or fuse the packs into a checkpoint with "
-                "`skillhub fuse` and load that.",
-                parameter=name,
-            )
+    managed = any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules())
+    if managed or any(_is_distributed(parameter) for parameter in model.parameters()):
+        raise UsageError(
+            "The model is sharded: its parameters are spread over processes, and a pack's delta is of whole tensors.",
+            hint="Graft before the model is wrapped (FSDP, fully_shard, tp_plan), or fuse the packs into a checkpoint with "
+            "`skillhub fuse` and load that.",
+        )
+
+
+def _is_distributed(parameter: nn.Parameter) -> bool:
+    return any(kind.__name__ == "DTensor" for one in (parameter, parameter.data) for kind in type(one).__mro__)
