@@ -1,0 +1,210 @@
+"""Running a file of mergekit: its documents one after another, each a merge of whole models into a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from skillhub.checkpointfiles import INDEX_FILE, WEIGHTS_FILE
+from skillhub.compose.lineage import CARD_FILE
+from skillhub.compose.mergecards import merge_card
+from skillhub.compose.mergeconfigs import write_companions
+from skillhub.compose.modelmerges import Bytes, MergedTensor, ModelMerge
+from skillhub.compose.modelsources import ModelSource, open_sources
+from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
+from skillhub.compose.vocabularies import Vocabulary, make_vocabulary
+from skillhub.errors import UsageError
+from skillhub.files import new_folder, staged_folder
+from skillhub.interop.mergekit.configurations import Configuration, read_configurations
+from skillhub.interop.mergekit.models import ModelName
+from skillhub.progress import Notice, Progress
+from skillhub.tensorfiles import write_tensors
+
+SHARD_BYTES = 5 * 10**9
+
+
+def fuse_file(
+    path: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    rounding: str = "auto",
+    environment: EnvironmentSource | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+) -> Path:
+    """Run a merge configuration of mergekit: ``skillhub fuse config.yaml``.
+
+    Every tensor is computed in fp32 from the stored tensors and rounded once; ``docs/merging.md`` says where that differs from what
+    mergekit computes. Models are folders, repositories, installed packs or pack folders, which stand for their base with their
+    delta. A file may have several documents: those with a name can be used as models by the others. The result of the one
+    without a name is the checkpoint at ``out`` and those of the others are removed; where all have names, each is kept in a folder
+    of its own below ``out``.
+
+    Args:
+        path: the file.
+        out: the new checkpoint's folder; must not exist or be empty. It appears whole or not at all.
+        seed: of random masks.
+        rounding: ``auto`` (to nearest, but stochastic for tensors of lossy packs), ``nearest`` or ``stochastic``.
+        environment: where pack names are looked up; the per-user environments by default.
+        shard_bytes: most bytes of one safetensors file, unless one tensor is larger.
+        progress: called with (``tensors``, done, all), for one document after another.
+        notice: told of models without a tokenizer.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: ``out`` is not empty, something in the file is wrong or not supported (the error names its place), or the models
+            do not go together.
+        NotFoundError: the file or a model does not exist.
+        WrongBaseError: a pack is not for its base.
+        IntegrityError: a file of a model or pack is damaged.
+        DiskError: the disk is full or the folder may not be written.
+    """
+    if rounding not in ROUNDINGS:
+        raise UsageError(f"There is no rounding {rounding!r}.", hint=f"Use one of: {', '.join(ROUNDINGS)}.")
+    folder = new_folder(out)
+    documents = ordered(read_configurations(Path(path)))
+    final = [one for one in documents if one.name is None]
+    with staged_folder(folder) as staged:
+        results: dict[str, Path] = {}
+        for one in documents:
+            alone = one.name is None or len(documents) == 1
+            # Beside the staged folder, so that it goes away with it, whatever happens.
+            target = staged if alone else (staged.with_name("results") if final else staged) / str(one.name)
+            target.mkdir(parents=True, exist_ok=True)
+            merge = open_merge(one, results, seed=seed, rounding=rounding, environment=environment, notice=notice)
+            _write_checkpoint(target, merge, documents, shard_bytes, progress)
+            if one.name is not None:
+                results[one.name] = target
+    return folder
+
+
+def ordered(documents: Sequence[Configuration]) -> list[Configuration]:
+    """Return documents so that each comes after those whose results it uses, else as they stand in the file.
+
+    Raises:
+        UsageError: two have one name, several have none, or they use each other in a circle.
+    """
+    by_name: dict[str | None, Configuration] = {}
+    for one in documents:
+        if one.name in by_name:
+            what = "has no name either" if one.name is None else f"is called {one.name!r} too"
+            raise one.place.error(f"another document {what}.", "Give every document but the last a name of its own.")
+        by_name[one.name] = one
+    done: list[Configuration] = []
+    waiting = list(documents)
+    while waiting:
+        missing = {one.name for one in waiting}
+        free = next((one for one in waiting if not missing & _uses(one)), None)
+        if free is None:
+            raise waiting[0].place.error("the documents use each other's results in a circle.", "Break the circle.")
+        done.append(free)
+        waiting.remove(free)
+    return done
+
+
+def _uses(document: Configuration) -> set[str | None]:
+    return {model.path for model in _named(document)}
+
+
+def _named(document: Configuration) -> list[ModelName]:
+    """Return every model that a document names, the tokenizer's too."""
+    choice = document.tokenizer
+    source = [choice.source] if choice and isinstance(choice.source, ModelName) else []
+    return [*document.models, *source]
+
+
+def open_merge(
+    document: Configuration,
+    results: Mapping[str, Path],
+    *,
+    seed: int = 0,
+    rounding: str = "auto",
+    environment: EnvironmentSource | None = None,
+    notice: Notice | None = None,
+) -> ModelMerge:
+    """Open the models of a document, and make the vocabulary that it asks for.
+
+    Raises:
+        SkillhubError: as :func:`fuse_file`.
+    """
+    sources = open_sources(document.models, environment=environment, results=results)
+    _check_architectures(list(sources.values()))
+    vocabulary = _vocabulary(document, sources, results, environment, notice)
+    return ModelMerge(document, sources, vocabulary, seed, rounding)
+
+
+def _vocabulary(
+    document: Configuration,
+    sources: Mapping[ModelName, ModelSource],
+    results: Mapping[str, Path],
+    environment: EnvironmentSource | None,
+    notice: Notice | None,
+) -> Vocabulary | None:
+    choice = document.tokenizer
+    if choice is None:
+        return None
+    named = None
+    if isinstance(choice.source, ModelName):
+        (named,) = open_sources([choice.source], environment=environment, results=results).values()
+    return make_vocabulary(choice, sources, next(iter(sources)), named, notice)
+
+
+def _check_architectures(sources: Sequence[ModelSource]) -> None:
+    first = sources[0]
+    for source in sources[1:]:
+        mine, other = first.checkpoint.architecture, source.checkpoint.architecture
+        if mine and other and mine != other:
+            raise source.model.place.error(
+                f"{source.model} is a {other} and {first.model} a {mine}.", "Merge models of one architecture."
+            )
+
+
+def _write_checkpoint(
+    folder: Path,
+    merge: ModelMerge,
+    documents: Sequence[Configuration],
+    shard_bytes: int,
+    progress: Progress | None,
+) -> None:
+    tensors = merge.plan()
+    shards = _shards(tensors, shard_bytes)
+    done = 0
+
+    def data(shard: Sequence[MergedTensor]) -> Iterator[Iterator[Bytes]]:
+        nonlocal done
+        for tensor in shard:
+            yield merge.pieces(tensor)
+            done += 1
+            if progress:
+                progress("tensors", done, len(tensors))
+
+    files = {}
+    for number, shard in enumerate(shards, start=1):
+        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        specs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard}
+        write_tensors(folder / file, specs, data(shard), {"format": "pt"})
+        files.update({tensor.name: file for tensor in shard})
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_companions(folder, merge, tensors)
+    (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")
+
+
+def _shards(tensors: Sequence[MergedTensor], limit: int) -> list[list[MergedTensor]]:
+    """Cut a list of tensors into files of at most ``limit`` bytes (or of one larger tensor), in order."""
+    shards: list[list[MergedTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return shards
