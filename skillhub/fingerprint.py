@@ -138,6 +138,23 @@ def fingerprint_checkpoint(
     return base_record(canonical_records(records))
 
 
+def known_fingerprint(source: Path | Iterable[Path]) -> BaseRecord | None:
+    """Return what :func:`fingerprint_checkpoint` would, where that is remembered of every file; None otherwise. Reads no weights."""
+    files = checkpoint_files(source) if isinstance(source, Path) else list(source)
+    by_file: dict[Path, list[TensorInfo]] = {path: [] for path in files}
+    for info in read_tensors(files).values():
+        by_file[info.file].append(info)
+    try:
+        records = [record for path, infos in by_file.items() for record in _records_of_file(path, infos, None, None)]
+    except _NotRememberedError:
+        return None
+    return base_record(canonical_records(records))
+
+
+class _NotRememberedError(Exception):
+    """A file's records would have to be computed."""
+
+
 def canonical_records(records: Iterable[TensorRecord]) -> Iterator[TensorRecord]:
     """Yield the records of a whole checkpoint under canonical names; listed buffers are left out."""
     by_name = {record.name: record for record in records}
@@ -270,9 +287,9 @@ def _digest_floats(flat: NDArray[np.uint8], dtype: str, progress: Progress | Non
 
 
 def _records_of_file(
-    path: Path, infos: list[TensorInfo], pool: ThreadPoolExecutor, progress: Progress | None
+    path: Path, infos: list[TensorInfo], pool: ThreadPoolExecutor | None, progress: Progress | None
 ) -> list[TensorRecord]:
-    """Return the records of one file's tensors under their names in it, from its memo if there is one."""
+    """Return the records of one file's tensors under their names in it, from its memo if there is one; else ``pool`` computes them."""
     done = False
 
     def record(info: TensorInfo) -> TensorRecord:
@@ -281,6 +298,8 @@ def _records_of_file(
     def compute() -> list[TensorRecord]:
         nonlocal done
         done = True
+        if pool is None:
+            raise _NotRememberedError
         return list(pool.map(record, sorted(infos, key=lambda info: -info.nbytes)))
 
     def decode(value: Any) -> list[TensorRecord]:

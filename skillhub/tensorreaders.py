@@ -152,6 +152,23 @@ class ResizedReader:
         return torch.cat([present, present.new_zeros(missing, *self.reader.shape[1:])])
 
 
+@dataclass(frozen=True, eq=False)
+class MovedReader:
+    """Reads what another reader does and moves it to a device, where all that is done with it then happens."""
+
+    reader: TensorReader
+    device: torch.device
+
+    @property
+    def shape(self) -> Shape:
+        """The other reader's shape."""
+        return self.reader.shape
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows, on the device."""
+        return self.reader.read(begin, end).to(self.device)
+
+
 @dataclass(frozen=True)
 class ZeroReader:
     """Reads zeros."""
