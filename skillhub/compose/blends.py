@@ -11,8 +11,6 @@ from skillhub.interop.mergekit.amounts import Settings, Value
 from skillhub.interop.mergekit.configurations import Configuration
 from skillhub.interop.mergekit.rules import Parameter
 
-_SMALLEST_SUM = 1e-8
-
 
 @dataclass(frozen=True)
 class Blend:
@@ -111,6 +109,9 @@ def blend(told: Told) -> Blend:
     Raises:
         UsageError: the file leaves a needed parameter open, or its values make no sense together.
     """
+    if told.configuration.rules.base == "required" and not told.tuned:
+        assert told.base is not None
+        return Blend("linear", (told.base,), None, (1.0,))
     return _BLENDS[told.configuration.method](told)
 
 
@@ -132,15 +133,34 @@ def _passthrough(told: Told) -> Blend:
 
 
 def _task_arithmetic(told: Told) -> Blend:
+    options = {"normalize": told.number("normalize"), "lambda": told.number("lambda")}
+    return Blend("linear", told.tuned, told.base, told.numbers("weight", told.tuned), options=options)
+
+
+def _ties(told: Told) -> Blend:
+    return _thinned(told, elects=True)
+
+
+def _thinned(told: Told, *, elects: bool, **more: float) -> Blend:
+    """Return the blend of a method that drops elements of every difference, then adds them up or elects signs.
+
+    Where mergekit does not normalize it adds up what has the elected sign, without dividing by how many there are.
+    """
+    options = {
+        "normalize": told.number("normalize"),
+        "lambda": told.number("lambda"),
+        "keep_norm": told.number("rescale"),
+        **({"mean": 0.0} if elects else {}),
+        **more,
+    }
+    densities = told.numbers("density", told.tuned)
     weights = told.numbers("weight", told.tuned)
-    total = sum(weights)
-    divisor = total if told.is_on("normalize") and abs(total) >= _SMALLEST_SUM else 1.0
-    factor = told.number("lambda") / divisor
-    return Blend("linear", told.tuned, told.base, tuple(weight * factor for weight in weights))
+    return Blend(told.configuration.method, told.tuned, told.base, weights, densities, options)
 
 
 _BLENDS: Mapping[str, Callable[[Told], Blend]] = {
     "linear": _linear,
     "passthrough": _passthrough,
     "task_arithmetic": _task_arithmetic,
+    "ties": _ties,
 }
