@@ -75,7 +75,9 @@ class FileReader:
         row = elements * BITS[self.info.dtype] // 8
         data = np.fromfile(self.info.file, np.uint8, count=(end - begin) * row, offset=self.info.begin + begin * row)
         if data.size != (end - begin) * row:
-            raise IntegrityError(f"{self.info.file} ends inside {self.info.name}.", hint="Fetch or save the file again.")
+            raise IntegrityError(
+                f"{self.info.file} ends inside {self.info.name}.", hint="Fetch or save the file again."
+            )
         return torch.from_numpy(data).view(DTYPES[self.info.dtype]).reshape(end - begin, *self.shape[1:])
 
 

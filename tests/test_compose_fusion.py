@@ -12,7 +12,8 @@ import torch
 from msgspec import structs
 from safetensors.torch import load_file, save_file
 
-from skillhub.compose.fusion import FusedTensor, fuse, split_shards
+from skillhub.compose.fusion import fuse
+from skillhub.compose.sharding import FusedTensor, split_shards
 from skillhub.compose.grafts import graft
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from skillhub.fingerprint import fingerprint_checkpoint
@@ -100,7 +101,9 @@ def test_shards_are_cut_in_order_below_the_limit():
     sizes = [3, 3, 3, 10, 1, 1]
     tensors = [FusedTensor(str(number), "U8", (size,), None) for number, size in enumerate(sizes)]
     shards = split_shards(tensors, 6)
-    assert [[tensor.shape[0] for tensor in shard] for shard in shards] == [[3, 3], [3], [10], [1, 1]]
+    assert [[tensor.shape[0] for tensor in shard.tensors] for shard in shards] == [[3, 3], [3], [10], [1, 1]]
+    assert [shard.file for shard in shards][-1] == "model-00004-of-00004.safetensors"
+    assert [shard.file for shard in split_shards(tensors, 100)] == ["model.safetensors"]
 
 
 def test_a_head_that_the_base_stores_beside_its_equal_embedding_moves_with_it(
@@ -213,7 +216,7 @@ def test_companions_are_copied_and_the_card_tells_the_lineage(llama: Path, tmp_p
     digests = [build.digest for build in map(open_, ("one", "two"), [llama] * 2)]
     assert card.startswith("---\nlibrary_name: transformers\n") and 'base_model: "acme/tiny"' in card
     assert all(digest in card for digest in digests)
-    assert "| two | 1.0.0 | 0.5 | 1 |" in card and "arXiv 2212.04089" in card
+    assert "| two | pack | 1.0.0 | 0.5 | 1 |" in card and "arXiv 2212.04089" in card
     assert str(tmp_path) not in card and "the base's own card" not in card
 
 
@@ -253,8 +256,20 @@ def test_a_damaged_pack_leaves_nothing_half_written(llama: Path, tmp_path: Path)
     pack = build_pack(llama / "tuned2", llama / "base", tmp_path / "bad")
     bad = with_entry(pack, sorted(pack.manifest.variants[0].codec.tensors)[-1], digest="0" * 64)
     with pytest.raises(IntegrityError, match="does not decode"):
-        fuse(llama / "base", [bad], tmp_path / "out" / "fused")
+        fuse(llama / "base", [bad], tmp_path / "out" / "fused", verify="full")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_altered_file_of_a_pack_is_refused_before_anything_appears(llama: Path, tmp_path: Path):
+    pack = build_pack(llama / "tuned2", llama / "base", tmp_path / "bad")
+    file = next(pack.folder.rglob("delta-*.safetensors"))
+    fuse(llama / "base", [pack], tmp_path / "before")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match="was altered"):
+        fuse(llama / "base", [pack], tmp_path / "out" / "fused")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_something_in_it_is_refused(llama: Path, tmp_path: Path):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
+from skillhub.basemodel import tokenizer_digest
 from skillhub.canonical import refuse_changed_layers
 from skillhub.compose.merging import AnyDelta, Contribution, changed_names, contributing, result_dtype
 from skillhub.compose.recipes import AnyPack, Recipe
 from skillhub.compose.schedules import count_layers
-from skillhub.compose.tunedcheckpoints import BaseTensors, TunedCheckpoint, open_checkpoint_delta
+from skillhub.compose.tunedcheckpoints import BaseTensors, CheckpointDelta, TunedCheckpoint, open_checkpoint_delta
 from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
@@ -118,39 +119,69 @@ def check_packs(contributions: Sequence[Contribution], shapes: Mapping[str, Shap
         UnsafeContentError: a pack adds far more than a base of this size would gain.
         UsageError: a pack adds, removes or resizes a tensor of a model in memory, or two packs contradict each other.
     """
+    for error in find_problems(contributions, shapes, in_memory=in_memory):
+        raise error
+
+
+def find_problems(
+    contributions: Sequence[Contribution], shapes: Mapping[str, Shape], *, in_memory: bool
+) -> Iterator[SkillhubError]:
+    """Yield everything that :func:`check_packs` would refuse."""
+    fitting = []
     for one in contributions:
-        _check_names(one.delta, shapes)
-        added = [name for name in one.delta.names if one.delta.entry(name).change == "added"]
-        refuse_changed_layers(str(one.delta.pack), [name for name in added if shapes.get(name) is None], verb="adds")
-        _check_growth(one.delta, shapes)
+        lost = _lost_names(one.delta, shapes)
+        if lost:
+            yield lost
+            continue
+        fitting.append(one.delta)
+        yield from _changed_layers(one.delta, shapes)
+        yield from _growth(one.delta, shapes)
         for name in one.delta.names:
             error = _misfit(one.delta, name, shapes.get(name), in_memory=in_memory)
             if error:
-                raise error
-    for name in sorted(set().union(*(one.delta.names for one in contributions))):
-        members = [one.delta for one in contributions if name in one.delta.tensors]
-        _check_agreement(members, name, shapes.get(name))
+                yield error
+    for name in sorted(set().union(*(delta.names for delta in fitting))):
+        yield from _disagreement([delta for delta in fitting if name in delta.tensors], name, shapes.get(name))
 
 
-def _check_names(delta: AnyDelta, shapes: Mapping[str, Shape]) -> None:
+def _lost_names(delta: AnyDelta, shapes: Mapping[str, Shape]) -> SkillhubError | None:
+    """Return the error for names that lead nowhere."""
     needed = [name for name in delta.names if delta.entry(name).change == "delta"]
     missing = [name for name in needed if name not in shapes]
-    if not delta.names or (needed and len(missing) == len(needed)):
-        raise WrongBaseError(
+    if not delta.names or len(missing) == len(needed) > 0 or not _has_common(delta, needed, shapes):
+        return WrongBaseError(
             f"None of the {len(delta.names)} tensors of {delta.pack} is in this model.",
             hint="Give the model that the pack was made for, or the class that loads all of it.",
         )
-    if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise WrongBaseError(
-            f"{delta.pack} changes {', '.join(missing[:_SHOWN])}{more}, which this model does not have.",
-            hint="Give the model that the pack was made for, or the class that loads all of it.",
-            missing=missing,
-        )
+    if not missing:
+        return None
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return WrongBaseError(
+        f"{delta.pack} changes {', '.join(missing[:_SHOWN])}{more}, which this model does not have.",
+        hint="Give the model that the pack was made for, or the class that loads all of it.",
+        missing=missing,
+    )
 
 
-def _check_growth(delta: AnyDelta, shapes: Mapping[str, Shape]) -> None:
-    """Refuse a pack that would fill memory or disk: a few bytes of it can claim any number of zeros."""
+def _has_common(delta: AnyDelta, needed: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
+    """Say whether a checkpoint has any tensor of the model; a pack may well only add some."""
+    return bool(needed) or not shapes or not isinstance(delta, CheckpointDelta)
+
+
+def _changed_layers(delta: AnyDelta, shapes: Mapping[str, Shape]) -> Iterator[SkillhubError]:
+    """Yield the errors for tensors that a pack adds to the model's layers, or that a checkpoint lacks there."""
+    changes = {name: delta.entry(name).change for name in delta.names}
+    added = [name for name, change in changes.items() if change == "added" and shapes.get(name) is None]
+    removed = [name for name, change in changes.items() if change == "removed" and isinstance(delta, CheckpointDelta)]
+    for names, verb in ((added, "adds"), (removed, "lacks")):
+        try:
+            refuse_changed_layers(str(delta.pack), names, verb=verb)
+        except UsageError as error:
+            yield error
+
+
+def _growth(delta: AnyDelta, shapes: Mapping[str, Shape]) -> Iterator[SkillhubError]:
+    """Yield the error for a pack that would fill memory or disk: a few bytes of it can claim any number of zeros."""
     entries = [(name, delta.entry(name)) for name in delta.names]
     added = sum(math.prod(entry.shape) for _, entry in entries if entry.change == "added")
     limit = max(ADDED_ELEMENTS, sum(math.prod(shape) for shape in shapes.values()))
@@ -162,7 +193,7 @@ def _check_growth(delta: AnyDelta, shapes: Mapping[str, Shape]) -> None:
     ]
     if added > limit or longest:
         what = f"resizes {longest[0]} to {delta.entry(longest[0]).shape[0]} rows" if longest else f"adds {added} values"
-        raise UnsafeContentError(
+        yield UnsafeContentError(
             f"{delta.pack} {what}, far more than its base has.",
             hint="Do not use this pack; tell its publisher.",
         )
@@ -198,25 +229,37 @@ def _misfit(delta: AnyDelta, name: str, present: Shape | None, *, in_memory: boo
     return None
 
 
-def _check_agreement(deltas: Sequence[AnyDelta], name: str, present: Shape | None) -> None:
-    """Refuse packs that want different things of one tensor where no merge method could help."""
+def _disagreement(deltas: Sequence[AnyDelta], name: str, present: Shape | None) -> Iterator[SkillhubError]:
+    """Yield the error for packs that want different things of one tensor where no merge method could help."""
     if len(deltas) == 1:
         return
     entries = [delta.entry(name) for delta in deltas]
+    resizing = [delta for delta in deltas if tuple(delta.entry(name).shape) != present]
     one, other = deltas[0].pack, deltas[1].pack
     contradiction = ""
     if len({entry.change for entry in entries}) > 1:
         contradiction = "one removes it and another does not"
-    elif sum(tuple(entry.shape) != present for entry in entries) > 1 and entries[0].change == "delta":
+    elif len(resizing) > 1 and entries[0].change == "delta" and not _same_vocabulary(resizing, name):
         contradiction = "several of them resize it"
     elif any(delta.sets_values(name) for delta in deltas) and len({entry.digest for entry in entries}) > 1:
         contradiction = "they set it to different values"
     if contradiction:
-        raise UsageError(
+        yield UsageError(
             f"{one} and {other} cannot be composed: of the tensor {name}, {contradiction}.",
             hint="Compose them one at a time, or leave one out.",
             tensor=name,
         )
+
+
+def _same_vocabulary(deltas: Sequence[AnyDelta], name: str) -> bool:
+    """Say whether checkpoints that resize a tensor do so for the same vocabulary, so that their rows mean the same."""
+    found = {
+        (tuple(delta.entry(name).shape), tokenizer_digest(delta.pack.checkpoint.folder))
+        if isinstance(delta, CheckpointDelta)
+        else None
+        for delta in deltas
+    }
+    return len(found) == 1 and None not in found and all(one is not None and one[1] for one in found)
 
 
 def check_dtypes(contributions: Sequence[Contribution], layout: Layout) -> None:

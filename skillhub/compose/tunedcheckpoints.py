@@ -201,7 +201,9 @@ def open_checkpoint_delta(tuned: TunedCheckpoint, base: BaseTensors) -> Checkpoi
         sets = change == "added" or (change == "delta" and not delta._is_additive(name))
         if sets and change == "delta" and _is_same(base, name, there[name]):
             continue
-        entries[name] = _entry(change, base.shapes[name] if change == "removed" else there[name].shape, there.get(name), sets)
+        entries[name] = _entry(
+            change, base.shapes[name] if change == "removed" else there[name].shape, there.get(name), sets
+        )
     return CheckpointDelta(tuned, entries, base)
 
 
