@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -27,23 +26,13 @@ from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.interop.adapterdeltas import AdapterDelta, Target
 from skillhub.interop.exportcards import README_FILE, ExportedAdapter, counted, readme
-from skillhub.interop.exports import (
-    Fit,
-    Misfit,
-    Reason,
-    adapter_config,
-    fit_adapter,
-    fit_pack,
-    needs_patterns,
-    write_pack,
-    write_scaled,
-)
+from skillhub.interop.exports import Measured, adapter_config, write_pack, write_scaled
+from skillhub.interop.fits import Fit, Reader, Reason, fit_adapter, fit_pack, needs_patterns
 from skillhub.interop.launching import MAX_RANK, SCRIPT_FILE, launch_script
 from skillhub.interop.modules import Modules, empty_model, modules_of
-from skillhub.packs import Pack
 from skillhub.progress import Notice, Progress
 
-FORMATS = ("peft", "vllm")
+FORMATS = {"peft": Reader(), "vllm": Reader(linear_only=True, highest_rank=MAX_RANK)}
 _TAKEN = {README_FILE, SCRIPT_FILE}
 
 
@@ -87,8 +76,9 @@ def export_adapters(
     """Write packs as adapters of peft, one folder each: what routing or a server of several LoRAs chooses between.
 
     The low-rank components that a pack stores become factors in fp32 whose product is the pack's delta up to fp32's rounding. An
-    adapter can say no more than that of linear layers: embeddings, norms, experts, added rows and what a pack stores densely do not
-    fit, and are listed in the result and in a README.md. Adapters of peft are passed on as they are; for vLLM, which reads neither
+    adapter can say no more than that of linear layers and embeddings, and hold norms as a whole; vLLM takes linear layers only. What
+    does not fit (biases, fused experts, added rows and tensors, what a pack stores densely; for vLLM embeddings, heads and norms) is
+    listed in the result and in a README.md. Adapters of peft are passed on as they are; for vLLM, which reads neither
     ``rank_pattern`` nor ``alpha_pattern``, their scales are multiplied into the factors where they differ.
 
     Args:
@@ -147,7 +137,7 @@ def export_adapters(
 def _check_options(format: str, rank: int | None) -> None:
     if format not in FORMATS:
         raise UsageError(f"There is no format {format!r}.", hint=f"Use one of: {', '.join(FORMATS)}.")
-    highest = MAX_RANK if format == "vllm" else 1 << 16
+    highest = FORMATS[format].highest_rank or 1 << 16
     if rank is not None and not 1 <= rank <= highest:
         raise UsageError(f"The rank {rank} is not one that can be served.", hint=f"Use 1 to {highest}.")
 
@@ -179,18 +169,15 @@ def _contributions(recipe: Recipe, base: _Base) -> list[Contribution]:
 
 
 def _fit(one: Contribution, base: _Base, rank: int | None, format: str) -> Fit:
-    limit = MAX_RANK if format == "vllm" else None
     if isinstance(one.delta, PackDelta):
-        return fit_pack(one.delta, base.model, base.modules, rank=rank, limit=limit)
-    fit = fit_adapter(one.delta.pack)
-    if format == "peft":
-        return fit
-    too_high = tuple(Misfit(layer.tensor, Reason.RANK) for layer in fit.layers if layer.rank > MAX_RANK)
-    return Fit(tuple(layer for layer in fit.layers if layer.rank <= MAX_RANK), (*fit.misfits, *too_high))
+        target = (base.model, base.modules, base.checkpoint.aliases)
+        return fit_pack(one.delta, *target, FORMATS[format], rank=rank)
+    assert isinstance(one.delta, AdapterDelta)  # whole checkpoints were refused when the deltas were opened
+    return fit_adapter(one.delta.pack, FORMATS[format])
 
 
 def _is_passed_on(one: Contribution, fit: Fit, format: str) -> bool:
-    """Say whether a pack is an adapter whose files are copied: peft can do all that they hold, vLLM factors of one scale."""
+    """Say whether a pack is an adapter whose files are copied: peft can do all that they hold, vLLM what is scaled alike."""
     if not isinstance(one.delta, AdapterDelta):
         return False
     return format == "peft" or not (fit.misfits or needs_patterns(one.delta.pack))
@@ -232,25 +219,40 @@ def _names(recipe: Recipe) -> list[str]:
 def _write(folder: Path, one: Contribution, fit: Fit, base: _Base, format: str) -> ExportedAdapter:
     """Write one adapter's folder."""
     folder.mkdir()
-    pack, delta, measured = one.item.pack, one.delta, None
+    measured = _write_files(folder, one, fit, base, format)
+    return ExportedAdapter(
+        name=folder.name,
+        pack=str(one.delta.pack),
+        digest=one.delta.pack.digest,
+        layers=len(fit.layers),
+        norms=len(fit.wholes),
+        rank=fit.rank,
+        size=sum((folder / file).stat().st_size for file in FILES),
+        misfits=fit.misfits,
+        measured=measured,
+        is_shared=fit.is_shared,
+    )
+
+
+def _write_files(folder: Path, one: Contribution, fit: Fit, base: _Base, format: str) -> Measured | None:
+    located = base.located
+    if isinstance(one.delta, PackDelta):
+        info = one.delta.variant.base  # says where the base is from, where it was not fetched
+        repository, revision = (located.repo, located.revision) if located.repo else (info.repo, info.revision)
+        return write_pack(
+            folder,
+            one.delta,
+            fit,
+            adapter_config(fit, base.model, base=repository, revision=revision),
+            weight=lambda name: one.item.weight_at(name, one.layers),
+            read_base=base.checkpoint.tensor,
+        )
+    assert isinstance(one.delta, AdapterDelta)
+    adapter = one.delta.pack
     if _is_passed_on(one, fit, format):
         for file in FILES:
-            shutil.copyfile(pack.folder / file, folder / file)
-        fit = Fit(fit.layers, ())
+            shutil.copyfile(adapter.folder / file, folder / file)
     else:
-        config = adapter_config(fit.layers, base.model, **_declared(pack, base))
-        if isinstance(delta, PackDelta):
-            weights = {layer.tensor: one.item.weight_at(layer.tensor, one.layers) for layer in fit.layers}
-            measured = write_pack(folder, delta, fit, weights, config)
-        else:
-            write_scaled(folder, delta.pack, fit, config)
-    size = sum((folder / file).stat().st_size for file in FILES)
-    return ExportedAdapter(folder.name, str(pack), pack.digest, len(fit.layers), fit.rank, size, fit.misfits, measured)
-
-
-def _declared(pack: Pack | Adapter, base: _Base) -> dict[str, Any]:
-    """Return repository and revision of the base: where it was fetched from, else as the pack says."""
-    if base.located.repo or isinstance(pack, Adapter):
-        return {"base": base.located.repo, "revision": base.located.revision}
-    info = pack.variant_for(base.fingerprint).base
-    return {"base": info.repo, "revision": info.revision}
+        config = adapter_config(fit, base.model, base=located.repo, revision=located.revision)
+        write_scaled(folder, adapter, fit, config)
+    return None

@@ -47,8 +47,9 @@ def export_command(
 ) -> None:
     """Write packs as LoRA adapters that peft loads and vLLM serves, one folder each.
 
-    An adapter can change linear layers only. What else a pack changes (embeddings, norms, experts, added rows) is listed, here and
-    in the folder's README.md, and left out only with --partial. PEFT adapters among the packs are passed on.
+    For peft they hold linear layers, embeddings and norms; for vLLM linear layers only. What else a pack changes (biases, fused
+    experts, added rows) is listed, here and in the folder's README.md, and left out only with --partial. PEFT adapters among the
+    packs are passed on.
 
     \b
     Example:

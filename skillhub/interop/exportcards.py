@@ -6,17 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from skillhub.interop.exports import Measured, Misfit, Reason
+from skillhub.interop.exports import Measured
+from skillhub.interop.fits import Misfit, Reason
 from skillhub.interop.launching import SCRIPT_FILE
 
 README_FILE = "README.md"
 
 _PLURALS = {
     Reason.EMBEDDING: "embeddings",
-    Reason.VECTOR: "norms and biases",
+    Reason.HEAD: "output heads",
+    Reason.NORM: "norms",
+    Reason.BIAS: "biases",
     Reason.EXPERT: "tensors of fused experts",
     Reason.LAYER: "not of linear layers",
-    Reason.SHARED: "tied weights",
     Reason.ADDED: "added tensors",
     Reason.REMOVED: "removed tensors",
     Reason.RESIZED: "resized tensors",
@@ -32,21 +34,25 @@ class ExportedAdapter:
         name: of its folder, and what vLLM serves it as.
         pack: the pack or adapter that it was made from.
         digest: that one's digest.
-        layers: how many linear layers it changes by factors.
+        layers: how many linear layers and embeddings it changes by factors.
+        norms: how many norms it holds as a whole.
         rank: the highest rank of its factors.
         size: bytes of its files.
         misfits: what the pack changes and the adapter does not.
         measured: how near it is to the pack; None for an adapter of peft.
+        is_shared: whether it changes layers that share a weight, each by the same factors.
     """
 
     name: str
     pack: str
     digest: str
     layers: int
+    norms: int
     rank: int
     size: int
     misfits: tuple[Misfit, ...]
     measured: Measured | None
+    is_shared: bool = False
 
 
 def counted(misfits: Iterable[Misfit]) -> str:
@@ -69,17 +75,23 @@ def readme(model: str, fingerprint: str, adapters: Sequence[ExportedAdapter], *,
         "",
         f"Written by skillhub for the base with the fingerprint `{fingerprint}` ({model}).",
         "",
-        "| Adapter | Pack | Layers | Rank | Error | Left out | Digest |",
-        "|---|---|---|---|---|---|---|",
+        "| Adapter | Pack | Layers | Norms | Rank | Error | Left out | Digest |",
+        "|---|---|---|---|---|---|---|---|",
         *map(_row, adapters),
         "",
         "*Error* and *left out* are shares of the sum of squares of the pack's whole delta: what the adapter's layers say other",
-        "than the pack, and what is in tensors that no LoRA adapter can change.",
+        "than the pack, and what is in tensors that do not fit.",
         "",
         "    from peft import PeftModel",
         f'    model = PeftModel.from_pretrained(model, "./{adapters[0].name}")',
         "",
     ]
+    if any(adapter.is_shared for adapter in adapters):
+        lines += [
+            "The embeddings are tied, and the adapter changes both ends of them alike. Use it as it is: merged by peft",
+            "(`merge_and_unload`), the difference would be added to the one weight twice. For merged weights take `skillhub fuse`.",
+            "",
+        ]
     if is_served:
         lines += [
             f"`./{SCRIPT_FILE}` serves all of them with vLLM, where that supports LoRA for {model}; a request names its adapter as",
@@ -94,7 +106,16 @@ def readme(model: str, fingerprint: str, adapters: Sequence[ExportedAdapter], *,
 
 def _row(adapter: ExportedAdapter) -> str:
     error, left_out = shares(adapter)
-    cells = (adapter.name, adapter.pack, adapter.layers, adapter.rank, error, left_out, f"`{adapter.digest}`")
+    cells = (
+        adapter.name,
+        adapter.pack,
+        adapter.layers,
+        adapter.norms,
+        adapter.rank,
+        error,
+        left_out,
+        f"`{adapter.digest}`",
+    )
     return f"| {' | '.join(map(str, cells))} |"
 
 

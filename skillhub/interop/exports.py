@@ -1,20 +1,16 @@
-"""What of a pack an adapter of peft can say, and the adapter's folder.
+"""Writing adapters of peft: factors by the names of modules, every scale 1.
 
-LoRA adds a product of two factors to the weight of a linear layer, and nothing else. What a pack stores as components is such a
-product as it is; everything that is none is listed. Names are those of modules, and every scale is 1, also for readers that know
-nothing of ``rank_pattern`` and ``alpha_pattern``.
+So they mean the same to readers that know nothing of ``rank_pattern`` and ``alpha_pattern``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
@@ -22,78 +18,17 @@ from skillhub.adapters import CONFIG_FILE, Adapter
 from skillhub.checkpointfiles import ADAPTER_FILE
 from skillhub.codecs.streams import Bytes, tensor_bytes
 from skillhub.deltas import PackDelta
-from skillhub.interop.factors import Change, read_changes, read_values
-from skillhub.interop.modules import Modules
-from skillhub.interop.products import Product, nearest_product, product_of, product_rank
-from skillhub.layout import ViewSlot
+from skillhub.interop.factors import read_changes, read_values
+from skillhub.interop.fits import Fit, Layer, Reason, Whole
+from skillhub.interop.products import Product, nearest_product, product_of
 from skillhub.tensorfiles import write_tensors
+
+_PREFIX = "base_model.model."
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 """End of a class's name → what peft calls the task; other classes need no wrapper of their own."""
 
-
-class Reason(StrEnum):
-    """Why a tensor does not fit a LoRA adapter."""
-
-    EMBEDDING = "embedding"
-    VECTOR = "norm or bias"
-    EXPERT = "tensor of fused experts"
-    LAYER = "not of a linear layer"
-    SHARED = "tied weight"
-    DENSE = "stored densely"
-    RANK = "of too high a rank"
-    ADDED = "added tensor"
-    REMOVED = "removed tensor"
-    RESIZED = "resized tensor"
-    VALUES = "not a difference"
-    WHOLE = "trained as a whole"
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """A tensor that an adapter cannot change.
-
-    Attributes:
-        tensor: its canonical name; of an adapter's array, the parameter as the adapter names it.
-        reason: why.
-    """
-
-    tensor: str
-    reason: Reason
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer that an adapter changes.
-
-    Attributes:
-        tensor: canonical name of its weight.
-        module: its qualified name in the model.
-        shape: of the weight, as checkpoints store it.
-        rank: of its factors.
-        is_exact: whether the factors are what the pack stores, not the nearest ones of that rank.
-        is_transposed: the weight is stored as inputs × outputs (GPT-2's ``Conv1D``).
-    """
-
-    tensor: str
-    module: str
-    shape: tuple[int, ...]
-    rank: int
-    is_exact: bool = True
-    is_transposed: bool = False
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What of a pack an adapter can say, and what it cannot."""
-
-    layers: tuple[Layer, ...]
-    misfits: tuple[Misfit, ...]
-
-    @property
-    def rank(self) -> int:
-        """The highest rank of a layer."""
-        return max((layer.rank for layer in self.layers), default=0)
+_WITHOUT_DIFFERENCE = (Reason.REMOVED, Reason.ADDED, Reason.VALUES)
 
 
 @dataclass(frozen=True)
@@ -109,132 +44,75 @@ class Measured:
     left_out: float
 
 
-def fit_pack(
-    delta: PackDelta, model: nn.Module, modules: Modules, *, rank: int | None = None, limit: int | None = None
-) -> Fit:
-    """Say what of a pack's delta fits an adapter, from headers alone.
+@dataclass
+class _Energies:
+    """Sums of squares by tensor: of the pack's differences, and of what the factors miss of them."""
 
-    Args:
-        delta: the delta for the base.
-        model: an instance of the base's class; its weights are not read.
-        modules: of that model.
-        rank: highest rank; what is stored densely or with a higher one is taken as the nearest product of this rank. None takes
-            stored products of any rank, and nothing else.
-        limit: highest rank that the reader can do.
-    """
-    layers, misfits = [], []
-    for name in delta.names:
-        found = _misfit_of(delta, name, model, modules) or _layer_of(delta, name, modules, rank)
-        if isinstance(found, Layer) and limit is not None and found.rank > limit:
-            found = Reason.RANK
-        if isinstance(found, Reason):
-            misfits.append(Misfit(name, found))
-        elif found is not None:
-            layers.append(found)
-    return Fit(tuple(layers), tuple(misfits))
-
-
-def _misfit_of(delta: PackDelta, name: str, model: nn.Module, modules: Modules) -> Reason | None:
-    """Return why a tensor is no difference of a linear layer's weight, or None."""
-    entry, slot = delta.entry(name), modules.layout.slots.get(name)
-    if entry.change != "delta":
-        return Reason.REMOVED if entry.change == "removed" else Reason.ADDED
-    if delta.sets_values(name):
-        return Reason.VALUES
-    if slot is None:
-        return Reason.LAYER
-    if tuple(entry.shape) != slot.shape:
-        return Reason.RESIZED
-    if len(slot.shape) < 2:
-        return Reason.VECTOR
-    module, _, role = slot.parameter_name.rpartition(".")
-    if isinstance(model.get_submodule(module), nn.Embedding):
-        return Reason.EMBEDDING
-    if len(modules.shapes.get(slot.parameter_name, ())) > 2 and "experts" in slot.parameter_name.split("."):
-        return Reason.EXPERT
-    is_linear = isinstance(model.get_submodule(module), nn.Linear) or slot.parameter_name in modules.transposed
-    if not is_linear or role != "weight" or not isinstance(slot, ViewSlot) or not slot.is_whole:
-        return Reason.LAYER
-    return Reason.SHARED if slot.parameter_name in modules.tied else None
-
-
-def _layer_of(delta: PackDelta, name: str, modules: Modules, rank: int | None) -> Layer | Reason | None:
-    """Return the layer of a linear layer's weight; None where the pack leaves it as it is."""
-    slot, stored = modules.layout.slots[name], product_rank(delta.encoded(name))
-    if stored == 0:
-        return None
-    is_exact = stored is not None and (rank is None or stored <= rank)
-    if not is_exact and rank is None:
-        return Reason.DENSE
-    chosen = stored if is_exact else min(rank or 0, *slot.shape)
-    module = slot.parameter_name.rpartition(".")[0]
-    return Layer(name, module, slot.shape, int(chosen or 0), is_exact, slot.parameter_name in modules.transposed)
+    wanted: dict[str, float] = field(default_factory=dict)
+    missed: dict[str, float] = field(default_factory=dict)
 
 
 def write_pack(
-    folder: Path, delta: PackDelta, fit: Fit, weights: Mapping[str, float], config: Mapping[str, Any]
+    folder: Path,
+    delta: PackDelta,
+    fit: Fit,
+    config: Mapping[str, Any],
+    *,
+    weight: Callable[[str], float],
+    read_base: Callable[[str], torch.Tensor],
 ) -> Measured:
     """Write what fits of a pack's delta as an adapter, one layer at a time.
 
     Args:
         folder: the adapter's folder, which exists.
         delta: the delta.
-        fit: what :func:`fit_pack` said of it.
-        weights: canonical name → factor of that tensor's delta.
+        fit: what :func:`skillhub.interop.fits.fit_pack` said of it.
         config: of :func:`adapter_config`.
+        weight: canonical name → factor of that tensor's delta.
+        read_base: returns the base's tensor of a canonical name.
 
     Raises:
         IntegrityError: a file of the pack is damaged.
         DiskError: the disk is full.
     """
-    wrong, fitting = [0.0], [0.0]
+    energies = _Energies()
 
-    def products() -> Iterator[Product]:
-        for layer in fit.layers:
-            matrix = delta.decode(layer.tensor)
-            stored = product_of(delta.encoded(layer.tensor)) if layer.is_exact else None
-            product = stored or nearest_product(layer.tensor, matrix, layer.rank)
-            wrong.append(_energy(product.multiply() - matrix))
-            fitting.append(_energy(matrix))
-            yield Product(product.left * weights[layer.tensor], product.right)
+    def whole(name: str) -> torch.Tensor:
+        values = read_base(name).to(torch.float32)
+        if name not in delta.tensors:
+            return values
+        difference = delta.decode(name)
+        energies.wanted[name] = _energy(difference)
+        return values + weight(name) * difference
 
-    write_factors(folder, fit.layers, products(), config)
-    differences = [one.tensor for one in fit.misfits if one.reason not in (Reason.REMOVED, Reason.ADDED, Reason.VALUES)]
+    write_factors(
+        folder, fit.layers, _products(delta, fit.layers, weight, energies), config, wholes=fit.wholes, read=whole
+    )
+    differences = [one.tensor for one in fit.misfits if one.reason not in _WITHOUT_DIFFERENCE]
     left_out = sum(_energy(delta.decode(name)) for name in differences)
-    whole = (sum(fitting) + left_out) or 1.0
-    return Measured(sum(wrong) / whole, left_out / whole)
+    total = (sum(energies.wanted.values()) + left_out) or 1.0
+    return Measured(sum(energies.missed.values()) / total, left_out / total)
+
+
+def _products(
+    delta: PackDelta, layers: Sequence[Layer], weight: Callable[[str], float], energies: _Energies
+) -> Iterator[Product]:
+    """Yield the factors of each layer; layers that share a weight follow each other."""
+    name, product = "", None
+    for layer in layers:
+        if product is None or layer.tensor != name:
+            name = layer.tensor
+            matrix = delta.decode(name)
+            stored = product_of(delta.encoded(name)) if layer.is_exact else None
+            product = stored or nearest_product(name, matrix, layer.rank)
+            energies.wanted[name] = _energy(matrix)
+            energies.missed[name] = _energy(matrix.sub_(product.multiply()))
+            product = Product(product.left * weight(name), product.right)
+        yield product
 
 
 def _energy(tensor: torch.Tensor) -> float:
     return float(tensor.square().sum(dtype=torch.float64))
-
-
-def fit_adapter(adapter: Adapter) -> Fit:
-    """Say which layers an adapter of peft changes by factors, and what else it holds, for readers that know only factors.
-
-    Raises:
-        SkillhubError: as :func:`skillhub.interop.factors.read_changes`.
-    """
-    changes = read_changes(adapter)
-    layers, misfits = [], []
-    for name, change in changes.items():
-        if change.whole or change.is_bias or change.is_embedding:
-            misfits.append(Misfit(name, Reason.EMBEDDING if change.is_embedding else Reason.WHOLE))
-            continue
-        left, right = change.factors
-        if len(left.shape) > 2:  # a convolution
-            misfits.append(Misfit(name, Reason.LAYER))
-            continue
-        layers.append(Layer(name, change.module, (left.shape[0], *right.shape[1:]), right.shape[0]))
-    return Fit(tuple(layers), tuple(misfits))
-
-
-def needs_patterns(adapter: Adapter) -> bool:
-    """Say whether readers that know no patterns would scale some factors wrongly: by the config's ``lora_alpha`` and ``r``."""
-    rank = json.loads((adapter.folder / CONFIG_FILE).read_bytes()).get("r")
-    plain = msgspec.structs.replace(adapter.config, alpha_pattern=None)
-    products = [change for change in read_changes(adapter).values() if change.has_product and not change.is_bias]
-    return not isinstance(rank, int) or rank < 1 or any(one.scale != plain.scale(one.module, rank) for one in products)
 
 
 def write_scaled(folder: Path, adapter: Adapter, fit: Fit, config: Mapping[str, Any]) -> None:
@@ -244,7 +122,7 @@ def write_scaled(folder: Path, adapter: Adapter, fit: Fit, config: Mapping[str, 
         IntegrityError: a factor holds a value that is not finite.
         DiskError: the disk is full.
     """
-    changes: dict[str, Change] = read_changes(adapter)
+    changes = read_changes(adapter)
 
     def products() -> Iterator[Product]:
         for layer in fit.layers:
@@ -255,25 +133,38 @@ def write_scaled(folder: Path, adapter: Adapter, fit: Fit, config: Mapping[str, 
 
 
 def write_factors(
-    folder: Path, layers: Sequence[Layer], products: Iterable[Product], config: Mapping[str, Any]
+    folder: Path,
+    layers: Sequence[Layer],
+    products: Iterable[Product],
+    config: Mapping[str, Any],
+    *,
+    wholes: Sequence[Whole] = (),
+    read: Callable[[str], torch.Tensor] | None = None,
 ) -> None:
     """Write an adapter's two files.
 
     Args:
         folder: where to; it exists.
-        layers: what is changed.
+        layers: what is changed by factors.
         products: the factors of each layer, of its weight's shape.
         config: of :func:`adapter_config`.
+        wholes: what is saved as a whole.
+        read: returns the fp32 values of a tensor that is saved as a whole.
     """
-    specs: dict[str, tuple[str, Sequence[int]]] = {}
+    vectors = {f"{_PREFIX}{one.module}.{role}": name for one in wholes for role, name in one.tensors.items()}
+    values = {key: read(name) for key, name in vectors.items()} if read else {}
+    specs: dict[str, tuple[str, Sequence[int]]] = {key: ("F32", one.shape) for key, one in values.items()}
     for layer in layers:
-        outputs, inputs = layer.shape[::-1] if layer.is_transposed else layer.shape
-        specs[f"base_model.model.{layer.module}.lora_A.weight"] = ("F32", (layer.rank, inputs))
-        specs[f"base_model.model.{layer.module}.lora_B.weight"] = ("F32", (outputs, layer.rank))
+        first, second = _names_of(layer)
+        outputs, inputs = layer.shape[::-1] if layer.is_transposed or layer.is_embedding else layer.shape
+        specs[first] = ("F32", (layer.rank, inputs))
+        specs[second] = ("F32", (outputs, layer.rank))
 
     def data() -> Iterator[Bytes]:
+        yield from map(tensor_bytes, values.values())
         for layer, product in zip(layers, products, strict=True):
-            down, up = (product.left.T, product.right.T) if layer.is_transposed else (product.right, product.left)
+            is_turned = layer.is_transposed or layer.is_embedding
+            down, up = (product.left.T, product.right.T) if is_turned else (product.right, product.left)
             yield tensor_bytes(down.contiguous())
             yield tensor_bytes(up.contiguous())
 
@@ -281,45 +172,48 @@ def write_factors(
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def adapter_config(
-    layers: Sequence[Layer], model: nn.Module, *, base: str | None, revision: str | None = None
-) -> dict[str, Any]:
+def _names_of(layer: Layer) -> tuple[str, str]:
+    """Return the names of the factors A and B, as peft saves them."""
+    if layer.is_embedding:
+        return f"{_PREFIX}{layer.module}.lora_embedding_A", f"{_PREFIX}{layer.module}.lora_embedding_B"
+    return f"{_PREFIX}{layer.module}.lora_A.weight", f"{_PREFIX}{layer.module}.lora_B.weight"
+
+
+def adapter_config(fit: Fit, model: nn.Module, *, base: str | None, revision: str | None = None) -> dict[str, Any]:
     """Return the ``adapter_config.json`` of an adapter: ``lora_alpha`` is the rank everywhere, so nothing is scaled.
 
     Args:
-        layers: what it changes.
+        fit: what it changes; at least one layer.
         model: an instance of the base's class.
         base: the base's repository, where it is known.
         revision: of that repository.
     """
-    rank = max(layer.rank for layer in layers)
-    pattern = {f"^{layer.module}": layer.rank for layer in layers if layer.rank != rank}
+    pattern = {f"^{layer.module}": layer.rank for layer in fit.layers if layer.rank != fit.rank}
     return {
         "peft_type": "LORA",
         "task_type": _task_of(model),
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
+        "r": fit.rank,
+        "lora_alpha": fit.rank,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
-        "target_modules": _targets(layers, model),
-        "fan_in_fan_out": any(layer.is_transposed for layer in layers),
+        "target_modules": _shortened([layer.module for layer in fit.layers], model),
+        "fan_in_fan_out": any(layer.is_transposed for layer in fit.layers),
         "bias": "none",
         "lora_dropout": 0.0,
-        "modules_to_save": None,
+        "modules_to_save": [one.module for one in fit.wholes] or None,
         "use_dora": False,
         "use_rslora": False,
     }
 
 
-def _targets(layers: Sequence[Layer], model: nn.Module) -> list[str]:
-    """Return the last components of the modules' names where they mean these modules and no others, else the whole names."""
-    modules = {layer.module for layer in layers}
+def _shortened(modules: Sequence[str], model: nn.Module) -> list[str]:
+    """Return the last components of names where they mean these modules and no others, else the whole names."""
     ends = {module.rpartition(".")[2] for module in modules}
     meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
-    return sorted(ends if meant == modules else modules)
+    return sorted(ends if meant == set(modules) else set(modules))
 
 
 def _task_of(model: nn.Module) -> str | None:
