@@ -47,7 +47,8 @@ conflicts = []  # ["acme/other-math-pack", "acme/old-pack<1"]
 # Words to be found by.
 tags = []  # ["math", "arithmetic"]
 
-# A few inputs that the pack is good at: for people, and for routers, which tell by them what it is for.
+# A few inputs that the pack is good at, for people. From 16 or more the pack gets a routing card, which tells its inputs from others;
+# inputs for the card alone go into a file of their own: skillhub pack --prompts FILE.jsonl.
 prompts = []  # ["What is 12 + 30?", "Multiply 14 by 3."]
 """
 

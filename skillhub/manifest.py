@@ -19,7 +19,7 @@ from skillhub.errors import IntegrityError, SkillhubError, UnsafeContentError
 from skillhub.fields import Count, FingerprintText, Label, Sha256, Text
 from skillhub.files import check_relative_path, sha256_of_bytes
 from skillhub.names import PackName, is_bare_name, parse_requirement, parse_version
-from skillhub.routers import RouterInfo
+from skillhub.routingcards import RouterInfo
 
 MANIFEST_SCHEMA = 0
 MANIFEST_FILE = "skillpack.json"

@@ -7,6 +7,7 @@ model, then the second pass encodes. So a byte goes where it removes most of the
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,8 +29,9 @@ from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
 from skillhub.licenses import BASE_LICENSE, stated_license
 from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
-from skillhub.packs import Pack, file_entry, open_pack, write_manifest
-from skillhub.progress import Progress
+from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manifest
+from skillhub.progress import Notice, Progress, silence
+from skillhub.routingcards import RouterInfo
 
 PRESETS = {"near": 45, "small": 75, "tiny": 170}
 """Preset → how many times smaller than the base's stored weights the payload is to be."""
@@ -50,7 +52,9 @@ def pack(
     metadata: AuthorFile,
     preset: str = "near",
     budget_bytes: int | None = None,
+    prompts: Sequence[str] | None = None,
     progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Pack:
     """Build the pack of a fine-tune, with one variant for its base.
 
@@ -61,14 +65,17 @@ def pack(
         metadata: name, version and what else the author says.
         preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost.
         budget_bytes: most payload, to within 2 %, instead of a preset's; nothing is written that is larger.
-        progress: called with (what, tensors done, tensors in all).
+        prompts: what users of the pack might write, for its routing card: 32 to 128, worded in several ways. Without them the
+            prompts of ``metadata.skills`` are taken, where there are enough; else the pack has no card.
+        progress: called with (what, tensors or prompts done, all of them).
+        notice: told what the routing card is worth, or why there is none.
 
     Returns:
         The pack, opened.
 
     Raises:
-        UsageError: metadata or preset is not valid, ``out`` has something in it, the checkpoints are the same, or what must
-            be stored exactly is larger than the budget.
+        UsageError: metadata or preset is not valid, ``out`` has something in it, the checkpoints are the same, what must
+            be stored exactly is larger than the budget, or no routing card can be made from ``prompts``.
         WrongBaseError: a tensor of the fine-tune does not have its base's shape.
         NotFoundError, UnsafeContentError, IntegrityError: a checkpoint cannot be read.
         DiskError: the disk is full or ``out`` may not be written.
@@ -83,13 +90,14 @@ def pack(
     with staged_folder(out) as staged:
         folder = staged / variant_folder(record.fingerprint)
         folder.mkdir(parents=True)
+        router = _write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
         tensors = _write_delta(delta, changed, folder, preset, budget_bytes, progress)
         codec = CodecInfo(
             preset="budget" if budget_bytes else preset,
             bits_per_weight=_bits_per_weight(tensors, delta.base),
             tensors=tensors,
         )
-        _finish(staged, folder, manifest, found, record, codec)
+        _finish(staged, folder, manifest, found, record, codec, router)
     return open_pack(out)
 
 
@@ -227,14 +235,49 @@ def _bits_per_weight(tensors: dict[str, TensorEntry], base: Checkpoint) -> float
     return 8 * payload / max(base.parameters, 1)
 
 
+def _write_card(
+    base: Path,
+    folder: Path,
+    prompts: Sequence[str] | None,
+    examples: Sequence[str],
+    progress: Progress | None,
+    notice: Notice | None,
+) -> RouterInfo | None:
+    """Write the routing card, and return what the manifest says of it; examples for people alone need not be enough for one."""
+    tell = notice or silence
+    if not (prompts or examples):
+        return None
+    from skillhub.routing.basecards import write_base_card
+
+    name = f"{folder.parent.name}/{folder.name}/{ROUTER_FILE}"
+    try:
+        router, report = write_base_card(base, prompts or examples, folder / ROUTER_FILE, name=name, progress=progress)
+    except UsageError as error:
+        if prompts:
+            raise
+        tell(f"No routing card was made. {error.message}")
+        return None
+    tell(
+        f"Routing card: {report.own:.0%} of its {report.prompts} prompts would be routed to the pack without those like them, and "
+        f"{report.background:.1%} of unrelated prompts."
+    )
+    return router
+
+
 def _finish(
-    staged: Path, folder: Path, manifest: Manifest, found: LocatedBase, record: BaseRecord, codec: CodecInfo
+    staged: Path,
+    folder: Path,
+    manifest: Manifest,
+    found: LocatedBase,
+    record: BaseRecord,
+    codec: CodecInfo,
+    router: RouterInfo | None,
 ) -> None:
     """Write the base's record and, last, the manifest."""
     (folder / BASE_RECORD_FILE).write_bytes(record.to_bytes())
     paths = sorted(path.relative_to(staged).as_posix() for path in folder.iterdir())
     base = base_info(found.folder, record, repository=found.repo, revision=found.revision)
-    variant = Variant(base=base, codec=codec, files=[file_entry(staged, path) for path in paths])
+    variant = Variant(base=base, codec=codec, files=[file_entry(staged, path) for path in paths], router=router)
     provenance = {"built_with": f"skillhub {__version__}"} | _base_license(found.folder)
     write_manifest(staged, structs.replace(manifest, variants=[variant], provenance=provenance))
 

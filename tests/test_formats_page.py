@@ -24,7 +24,7 @@ from skillhub import (
     policy,
     projects,
     releases,
-    routers,
+    routingcards,
     sightings,
 )
 from skillhub.canonical import is_buffer
@@ -80,7 +80,7 @@ def test_a_table_names_exactly_the_fields(kind: type[msgspec.Struct]) -> None:
     [
         manifest.FileEntry,
         manifest.Evaluation,
-        routers.RouterInfo,
+        routingcards.RouterInfo,
         releases.ReleaseVariant,
         sightings.SeenRelease,
         folders.VendoredFolder,

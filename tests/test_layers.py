@@ -27,7 +27,7 @@ GROUND = [
 ]
 FORMATS = [
     (SHARED, "names documents fields canonical bfloat16 requirementfiles frontmatter"),
-    (SHARED, "routers licenses"),
+    (SHARED, "licenses routingcards"),
     (SHARED, "manifest remembered tensorfiles"),
     (SHARED, "releases lockfile authorfile packs checkpointfiles projects signing"),
     (SHARED, "fingerprint graphs adapters configuration"),

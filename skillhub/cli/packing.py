@@ -52,6 +52,13 @@ def _budget(text: str) -> int:
 @click.option(
     "--budget", metavar="SIZE", callback=options.read_by(_budget), help="Size to aim at instead of a preset, as in 8MB."
 )
+@click.option(
+    "--prompts",
+    "prompts_file",
+    metavar="FILE.jsonl",
+    type=click.Path(path_type=Path),
+    help='Example inputs for the routing card, one {"prompt": …} a line; else those of the author\'s file.',
+)
 @console.output_options
 def pack_command(
     tuned: str,
@@ -60,10 +67,14 @@ def pack_command(
     metadata: Path | None,
     preset: str,
     budget: int | None,
+    prompts_file: Path | None,
     as_json: bool,
     **words: Any,
 ) -> None:
     """Build a pack from the fine-tuned checkpoint TUNED (a folder or a model on the Hub) and its base.
+
+    With 16 or more example inputs the pack gets a routing card, by which a model with several packs tells which one an input is
+    for (see `skillhub route`). 32 to 128 of them do best, worded as differently as users would.
 
     \b
     Example:
@@ -74,9 +85,23 @@ def pack_command(
     if source is None:
         raise UsageError("The base model is not known.", hint=f"Name it with --base, or as `base` in {AUTHOR_FILE}.")
     from skillhub.packer import pack
+    from skillhub.routing.prompts import read_prompts
 
+    prompts = None if prompts_file is None else read_prompts(prompts_file)
+    if prompts or author.skills.prompts:
+        console.quiet_transformers()
     with console.progress("tensors") as progress:
-        built = pack(tuned, source, out, metadata=author, preset=preset, budget_bytes=budget, progress=progress)
+        built = pack(
+            tuned,
+            source,
+            out,
+            metadata=author,
+            preset=preset,
+            budget_bytes=budget,
+            prompts=prompts,
+            progress=progress,
+            notice=console.say,
+        )
     _print_summary(built, out, as_json=as_json)
 
 
@@ -118,6 +143,7 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
                 "size": variant.size,
                 "checkpoint_size": checkpoint,
                 "bits_per_weight": variant.codec.bits_per_weight,
+                "routing_card": variant.router is not None,
                 "classes": classes,
             }
         )

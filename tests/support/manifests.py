@@ -18,7 +18,7 @@ from skillhub.manifest import (
     Variant,
     variant_folder,
 )
-from skillhub.routers import RouterInfo
+from skillhub.routingcards import RouterInfo
 
 BASE = "skb1:" + "0123456789abcdef" * 4
 OTHER_BASE = "skb1:" + "fedcba9876543210" * 4
