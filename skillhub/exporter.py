@@ -27,7 +27,7 @@ from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.interop.adapterdeltas import AdapterDelta, Target
 from skillhub.interop.exportcards import README_FILE, ExportedAdapter, counted, readme
 from skillhub.interop.exports import Measured, adapter_config, write_pack, write_scaled
-from skillhub.interop.fits import Fit, Reader, Reason, fit_adapter, fit_pack, needs_patterns
+from skillhub.interop.fits import Fit, Fitting, Reader, Reason, fit_adapter, fit_pack, needs_patterns
 from skillhub.interop.launching import MAX_RANK, SCRIPT_FILE, launch_script
 from skillhub.interop.modules import Modules, empty_model, modules_of
 from skillhub.progress import Notice, Progress
@@ -170,8 +170,8 @@ def _contributions(recipe: Recipe, base: _Base) -> list[Contribution]:
 
 def _fit(one: Contribution, base: _Base, rank: int | None, format: str) -> Fit:
     if isinstance(one.delta, PackDelta):
-        target = (base.model, base.modules, base.checkpoint.aliases)
-        return fit_pack(one.delta, *target, FORMATS[format], rank=rank)
+        fitting = Fitting(base.model, base.modules, base.checkpoint.aliases, FORMATS[format], rank)
+        return fit_pack(one.delta, fitting)
     assert isinstance(one.delta, AdapterDelta)  # whole checkpoints were refused when the deltas were opened
     return fit_adapter(one.delta.pack, FORMATS[format])
 

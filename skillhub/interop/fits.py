@@ -7,7 +7,6 @@ product as it is. peft also takes small modules as a whole, which norms go into.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -123,19 +122,11 @@ class Reader:
     highest_rank: int | None = None
 
 
-def fit_pack(
-    delta: PackDelta,
-    model: nn.Module,
-    modules: Modules,
-    repeats: Mapping[str, str],
-    reader: Reader,
-    *,
-    rank: int | None = None,
-) -> Fit:
-    """Say what of a pack's delta fits an adapter, from headers alone.
+@dataclass(frozen=True)
+class Fitting:
+    """What packs are fitted to.
 
-    Args:
-        delta: the delta for the base.
+    Attributes:
         model: an instance of the base's class; its weights are not read.
         modules: of that model.
         repeats: canonical name of an untied copy of another tensor → the other's, whose delta it takes.
@@ -143,33 +134,50 @@ def fit_pack(
         rank: highest rank; what is stored densely or with a higher one is taken as the nearest product of this rank. None takes
             stored products of any rank, and nothing else.
     """
+
+    model: nn.Module
+    modules: Modules
+    repeats: Mapping[str, str]
+    reader: Reader
+    rank: int | None = None
+
+    def is_linear(self, module: str) -> bool:
+        """Say whether a module is a linear layer."""
+        return isinstance(self.model.get_submodule(module), nn.Linear) or f"{module}.weight" in self.modules.transposed
+
+    def is_embedding(self, module: str) -> bool:
+        """Say whether a module is an embedding."""
+        return isinstance(self.model.get_submodule(module), nn.Embedding)
+
+    def users(self, name: str) -> list[str]:
+        """Return the parameters that take the delta of a tensor: its own, those tied to it, and those of its copies."""
+        slots = self.modules.layout.slots
+        copies = [alias for alias, original in self.repeats.items() if original == name and alias in slots]
+        held = [slots[one].parameter_name for one in (name, *copies)]
+        return [*held, *(tied for one in held for tied in self.modules.tied.get(one, ()))]
+
+
+def fit_pack(delta: PackDelta, fitting: Fitting) -> Fit:
+    """Say what of a pack's delta fits an adapter, from headers alone."""
     layers: list[Layer] = []
     misfits: list[Misfit] = []
-    norms: dict[str, dict[str, str]] = defaultdict(dict)
+    norms: dict[str, Whole] = {}
     for name in delta.names:
-        reason = _misfit_of(delta, name, model, modules, reader)
-        if reason == Reason.NORM and not reader.linear_only:
-            module = modules.layout.slots[name].parameter_name.rpartition(".")[0]
-            norms[module] = _tensors_of(module, model, modules)
-            reason = None if norms[module] else Reason.NORM
-        elif reason is None:
-            copies = [
-                alias for alias, original in repeats.items() if original == name and alias in modules.layout.slots
-            ]
-            found = _layers_of(delta, [name, *copies], model, modules, reader, rank)
-            if isinstance(found, Reason):
-                reason = found
-            else:
-                layers += found
-        if reason is not None:
-            misfits.append(Misfit(name, reason))
-    wholes = tuple(Whole(module, tensors) for module, tensors in norms.items() if tensors)
-    return Fit(tuple(layers), tuple(misfits), wholes)
+        found: Reason | Whole | list[Layer] = _misfit_of(delta, name, fitting) or _layers_of(delta, name, fitting)
+        if found == Reason.NORM and not fitting.reader.linear_only:
+            found = _norm_of(name, fitting) or Reason.NORM
+        if isinstance(found, Reason):
+            misfits.append(Misfit(name, found))
+        elif isinstance(found, Whole):
+            norms[found.module] = found
+        else:
+            layers += found
+    return Fit(tuple(layers), tuple(misfits), tuple(norms.values()))
 
 
-def _misfit_of(delta: PackDelta, name: str, model: nn.Module, modules: Modules, reader: Reader) -> Reason | None:
+def _misfit_of(delta: PackDelta, name: str, fitting: Fitting) -> Reason | None:
     """Return why a tensor is no difference of the weight of a linear layer or embedding, or None."""
-    entry, slot = delta.entry(name), modules.layout.slots.get(name)
+    entry, slot = delta.entry(name), fitting.modules.layout.slots.get(name)
     if entry.change != "delta":
         return Reason.REMOVED if entry.change == "removed" else Reason.ADDED
     if delta.sets_values(name):
@@ -179,58 +187,54 @@ def _misfit_of(delta: PackDelta, name: str, model: nn.Module, modules: Modules, 
     if tuple(entry.shape) != slot.shape:
         return Reason.RESIZED
     module, _, role = slot.parameter_name.rpartition(".")
-    kind = model.get_submodule(module)
-    if len(slot.shape) < 2:
-        if _is_linear(slot.parameter_name, kind, modules) or role not in ("weight", "bias"):
-            return Reason.BIAS
-        return Reason.NORM
-    if isinstance(kind, nn.Embedding):
-        return Reason.EMBEDDING if reader.linear_only else None
-    if "experts" in slot.parameter_name.split(".") and len(modules.shapes[slot.parameter_name]) > 2:
+    is_linear, is_embedding = fitting.is_linear(module), fitting.is_embedding(module)
+    if len(slot.shape) < 2 and role in ("weight", "bias"):
+        return Reason.BIAS if is_linear else Reason.NORM
+    if "experts" in slot.parameter_name.split(".") and not is_linear:
         return Reason.EXPERT
     is_whole = isinstance(slot, ViewSlot) and slot.is_whole
-    if not _is_linear(slot.parameter_name, kind, modules) or role != "weight" or not is_whole:
+    if not (is_linear or is_embedding) or role != "weight" or not is_whole:
         return Reason.LAYER
-    return Reason.HEAD if reader.linear_only and is_vocabulary_tensor(name) else None
+    if not fitting.reader.linear_only:
+        return None
+    return Reason.EMBEDDING if is_embedding else Reason.HEAD if is_vocabulary_tensor(name) else None
 
 
-def _is_linear(parameter: str, module: nn.Module, modules: Modules) -> bool:
-    return isinstance(module, nn.Linear) or f"{parameter.rpartition('.')[0]}.weight" in modules.transposed
-
-
-def _layers_of(
-    delta: PackDelta, names: list[str], model: nn.Module, modules: Modules, reader: Reader, rank: int | None
-) -> list[Layer] | Reason:
+def _layers_of(delta: PackDelta, name: str, fitting: Fitting) -> list[Layer] | Reason:
     """Return the layers that have a weight: one, or all that share it or have a copy; none where it stays as it is."""
-    name = names[0]
-    slot, stored = modules.layout.slots[name], product_rank(delta.encoded(name))
-    is_exact = stored is not None and (rank is None or stored <= rank)
-    if not is_exact and rank is None:
+    slot, stored = fitting.modules.layout.slots[name], product_rank(delta.encoded(name))
+    if stored is not None and (fitting.rank is None or stored <= fitting.rank):
+        rank, is_exact = stored, True
+    elif fitting.rank is not None:
+        rank, is_exact = min(fitting.rank, *slot.shape), False
+    else:
         return Reason.DENSE
-    chosen = stored if is_exact and stored is not None else min(rank or 0, *slot.shape)
-    if reader.highest_rank is not None and chosen > reader.highest_rank:
+    if fitting.reader.highest_rank is not None and rank > fitting.reader.highest_rank:
         return Reason.RANK
     layers = []
-    first = [modules.layout.slots[one].parameter_name for one in names]
-    for parameter in [*first, *(tied for one in first for tied in modules.tied.get(one, ()))]:
-        module = parameter.rpartition(".")[0]
-        kind, is_transposed = model.get_submodule(module), parameter in modules.transposed
-        if not (is_transposed or isinstance(kind, nn.Embedding | nn.Linear)):
+    for parameter in fitting.users(name) if rank else ():
+        module, is_transposed = parameter.rpartition(".")[0], parameter in fitting.modules.transposed
+        is_embedding = fitting.is_embedding(module)
+        if not is_embedding and not fitting.is_linear(module):
             return Reason.LAYER
-        layers.append(Layer(name, module, slot.shape, chosen, is_exact, is_transposed, isinstance(kind, nn.Embedding)))
-    return layers if chosen else []
+        layers.append(Layer(name, module, slot.shape, rank, is_exact, is_transposed, is_embedding))
+    return layers
 
 
-def _tensors_of(module: str, model: nn.Module, modules: Modules) -> dict[str, str]:
-    """Return the parameters of a norm and their canonical names; none where it is more than a few vectors."""
-    kind, found = model.get_submodule(module), {}
+def _norm_of(name: str, fitting: Fitting) -> Whole | None:
+    """Return the norm that a tensor belongs to; None where its module is more than a few vectors."""
+    modules = fitting.modules
+    module = modules.layout.slots[name].parameter_name.rpartition(".")[0]
+    kind, found = fitting.model.get_submodule(module), {}
+    if any(True for _ in kind.children()) or any(True for _ in kind.buffers()):
+        return None
     for role, parameter in kind.named_parameters():
         names = modules.held.get(f"{module}.{role}", [])
         slot = modules.layout.slots[names[0]] if len(names) == 1 else None
         if parameter.dim() != 1 or not isinstance(slot, ViewSlot) or not slot.is_whole:
-            return {}
+            return None
         found[role] = names[0]
-    return {} if any(True for _ in kind.children()) or any(True for _ in kind.buffers()) else found
+    return Whole(module, found)
 
 
 def fit_adapter(adapter: Adapter, reader: Reader) -> Fit:
