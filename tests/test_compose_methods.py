@@ -107,7 +107,10 @@ def test_halving_every_weight_halves_the_result():
 
 def test_empty_tensors_pass_through():
     for method in METHODS.values():
-        assert merge_tensors(method.name, [torch.empty(0, 4)] * 2, densities=[0.5, 0.5]).shape == (0, 4)
+        count = method.members[1] or 2
+        for shape in ((0, 4), (4, 0), (0,)):
+            empty = [torch.empty(shape)] * count
+            assert merge_tensors(method.name, empty, base=empty[0], densities=[0.5] * count).shape == shape
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():

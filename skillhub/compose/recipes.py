@@ -188,12 +188,7 @@ def _check_use(
     method: MergeMethod, count: int, weights: Sequence[float | Schedule], densities: Sequence[float | Schedule]
 ) -> None:
     """Refuse what a method has no use for, rather than ignore it."""
-    low, high = method.members
-    if count < low or (high is not None and count > high):
-        wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-        raise UsageError(
-            f"The method {method.name!r} takes {wanted} packs, not {count}.", hint="Choose another method."
-        )
+    method.check_members(count)
     if any(not 0 < density <= 1 for amount in densities for density in amounts_in(amount)):
         raise UsageError("A density is the share of elements to keep.", hint="Use densities over 0 and at most 1.")
     if not method.uses_density and any(density != 1 for density in densities):

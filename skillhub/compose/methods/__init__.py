@@ -11,8 +11,18 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from skillhub.compose.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
+from skillhub.compose.methods.dare import DARE_LINEAR, DARE_TIES
+from skillhub.compose.methods.della import DELLA, DELLA_LINEAR
 from skillhub.compose.methods.interface import MergeInputs, MergeMethod, Option
 from skillhub.compose.methods.linear import LINEAR
+from skillhub.compose.methods.nuslerp import NUSLERP
+from skillhub.compose.methods.pcb import PCB
+from skillhub.compose.methods.ram import RAM, RAM_PLUS
+from skillhub.compose.methods.sce import SCE
+from skillhub.compose.methods.single import ARCEE_FUSION, NEARSWAP, PASSTHROUGH
+from skillhub.compose.methods.spherical import KARCHER, MULTISLERP, SLERP
+from skillhub.compose.methods.stock import MODEL_STOCK
 from skillhub.compose.methods.ties import TIES
 from skillhub.errors import UsageError
 from skillhub.rounding import rounding_key
@@ -20,7 +30,31 @@ from skillhub.tensorreaders import MemoryReader
 
 __all__ = ["METHODS", "MergeInputs", "MergeMethod", "Option", "find_method", "merge_tensors"]
 
-METHODS: dict[str, MergeMethod] = {method.name: method for method in (LINEAR, TIES)}
+METHODS: dict[str, MergeMethod] = {
+    method.name: method
+    for method in (
+        LINEAR,
+        TIES,
+        DARE_LINEAR,
+        DARE_TIES,
+        DELLA,
+        DELLA_LINEAR,
+        BREADCRUMBS,
+        BREADCRUMBS_TIES,
+        SCE,
+        PCB,
+        RAM,
+        RAM_PLUS,
+        MODEL_STOCK,
+        KARCHER,
+        MULTISLERP,
+        NUSLERP,
+        SLERP,
+        NEARSWAP,
+        ARCEE_FUSION,
+        PASSTHROUGH,
+    )
+}
 """Name → merge method."""
 
 
@@ -60,9 +94,10 @@ def merge_tensors(
         The merged delta, fp32, of the deltas' shape; the merged tensor itself from a method that ``gives_values``.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: there is no such method, or it takes another number of packs.
     """
     found = find_method(method)
+    found.check_members(len(deltas))
     defaults = {name: option.default for name, option in found.options.items()}
     inputs = MergeInputs(
         name="",

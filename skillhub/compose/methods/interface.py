@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from skillhub.errors import UsageError
 from skillhub.tensorreaders import Shape, TensorReader
 
 CHUNK = 1 << 18
@@ -84,9 +85,11 @@ class MergeInputs:
         return math.prod(self.shape)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Yield the first index, along the first dimension, of each chunk and the index after its last."""
+        """Yield the first index, along the first dimension, of each chunk and the index after its last; none without elements."""
         rows = self.shape[0]
-        step = max(1, CHUNK // max(1, math.prod(self.shape[1:]))) if len(self.shape) > 1 else max(1, rows)
+        if self.elements == 0:
+            return
+        step = max(1, CHUNK // math.prod(self.shape[1:])) if len(self.shape) > 1 else rows
         for begin in range(0, rows, step):
             yield begin, min(begin + step, rows)
 
@@ -163,6 +166,20 @@ class MergeMethod:
     uses_density: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
     members: tuple[int, int | None] = (1, None)
+
+    def check_members(self, count: int) -> None:
+        """Refuse a number of packs that the method does not take.
+
+        Raises:
+            UsageError: it takes fewer or more.
+        """
+        low, high = self.members
+        if count < low or (high is not None and count > high):
+            wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+            raise UsageError(
+                f"The method {self.name!r} takes {wanted} pack{'s' if wanted != '1' else ''}, not {count}.",
+                hint="Choose another method.",
+            )
 
     def takes_untouched(self, options: Options) -> bool:
         """Whether packs that leave a tensor as it is take part in merging it, with deltas of zeros."""
