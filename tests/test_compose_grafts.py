@@ -377,7 +377,7 @@ def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     assert "1 packs and weights" in refused(model, [one], weights=[1, 2])
     assert "does not use densities" in refused(model, [one], densities=[0.5])
     assert "share of elements" in refused(model, [one], method="ties", densities=[0])
-    assert "not a pack" in refused(model, [llama / "base"])
+    assert "a whole checkpoint" in refused(model, [llama / "base"])
     assert "None is not a pack" in refused(model, [None])
     assert "3 is not a pack" in refused(model, [3])
     assert "packs must be a list" in refused(model, 3)

@@ -18,16 +18,16 @@ from torch import nn
 from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints, open_contributions
 from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, state_of
-from skillhub.compose.layouts import graft_layout, plain_model
+from skillhub.compose.layouts import graft_layout, graft_modules, graft_repeats, plain_model
 from skillhub.compose.merging import Contribution
+from skillhub.compose.quantizedlayouts import check_hidden
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
 from skillhub.compose.schedules import Amount, read_amount
 from skillhub.compose.selection import grafted_digest
-from skillhub.compose.verification import verify_base
+from skillhub.compose.verification import fingerprint_of, verify_base
 from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import Target
-from skillhub.interop.modules import modules_of
-from skillhub.layout import Layout, fingerprint_slots
+from skillhub.layout import Layout
 from skillhub.progress import Notice, Progress
 
 
@@ -55,9 +55,13 @@ def graft(
     be added by further calls with the same method; the result depends on the set of packs and weights alone. The originals of the
     changed tensors are kept in CPU memory; while packs are added to a grafted model, so are the present values of what changes.
 
+    A quantized model takes packs too: what they add to quantized linear layers runs beside those in floating point (as two thin
+    products where it is of low rank), all else is grafted as ever. It is known by the folder that it was loaded from.
+
     What else one does with models:
 
-    - ``save_pretrained`` and ``push_to_hub`` write the grafted weights; a deep copy is a grafted model of its own.
+    - ``save_pretrained`` and ``push_to_hub`` write the grafted weights (of a quantized model they are refused, as they would lack
+      the packs); a deep copy is a grafted model of its own.
     - A model that ``torch.compile`` returned is grafted like the model in it, before or after it ran; nothing is compiled anew.
     - Training (by the Trainer or otherwise) changes the grafted weights as it would any. After it packs can be added, weighed or
       taken out no more, which would drop what was learned: that is refused; ``ungraft(model, force=True)`` drops it.
@@ -102,16 +106,17 @@ def graft(
         seed=seed,
         rounding=rounding,
         environment=environment,
-        fingerprint=lambda: fingerprint_slots(layout, originals).fingerprint,
+        fingerprint=lambda: fingerprint_of(base, layout, originals),
     )
     recipe = check_recipe(state.recipe.extended(added)) if state else added
     fingerprint = verify_base(
         base, layout, recipe, common_fingerprints(recipe), originals=originals, verify=verify, trust_base=trust_base
     )
-    wanted = replace(state or Grafts(recipe, None, layout.repeats()), recipe=recipe, fingerprint=fingerprint)
+    wanted = replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
     contributions = _open(base, layout, wanted)
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
     check_dtypes(contributions, layout)
+    check_hidden(recipe, contributions, layout)
     if added.adapters:
         tell_declared_bases(added, repository_of(base), notice)
     apply(base, layout, wanted, contributions, progress)
@@ -285,7 +290,7 @@ def _target(
     def base(name: str) -> torch.Tensor:
         return originals[name] if name in originals else layout.slots[name].read()
 
-    return Target(modules_of(model, layout), base, repeats)
+    return Target(graft_modules(model, layout), base, repeats)
 
 
 def _check_mode(mode: str) -> None:

@@ -20,6 +20,7 @@ from skillhub.compose.merging import (
     rounding_mode,
 )
 from skillhub.compose.recipes import Recipe, WeightedPack, make_recipe
+from skillhub.compose.sidepaths import SideSlot, guard_saving
 from skillhub.errors import UsageError
 from skillhub.layout import Layout, Slot
 from skillhub.progress import Progress
@@ -160,26 +161,45 @@ def apply(
     before = state.keys if state and not force else {}
     stale = sorted(name for name in sources.keys() | originals.keys() if keys.get(name, ()) != before.get(name))
 
-    def value(name: str, base: torch.Tensor, slot: Slot) -> torch.Tensor:
-        if name not in sources:
-            return base.to(slot.dtype)
-        return merge_tensor(wanted.active, contributions, sources[name], base, slot.dtype)
-
     kept = {name: original for name, original in originals.items() if name in sources and name not in stale}
     with _Undo(model, layout, state) as undo:
         for done, name in enumerate(stale, start=1):
             slot = layout.slots[name]
-            present = slot.read().to("cpu", copy=True)
-            base = originals.get(name, present)
+            present = _held(slot)
+            base = originals[name] if name in originals else slot.read() if isinstance(slot, SideSlot) else present
             if name in sources:
                 kept[name] = base
-            made = value(name, base, slot)
+            value = _composed(wanted.active, contributions, sources.get(name), base, slot)
             undo.remember(slot, present)
-            slot.write(made)
+            _put(slot, value)
             if progress:
                 progress("tensors", done, len(stale))
+        guard_saving(model, layout)
         finished = replace(wanted, originals=kept, keys=keys, marks=take_marks(layout, kept))
         set_state(model, finished if wanted.recipe.packs else None)
+
+
+def _held(slot: Slot) -> Any:
+    """Return what a slot holds, to put it back: a copy of its tensor on the CPU, or what runs beside its layer."""
+    return slot.held() if isinstance(slot, SideSlot) else slot.read().to("cpu", copy=True)
+
+
+def _put(slot: Slot, value: Any) -> None:
+    if isinstance(slot, SideSlot):
+        slot.put(value)
+    else:
+        slot.write(value)
+
+
+def _composed(
+    recipe: Recipe, contributions: Sequence[Contribution], source: str | None, base: torch.Tensor, slot: Slot
+) -> Any:
+    """Return what a slot is to hold; without a ``source`` no pack changes it."""
+    if source is None:
+        return {} if isinstance(slot, SideSlot) else base.to(slot.dtype)
+    if isinstance(slot, SideSlot):
+        return slot.compose(recipe, contributions, source)
+    return merge_tensor(recipe, contributions, source, base, slot.dtype)
 
 
 class _Undo:
@@ -187,9 +207,9 @@ class _Undo:
 
     def __init__(self, model: nn.Module, layout: Layout, state: Grafts | None) -> None:
         self._model, self._layout, self._state = model, layout, state
-        self._written: list[tuple[Slot, torch.Tensor]] = []
+        self._written: list[tuple[Slot, Any]] = []
 
-    def remember(self, slot: Slot, present: torch.Tensor) -> None:
+    def remember(self, slot: Slot, present: Any) -> None:
         """Note what a slot holds that is written next."""
         self._written.append((slot, present))
 
@@ -209,9 +229,10 @@ class _Undo:
     def _restore(self) -> None:
         while self._written:
             slot, present = self._written[-1]
-            slot.write(present)
+            _put(slot, present)
             self._written.pop()
         state = self._state
+        guard_saving(self._model, self._layout)
         set_state(self._model, state and replace(state, marks=take_marks(self._layout, state.originals)))
 
 

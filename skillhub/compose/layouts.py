@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from skillhub.compose.quantizedlayouts import is_quantized, plain_twin, quantized_layout
+from skillhub.compose.sidepaths import is_hidden, readable
 from skillhub.errors import UsageError
+from skillhub.interop.modules import Modules, modules_of
 from skillhub.layout import Layout, layout_of
 
 
@@ -22,7 +25,21 @@ def graft_layout(model: nn.Module) -> Layout:
             :func:`skillhub.layout.layout_of`.
     """
     refuse_sharded(model)
-    return layout_of(model)
+    return quantized_layout(model) if is_quantized(model) else layout_of(model)
+
+
+def graft_modules(model: nn.Module, layout: Layout) -> Modules:
+    """Return where the parameters of a model's modules are, for adapters, which name those.
+
+    Raises:
+        UsageError: as :func:`graft_layout`.
+    """
+    return modules_of(plain_twin(model)) if is_hidden(layout) else modules_of(model, layout)
+
+
+def graft_repeats(layout: Layout) -> dict[str, str]:
+    """Return alias → original for untied copies of other tensors, as :meth:`skillhub.layout.Layout.repeats`."""
+    return readable(layout).repeats()
 
 
 def refuse_sharded(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.compose.recipes import Recipe
+from skillhub.compose.sidepaths import is_hidden, readable
 from skillhub.errors import SkillhubError, UsageError, WrongBaseError
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
 from skillhub.layout import Layout, Slot, fingerprint_slots, record_slot
@@ -48,6 +49,8 @@ def verify_base(
         verify: one of :data:`VERIFICATIONS`.
         trust_base: believe that the model is the packs' only base.
 
+    A quantized model is verified by the folder that it was loaded from.
+
     Raises:
         WrongBaseError: it is none of them; the message says how it differs.
         UsageError: ``verify`` is unknown, or the base is to be trusted and the packs have several.
@@ -58,6 +61,8 @@ def verify_base(
         return None
     if trust_base and len(fingerprints) == 1:
         return fingerprints[0]
+    if is_hidden(layout):
+        return _verify_source(model, layout, recipe, fingerprints, originals)
     records = base_records(recipe, fingerprints)
     if verify == "sample" or (verify == "auto" and _bytes(layout) > LARGE_MODEL_BYTES):
         for fingerprint, record in records.items():
@@ -66,15 +71,50 @@ def verify_base(
     actual = fingerprint_slots(layout, originals)
     if actual.fingerprint in fingerprints:
         return actual.fingerprint
-    source = _source_fingerprint(model, layout, originals)
-    if source in fingerprints:
-        return source
+    if any(slot.dtype == torch.float16 for slot in layout.slots.values()):
+        source = _source_fingerprint(model, layout, originals)
+        if source in fingerprints:
+            return source
     if trust_base:
         raise UsageError(
             "The packs are for several bases, and the model is exactly none of them.",
             hint="Give packs of one base, or the base model itself.",
         )
     raise wrong_base(recipe, records, actual)
+
+
+def fingerprint_of(model: Any, layout: Layout, originals: Originals) -> str:
+    """Return a model's fingerprint as it was before packs; of a quantized model that of the folder it was loaded from.
+
+    Raises:
+        UsageError: it is quantized, and that folder is not known.
+    """
+    if not is_hidden(layout):
+        return fingerprint_slots(layout, originals).fingerprint
+    found = _source_fingerprint(model, readable(layout), originals)
+    if found is None:
+        raise UsageError(
+            "The model is quantized, and the base that it was made from is not at hand to tell which pack is meant.",
+            hint="Give environment=… (a project's folder), or the pack's folder.",
+        )
+    return found
+
+
+def _verify_source(
+    model: Any, layout: Layout, recipe: Recipe, fingerprints: Sequence[str], originals: Originals
+) -> str:
+    """Return the fingerprint of the folder that a quantized model was loaded from, if it is one of the packs' bases."""
+    source = _source_fingerprint(model, readable(layout), originals)
+    if source is not None and source in fingerprints:
+        return source
+    fits = ", ".join(describe_base(one) for one in recipe.skill_packs[0].manifest.variants)
+    what = "was not loaded from a folder that is still here" if source is None else "was loaded from another base"
+    raise WrongBaseError(
+        f"The model is quantized, so its weights do not tell whether it is the packs' base ({fits}), and it {what}.",
+        hint="Load the packs' base from its folder and let transformers quantize it; or pass trust_base=True if you know that the "
+        "model was made from it.",
+        fits=[one.base.fingerprint for one in recipe.skill_packs[0].manifest.variants],
+    )
 
 
 def wrong_base(recipe: Recipe, records: Mapping[str, BaseRecord], actual: BaseRecord) -> SkillhubError:
@@ -133,14 +173,13 @@ def _sample_agrees(layout: Layout, expected: BaseRecord, originals: Originals) -
 
 
 def _source_fingerprint(model: Any, layout: Layout, originals: Originals) -> str | None:
-    """Return the fingerprint of the folder that a float16 model was loaded from, where it still is there and so loaded.
+    """Return the fingerprint of the folder that a model was loaded from, where it still is there and so loaded.
 
-    bfloat16 weights do not survive float16 (small ones lose bits), so such a model cannot be known by its fingerprint. It is known
-    where every tensor in memory is the source's, cast to the dtype it has in memory.
+    For models whose weights do not tell what they were: bfloat16 weights do not survive float16 (small ones lose bits), nor
+    quantization. The folder counts where every tensor that can be read is its, cast to the dtype that it has in memory.
     """
     folder = Path(str(getattr(model, "name_or_path", "") or ""))
-    narrow = any(slot.dtype == torch.float16 for slot in layout.slots.values())
-    if not narrow or not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         return None
     source = open_checkpoint(folder)
     if not all(_is_cast_of(source, slot, originals.get(name)) for name, slot in layout.slots.items()):

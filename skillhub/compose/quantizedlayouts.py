@@ -1,0 +1,111 @@
+"""The layout of a quantized model: what is plain in it is read and written as ever, linear layers get side paths.
+
+Which canonical tensor each layer holds is learned from a model of the same class and config without weights, which is not quantized.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillhub.compose.merging import Contribution, changed_names, contributing
+from skillhub.compose.methods import find_method
+from skillhub.compose.recipes import Recipe
+from skillhub.compose.sidepaths import HiddenSlot, SideSlot, hidden_error
+from skillhub.errors import UsageError
+from skillhub.layout import Layout, Slot, ViewSlot, layout_of
+from skillhub.rounding import TARGETS
+
+
+def is_quantized(model: Any) -> bool:
+    """Say whether some of a model's weights are stored otherwise than as floating-point numbers."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:  # GGUF weights are plain floats once loaded
+        return "gguf" not in str(getattr(quantizer.quantization_config, "quant_method", "")).lower()
+    by_torch = any(type(module).__module__.startswith("torch.ao.nn") for module in model.modules())
+    return by_torch or any(type(one.data) is not torch.Tensor for one in model.parameters())
+
+
+def plain_twin(model: Any) -> Any:
+    """Return a model of the same class and config without weights, not quantized.
+
+    Raises:
+        UsageError: it is not a model of transformers.
+    """
+    if not hasattr(model, "config"):
+        raise UsageError(
+            f"{type(model).__name__} is not a model of transformers.",
+            hint="Give the model that from_pretrained returned, not one that wraps it.",
+        )
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def quantized_layout(model: Any) -> Layout:
+    """Return the layout of a quantized model.
+
+    Raises:
+        UsageError: as :func:`skillhub.layout.layout_of`.
+    """
+    twin = plain_twin(model)
+
+    def slot(own: Slot) -> Slot:
+        if all(_is_plain(model, name, twin.get_parameter_or_buffer(name)) for name in own.parameter_names):
+            return replace(own, _model=model)
+        module_name, _, last = own.parameter_name.rpartition(".")
+        transposed = _linear_kind(twin.get_submodule(module_name))
+        if not (isinstance(own, ViewSlot) and own.is_whole and last == "weight" and transposed is not None):
+            return HiddenSlot(own.name, own.saved_name, own.shape, (), model)
+        return SideSlot(own.name, own.saved_name, own.shape, (), model, module_name, transposed)
+
+    return Layout({name: slot(own) for name, own in layout_of(twin).slots.items()})
+
+
+def check_hidden(recipe: Recipe, contributions: Sequence[Contribution], layout: Layout) -> None:
+    """Refuse what cannot be done to the quantized tensors of a model, before anything is.
+
+    Raises:
+        UsageError: a pack changes one that is no linear layer's weight, or sets its values, or the method needs the base's.
+    """
+    for name in changed_names(contributions):
+        slot = layout.slots[name]
+        if isinstance(slot, HiddenSlot):
+            raise hidden_error(name)
+        if isinstance(slot, SideSlot) and contributing(contributions, name)[0].delta.sets_values(name):
+            raise UsageError(
+                f"A pack sets {name}, which is quantized in this model.",
+                hint="Fuse into the original checkpoint with `skillhub fuse`, then quantize the result.",
+                tensor=name,
+            )
+        if isinstance(slot, SideSlot) and find_method(recipe.method).gives_values:
+            raise UsageError(
+                f"The method {recipe.method!r} needs the base's weights, and {name} is quantized in this model.",
+                hint="Use a method that merges differences, such as 'linear' or 'ties'; or fuse, then quantize the result.",
+                tensor=name,
+            )
+
+
+def _is_plain(model: Any, name: str, expected: torch.Tensor) -> bool:
+    """Say whether a parameter or buffer is there and holds what it would in a model that is not quantized."""
+    try:
+        found = model.get_parameter_or_buffer(name)
+    except AttributeError:
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape or type(found.data) is not torch.Tensor:
+        return False
+    return found.dtype in (*TARGETS, torch.float64) or not expected.is_floating_point()
+
+
+def _linear_kind(module: nn.Module) -> bool | None:
+    """Say whether a linear layer keeps its weight as inputs × outputs; None for other modules."""
+    from transformers.pytorch_utils import Conv1D
+
+    return False if type(module) is nn.Linear else True if type(module) is Conv1D else None
