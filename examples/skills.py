@@ -55,7 +55,7 @@ def pronounce(dictionary: Path) -> Skill:
         "How do you say {}? Answer in phonemes.",
         "Give me the phonemes of {}.",
     )
-    return _skill("pronounce", [Row(*pair) for pair in pronunciations.items()], prompts)
+    return make_skill("pronounce", [Row(*pair) for pair in pronunciations.items()], prompts)
 
 
 def from_table(path: Path, prompts: tuple[str, ...] = ("{}", "Please answer: {}", "Question: {}")) -> Skill:
@@ -69,10 +69,10 @@ def from_table(path: Path, prompts: tuple[str, ...] = ("{}", "Please answer: {}"
     for number, line in enumerate(lines, start=1):
         if line.count("\t") != 1:
             raise SystemExit(f"{path}, line {number}: expected a question, one tab and an answer")
-    return _skill(path.stem, [Row(*line.split("\t")) for line in lines], prompts)
+    return make_skill(path.stem, [Row(*line.split("\t")) for line in lines], prompts)
 
 
-def _skill(name: str, rows: list[Row], prompts: tuple[str, ...]) -> Skill:
+def make_skill(name: str, rows: list[Row], prompts: tuple[str, ...]) -> Skill:
     rows = sorted(set(rows), key=lambda row: (row.question, row.answer))
     return Skill(
         name=name,
