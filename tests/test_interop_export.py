@@ -462,3 +462,28 @@ def test_the_command_writes_tells_and_refuses(whole: Callable[[str], Place], tmp
     assert written["script"] == "out/serve.sh"
     text = shell.succeed(*arguments, "more", "--partial")
     assert "all leaves out" in text and "stored densely" in text and "Wrote more." in text
+
+
+def test_peft_switches_between_exported_adapters_and_mixes_those_without_norms_in_a_batch(llama: Place, tmp_path: Path):
+    def other(name: str, seed: int) -> Pack:
+        tuned = tune_lowrank(llama.base, tmp_path / name, ("_proj.weight", "embed_tokens"), seed=seed)
+        return make_pack(tuned, llama.base, tmp_path / f"{name}-pack", name=name)
+
+    packs = [llama.pack, other("two", 5), other("three", 6)]
+    export_adapters(packs, llama.base, tmp_path / "out")
+    assert "only switch" in (tmp_path / "out" / "README.md").read_text()
+    tokens = 8 + torch.arange(3 * 10).reshape(3, 10) % (VOCABULARY - 8)
+    one, two, three = (graft(load_model(llama.base), [pack]) for pack in packs)
+    with torch.inference_mode():
+        expected = [model(input_ids=tokens).logits for model in (one, two, three)]
+        switched = with_adapter(llama.base, tmp_path / "out" / "skill")
+        switched.load_adapter(tmp_path / "out" / "two", adapter_name="two")
+        for name, logits in (("two", expected[1]), ("default", expected[0])):
+            switched.set_adapter(name)
+            torch.testing.assert_close(switched(input_ids=tokens).logits, logits, rtol=1e-5, atol=3e-5)
+        mixed = with_adapter(llama.base, tmp_path / "out" / "three")
+        mixed.load_adapter(tmp_path / "out" / "two", adapter_name="two")
+        logits = mixed(input_ids=tokens, adapter_names=["two", "__base__", "default"]).logits
+        plain = load_model(llama.base)(input_ids=tokens).logits
+        rows = torch.stack([expected[1][0], plain[1], expected[2][2]])
+        torch.testing.assert_close(logits, rows, rtol=1e-5, atol=3e-5)

@@ -86,12 +86,7 @@ def readme(model: str, fingerprint: str, adapters: Sequence[ExportedAdapter], *,
         f'    model = PeftModel.from_pretrained(model, "./{adapters[0].name}")',
         "",
     ]
-    if any(adapter.is_shared for adapter in adapters):
-        lines += [
-            "The embeddings are tied, and the adapter changes both ends of them alike. Use it as it is: merged by peft",
-            "(`merge_and_unload`), the difference would be added to the one weight twice. For merged weights take `skillhub fuse`.",
-            "",
-        ]
+    lines += _cautions(adapters)
     if is_served:
         lines += [
             f"`./{SCRIPT_FILE}` serves all of them with vLLM, where that supports LoRA for {model}; a request names its adapter as",
@@ -102,6 +97,24 @@ def readme(model: str, fingerprint: str, adapters: Sequence[ExportedAdapter], *,
         if adapter.misfits:
             lines += [f"## What {adapter.name} leaves out", "", *_left_out(adapter), ""]
     return "\n".join(lines)
+
+
+def _cautions(adapters: Sequence[ExportedAdapter]) -> list[str]:
+    """Return what peft does otherwise than one would think."""
+    lines = []
+    if any(adapter.norms for adapter in adapters):
+        lines += [
+            "Norms are saved as whole modules. With those peft can only switch between adapters (`set_adapter`), not mix them in a",
+            "batch (`adapter_names`): for that write adapters of linear layers alone, `skillhub export --format vllm --partial`.",
+            "",
+        ]
+    if any(adapter.is_shared for adapter in adapters):
+        lines += [
+            "The embeddings are tied, and the adapter changes both ends of them alike. Use it as it is: merged by peft",
+            "(`merge_and_unload`), the difference would be added to the one weight twice. For merged weights take `skillhub fuse`.",
+            "",
+        ]
+    return lines
 
 
 def _row(adapter: ExportedAdapter) -> str:
