@@ -27,7 +27,8 @@ def consensus(
     Args:
         deltas: at least one, fp32, of one shape, already multiplied by their weights; not modified.
         weights: one per delta; only ``normalize`` looks at them.
-        normalize: divide by the sum of the weights of the deltas with the sign, not by their number. Sums below 1e-8 count as 1.
+        normalize: divide by the sum of the weights of the deltas with the sign, not by their number. Where weights cancel (their
+            sum is below 1e-8) nothing is divided.
         mean: divide at all.
 
     Returns:
@@ -46,11 +47,8 @@ def consensus(
         elif mean:
             divisor.add_(agreeing.sign_())
     total.mul_(sign)
-    if normalize:
+    if normalize and min(weights) < 0:
         return total.div_(torch.where(divisor.abs() < _LEAST_DIVISOR, 1.0, divisor))
+    if normalize:  # no sum is less than a weight, or it is of nothing
+        return total.div_(divisor.clamp_(min=min((weight for weight in weights if weight), default=1.0)))
     return total.div_(divisor.clamp_(min=1.0)) if mean else total
-
-
-def disjoint_mean(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the mean, element by element, of the deltas whose sign is that of their sum; zero where there is none."""
-    return consensus(deltas, [1.0] * len(deltas))

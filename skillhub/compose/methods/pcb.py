@@ -23,8 +23,8 @@ class Balance:
 
     Attributes:
         limits: for each pair of deltas (and each with itself) the least and the largest product of their elements.
-        means: for each of these the mean of the exponentials of the normalized products; for a delta with itself of their power to the
-            number of deltas.
+        means: for each of these the mean, over the tensor, that its softmax divides by; a delta with itself has two, that among the
+            packs under (−1, its index).
         least: for each delta the score from which on its elements stay.
     """
 
@@ -66,7 +66,7 @@ def scores(deltas: Sequence[torch.Tensor], index: int, balance: Balance) -> torc
         pair = (min(index, other), max(index, other))
         product = normalized(deltas[index] * deltas[other], balance.limits[pair])
         if other == index:
-            within = product.mul(len(deltas)).exp_().div_(balance.means[index, index])
+            within = (product - 1).mul_(len(deltas)).exp_().div_(balance.means[index, index])
             mean = balance.means[-1, index]
         else:
             mean = balance.means[pair]
@@ -75,7 +75,7 @@ def scores(deltas: Sequence[torch.Tensor], index: int, balance: Balance) -> torc
 
 
 def normalized(products: torch.Tensor, limits: tuple[float, float]) -> torch.Tensor:
-    """Scale numbers linearly, so that the limits become 0 and 1; zeros where these are equal."""
+    """Scale numbers linearly, in place, so that the limits become 0 and 1; zeros where these are equal."""
     low, high = limits
     return products.sub_(low).div_(high - low) if high > low else torch.zeros_like(products)
 
@@ -104,7 +104,7 @@ def _means(inputs: MergeInputs, limits: dict[Pair, tuple[float, float]]) -> dict
         for one, other in limits:
             product = normalized(chunk.deltas[one] * chunk.deltas[other], limits[one, other])
             if one == other:
-                power = product.mul(len(chunk.deltas)).exp_()
+                power = (product - 1).mul_(len(chunk.deltas)).exp_()
                 sums[one, one] = sums.get((one, one), 0.0) + _sum(power)
             key = (-1, one) if one == other else (one, other)
             sums[key] = sums.get(key, 0.0) + _sum(product.exp_())
