@@ -62,7 +62,11 @@ class Site:
     _ready: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.original = getattr(self.module, self.method)  # bound: an instance's own comes before its class's
+        self._adopt()
+
+    def _adopt(self) -> None:
+        # of the class: the module's own may be the site of packs that were routed before
+        self.original = getattr(type(self.module), self.method).__get__(self.module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
         """Return a site of the copied module; what packs hold is shared, as nobody changes it."""
@@ -70,7 +74,7 @@ class Site:
         memo[id(self)] = made
         made.owner, made.module = copy.deepcopy(self.owner, memo), copy.deepcopy(self.module, memo)
         made.siblings, made._stacks, made._ready = copy.deepcopy(self.siblings, memo), {}, {}
-        made.original = getattr(type(made.module), self.method).__get__(made.module)
+        made._adopt()
         return made
 
     def install(self) -> None:
