@@ -137,30 +137,84 @@ def _task_arithmetic(told: Told) -> Blend:
     return Blend("linear", told.tuned, told.base, told.numbers("weight", told.tuned), options=options)
 
 
-def _ties(told: Told) -> Blend:
-    return _thinned(told, elects=True)
-
-
-def _thinned(told: Told, *, elects: bool, **more: float) -> Blend:
+def _thinned(told: Told) -> Blend:
     """Return the blend of a method that drops elements of every difference, then adds them up or elects signs.
 
-    Where mergekit does not normalize it adds up what has the elected sign, without dividing by how many there are.
+    What mergekit calls ``rescale`` keeps the sum of magnitudes. Where it does not normalize it adds up what has the elected sign,
+    without dividing by how many there are.
     """
+    method = told.configuration.method
     options = {
         "normalize": told.number("normalize"),
         "lambda": told.number("lambda"),
         "keep_norm": told.number("rescale"),
-        **({"mean": 0.0} if elects else {}),
-        **more,
     }
-    densities = told.numbers("density", told.tuned)
-    weights = told.numbers("weight", told.tuned)
-    return Blend(told.configuration.method, told.tuned, told.base, weights, densities, options)
+    if method in _ELECTING:
+        options["mean"] = 0.0
+    if method in _DRAWING:
+        options["rescale"] = 0.0
+    for name in ("gamma", "epsilon"):
+        if name in told.configuration.rules.parameters:
+            options[name] = _one_for_all(told, name)
+    weights, densities = told.numbers("weight", told.tuned), told.numbers("density", told.tuned)
+    return Blend(method, told.tuned, told.base, weights, densities, options)
 
+
+def _one_for_all(told: Told, name: str) -> float:
+    """Return a parameter of single models that has to be the same for all."""
+    values = set(told.numbers(name, told.tuned))
+    if len(values) > 1:
+        raise told.tensor.part.place.error(
+            f"{name} differs between the models ({', '.join(f'{value:g}' for value in sorted(values))}).",
+            "Give all of them the same one: that they differ is not supported.",
+        )
+    return values.pop()
+
+
+def _optioned(method: str, *names: str) -> Callable[[Told], Blend]:
+    """Return the blend of a method that has no weights and is told numbers of the same names."""
+
+    def blended(told: Told) -> Blend:
+        return Blend(method, told.tuned, told.base, options={name: told.number(name) for name in names})
+
+    return blended
+
+
+def _nuslerp(told: Told) -> Blend:
+    vectors = "" if told.is_on("nuslerp_flatten") else "per_column" if told.is_on("nuslerp_row_wise") else "per_row"
+    options = {vectors: 1.0} if vectors else {}
+    return Blend("nuslerp", told.tuned, told.base, told.numbers("weight", told.tuned), options=options)
+
+
+def _multislerp(told: Told) -> Blend:
+    if len(told.tuned) == 1:
+        return Blend("linear", told.tuned, None, (1.0,))
+    options = {"normalize": told.number("normalize_weights")}
+    return Blend("multislerp", told.tuned, told.base, told.numbers("weight", told.tuned), options=options)
+
+
+def _karcher(told: Told) -> Blend:
+    options = {"max_iter": round(told.number("max_iter")), "tol": told.number("tol")}
+    return Blend("karcher", told.all, None, options=options)
+
+
+_ELECTING = frozenset({"ties", "dare_ties", "della", "breadcrumbs_ties"})
+_DRAWING = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})
+_THINNING = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
 
 _BLENDS: Mapping[str, Callable[[Told], Blend]] = {
     "linear": _linear,
     "passthrough": _passthrough,
     "task_arithmetic": _task_arithmetic,
-    "ties": _ties,
+    **dict.fromkeys(_THINNING, _thinned),
+    "sce": _optioned("sce", "select_topk"),
+    "model_stock": _optioned("model_stock", "filter_wise"),
+    "slerp": _optioned("slerp", "t"),
+    "nuslerp": _nuslerp,
+    "multislerp": _multislerp,
+    "karcher": _karcher,
+    "nearswap": _optioned("nearswap", "t"),
+    "arcee_fusion": _optioned("arcee_fusion"),
+    "ram": _optioned("ram", "epsilon"),
+    "ramplus_tl": _optioned("ram_plus", "r", "alpha", "epsilon"),
 }

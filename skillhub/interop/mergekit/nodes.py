@@ -16,7 +16,7 @@ from skillhub.files import read_limited
 FILE_LIMIT = 1 << 20
 """Longest file that is read, in bytes."""
 
-_NODE_LIMIT = 100_000
+_NODE_LIMIT = 20_000
 _MERGE = "tag:yaml.org,2002:merge"
 
 Scalar: TypeAlias = bool | int | float | str | None
@@ -182,16 +182,27 @@ def read_documents(path: Path) -> list[tuple[Entry, str]]:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(f"{path.name}{line} is not YAML: {problem}.", hint="Correct the file.") from error
-    nodes = [node for node in nodes if not (isinstance(node, yaml.ScalarNode) and node.value == "")]
-    if not nodes:
+    documents = [
+        (node, part)
+        for node, part in zip(nodes, _texts(text), strict=False)
+        if not (isinstance(node, yaml.ScalarNode) and node.value == "")
+    ]
+    if not documents:
         raise UsageError(f"{path.name} is empty.", hint="Write a merge configuration into it.")
     reader = _Reader()
-    number = 0 if len(nodes) == 1 else 1
-    places = [Place(path.name, number and position, _line(node)) for position, node in enumerate(nodes, start=number)]
-    return [
-        (reader.entry(node, place), text[node.start_mark.index : node.end_mark.index].rstrip() + "\n")
-        for node, place in zip(nodes, places, strict=True)
-    ]
+    found = []
+    for number, (node, part) in enumerate(documents, start=1):
+        place = Place(path.name, number if len(documents) > 1 else 0, _line(node))
+        found.append((reader.entry(node, place), part))
+    return found
+
+
+def _texts(text: str) -> list[str]:
+    """Cut a file into the texts of its documents, with their comments and without the lines between them."""
+    starts = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.DocumentStartEvent)]
+    cuts = [(event.start_mark.index, event.end_mark.index) if event.explicit else (0, 0) for event in starts]
+    ends = [*(begin for begin, _ in cuts[1:]), len(text)]
+    return [text[begin:end].strip() + "\n" for (_, begin), end in zip(cuts, ends, strict=False)]
 
 
 def _line(node: yaml.Node) -> int:

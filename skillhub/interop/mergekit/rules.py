@@ -147,7 +147,8 @@ METHODS: Mapping[str, MethodRules] = {
     "multislerp": MethodRules(
         "optional",
         (1, None),
-        {**_WEIGHT, "normalize_weights": Parameter(_SWITCH, default=True), "eps": Parameter(_POSITIVE, default=1e-8)},
+        {**_WEIGHT, "normalize_weights": Parameter(_SWITCH, default=True)},
+        {"eps": "Remove it: no such constant is needed here."},
     ),
     "karcher": MethodRules(
         "ignored",
