@@ -58,6 +58,9 @@ def graft(
     A quantized model takes packs too: what they add to quantized linear layers runs beside those in floating point (as two thin
     products where it is of low rank), all else is grafted as ever. It is known by the folder that it was loaded from.
 
+    A model that is spread over devices is grafted where its parts are, also those that accelerate keeps in CPU memory; one that is
+    offloaded to disk is refused.
+
     What else one does with models:
 
     - ``save_pretrained`` and ``push_to_hub`` write the grafted weights (of a quantized model they are refused, as they would lack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from skillhub.compose.offloading import reach_offloaded
 from skillhub.compose.quantizedlayouts import is_quantized, plain_twin, quantized_layout
 from skillhub.compose.sidepaths import is_hidden, readable
 from skillhub.errors import UsageError
@@ -21,11 +22,11 @@ def graft_layout(model: nn.Module) -> Layout:
     """Learn where a model keeps the tensors that packs change.
 
     Raises:
-        UsageError: it is not a model of transformers, its parameters are spread over processes, or as
+        UsageError: it is not a model of transformers, its parameters are spread over processes or offloaded to disk, or as
             :func:`skillhub.layout.layout_of`.
     """
     refuse_sharded(model)
-    return quantized_layout(model) if is_quantized(model) else layout_of(model)
+    return quantized_layout(model) if is_quantized(model) else reach_offloaded(model, layout_of(model))
 
 
 def graft_modules(model: nn.Module, layout: Layout) -> Modules:

@@ -53,9 +53,14 @@ def quantized_layout(model: Any) -> Layout:
     """Return the layout of a quantized model.
 
     Raises:
-        UsageError: as :func:`skillhub.layout.layout_of`.
+        UsageError: some of it is offloaded, or as :func:`skillhub.layout.layout_of`.
     """
     twin = plain_twin(model)
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise UsageError(
+            "The model is quantized, and some of its weights are offloaded.",
+            hint="Load it whole (device_map={'': device}); or fuse into the original checkpoint with `skillhub fuse`.",
+        )
 
     def slot(own: Slot) -> Slot:
         if all(_is_plain(model, name, twin.get_parameter_or_buffer(name)) for name in own.parameter_names):

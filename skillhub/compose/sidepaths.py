@@ -249,10 +249,9 @@ def _device_of(module: nn.Module) -> torch.device:
 
 def _add_delta(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
     delta = module._skillhub_delta
-    return output + functional.linear(arguments[0].to(delta.dtype), delta).to(output.dtype)
+    return output + functional.linear(arguments[0].to(delta), delta).to(output)
 
 
 def _add_product(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
     right, left = module._skillhub_right, module._skillhub_left
-    hidden = functional.linear(arguments[0].to(right.dtype), right)
-    return output + functional.linear(hidden, left).to(output.dtype)
+    return output + functional.linear(functional.linear(arguments[0].to(right), right), left).to(output)
