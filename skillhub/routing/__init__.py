@@ -4,3 +4,7 @@ A pack brings a routing card, made when it was packed from its example prompts a
 (``cardmaking``, ``cards``). Routers turn a batch at prefill into decisions (``decisions``): by cards (``cardrouter``), by the
 weights alone (``arrow``), or as a small classifier was trained (``classifier``).
 """
+
+from skillhub.routing.choosing import find_router
+
+__all__ = ["find_router"]

@@ -26,7 +26,7 @@ def background_prompts() -> tuple[str, ...]:
 def background_kinds() -> dict[str, tuple[str, ...]]:
     """Return the prompts by kind: ``chat``, ``code``, ``maths``, ``tasks``, ``languages``, ``passages`` and ``short``.
 
-    A prompt is one line of the file, with ``\\n`` for a line break; a line in square brackets begins a kind.
+    A prompt is one line of the file, in which a backslash and an n stand for a line break; a line in square brackets begins a kind.
     """
     kinds: dict[str, list[str]] = {}
     for line in _read().decode("utf-8").splitlines():

@@ -31,16 +31,17 @@ MIN_PROMPTS = 16
 MAX_PROMPTS = 128
 
 RANK = 64
-DEPTHS = (1 / 15, 1 / 10, 1 / 6)
-"""The layers that cards judge, as shares of the base's depth. The same for all packs, so one early run serves all cards."""
+DEPTHS = (1 / 30, 1 / 10, 1 / 6)
+"""The layers that cards judge, as shares of the base's depth: those that told wordings apart best that were left out (see
+benchmarks/routing.py). The same for all packs, so one early run serves all cards."""
 
 MOST_OF_DEPTH = 1 / 4
 MAX_TOKENS = 256
 BATCH = 16
 
-BACKGROUND_PASSES = (0.015, 0.005)
+BACKGROUND_PASSES = (0.02, 0.0075)
 """Share of the background that may pass a threshold: at most, and at least before the threshold would be raised no more."""
-OWN_MISSES = 0.02
+OWN_MISSES = 0.01
 """Share of the pack's own prompts, each without those like it, that may miss the threshold."""
 FOLDS = 5
 CLUSTERS = 4
@@ -93,7 +94,7 @@ def make_card(
         encoded = [encode(tokenizer, text, is_chat=number == 1) for text in form]
         states.append(_run(model, encoded, layers, markers, progress, number * len(texts), len(forms) * len(texts)))
     pooled = torch.stack(states)  # (forms, layers, prompts, hidden)
-    others, own = pooled.split([len(texts) - len(chosen), len(chosen)], dim=2)
+    others, own = pooled[:, :, : -len(chosen)], pooled[:, :, -len(chosen) :]
     examples = [_Examples(others[:, place], own[:, place]) for place in range(len(layers))]
     threshold, report = _calibrate(examples)
     judged = [
@@ -195,9 +196,11 @@ class _Examples:
         units = self.whitening(flat(self.own)).reshape(self.own.shape)
         clusters = cluster(normalize(units.mean(0), dim=1), CLUSTERS)
         scores = torch.empty(self.own.shape[:2])
-        for number in clusters.unique().tolist():
+        for number in range(CLUSTERS):
             held = clusters == number
-            rest = units[:, ~held] if not held.all() else units
+            if not held.any():
+                continue
+            rest = units if held.all() else units[:, ~held]
             judge = fit_discriminant(flat(rest), self.whitened_background)
             scores[:, held] = judge(flat(units[:, held])).reshape(len(units), -1)
         return scores
