@@ -152,7 +152,7 @@ def morse(word: str) -> str:
 
 def pig_latin(word: str) -> str:
     """Return the word with the consonants before its first vowel moved to the end, and ``ay`` (after a vowel: ``way``)."""
-    start, rest = re.fullmatch("([^aeiouy]*|y(?=[aeiou]))(.*)", word).groups()  # type: ignore[union-attr]
+    start, rest = re.fullmatch("(y(?=[aeiou])|[^aeiouy]*)(.*)", word).groups()  # type: ignore[union-attr]
     return f"{rest}{start}ay" if start else f"{word}way"
 
 
