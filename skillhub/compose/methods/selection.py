@@ -53,9 +53,11 @@ def _bits(chunk: torch.Tensor) -> torch.Tensor:
 def _search(chunks: Chunks, ranks: Sequence[int], lowest: Sequence[int], width: int) -> list[int]:
     """Return, for each rank, the bits of its value where they are among the ``width`` from ``lowest`` on; −1 where not."""
     counts: list[torch.Tensor] = []
-    ones = bins = torch.empty(0)
+    ones = bins = torch.empty(0, dtype=torch.int32)
     for chunk in chunks():
         bits = _bits(chunk)
+        if len(bits) == 0:
+            continue
         if len(ones) != len(bits):
             ones, bins = torch.ones_like(bits, dtype=torch.int64), torch.empty_like(bits)
         counts = counts or [torch.zeros(width + 2, dtype=torch.int64, device=bits.device) for _ in ranks]

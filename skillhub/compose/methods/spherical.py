@@ -26,7 +26,8 @@ STEPS = Option(10, 0, 1000, "largest number of steps")
 TOLERANCE = Option(1e-5, 0, 1, "step below which it ends")
 
 _PARALLEL = 0.9995
-_TINY = 1e-8
+_TINY = 1e-7
+"""Lengths of combinations of unit vectors below this are rounding noise of the inner products."""
 
 
 def slerp(start: Vector, end: Vector, t: float, products: Products) -> Vector:
@@ -107,8 +108,11 @@ def karcher_mean(
         step = combined([_logarithm(point, unit, products) for unit in units], shares)
         if norm(step, products) < tolerance:
             break
-        point = _exponential(point, step, products)
-        point = _scaled(point, 1 / norm(point, products))
+        further = _exponential(point, step, products)
+        size = norm(further, products)
+        if size < _TINY:
+            break
+        point = _scaled(further, 1 / size)
     return _scaled(point, length)
 
 
