@@ -11,6 +11,7 @@ from typing import Any
 
 from skillhub.basemodel import read_config
 from skillhub.canonical import HEADS
+from skillhub.compose.companions import GENERATION_FILE, TOKENIZER_FILES
 from skillhub.compose.layerplans import LayerOrigin, layer_origins, stack_lengths
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource
@@ -18,22 +19,8 @@ from skillhub.compose.vocabularies import Vocabulary
 from skillhub.interop.mergekit.configurations import DTYPES
 
 CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TOKEN_SUFFIX = "_token_id"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from skillhub.checkpointfiles import INDEX_FILE, WEIGHTS_FILE
 from skillhub.compose.lineage import CARD_FILE
 from skillhub.compose.mergecards import merge_card
 from skillhub.compose.mergeconfigs import write_companions
-from skillhub.compose.modelmerges import Bytes, MergedTensor, ModelMerge
+from skillhub.compose.modelmerges import Bytes, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
 from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
+from skillhub.compose.sharding import SHARD_BYTES, FusedTensor, Shard, split_shards, write_index
 from skillhub.compose.vocabularies import Vocabulary, make_vocabulary
 from skillhub.errors import UsageError
 from skillhub.files import new_folder, staged_folder
@@ -20,8 +19,6 @@ from skillhub.interop.mergekit.configurations import Configuration, read_configu
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.progress import Notice, Progress
 from skillhub.tensorfiles import write_tensors
-
-SHARD_BYTES = 5 * 10**9
 
 
 def fuse_file(
@@ -172,39 +169,22 @@ def _write_checkpoint(
     progress: Progress | None,
 ) -> None:
     tensors = merge.plan()
-    shards = _shards(tensors, shard_bytes)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    listed = [FusedTensor(one.name, one.dtype, one.shape, one.planned.name) for one in tensors]
+    shards = split_shards(listed, shard_bytes)
     done = 0
 
-    def data(shard: Sequence[MergedTensor]) -> Iterator[Iterator[Bytes]]:
+    def data(shard: Shard) -> Iterator[Iterator[Bytes]]:
         nonlocal done
-        for tensor in shard:
-            yield merge.pieces(tensor)
+        for tensor in shard.tensors:
+            yield merge.pieces(by_name[tensor.name])
             done += 1
             if progress:
                 progress("tensors", done, len(tensors))
 
-    files = {}
-    for number, shard in enumerate(shards, start=1):
-        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        specs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard}
-        write_tensors(folder / file, specs, data(shard), {"format": "pt"})
-        files.update({tensor.name: file for tensor in shard})
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for shard in shards:
+        specs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
+        write_tensors(folder / shard.file, specs, data(shard), {"format": "pt"})
+    write_index(folder, shards)
     write_companions(folder, merge, tensors)
     (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")
-
-
-def _shards(tensors: Sequence[MergedTensor], limit: int) -> list[list[MergedTensor]]:
-    """Cut a list of tensors into files of at most ``limit`` bytes (or of one larger tensor), in order."""
-    shards: list[list[MergedTensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
-    return shards

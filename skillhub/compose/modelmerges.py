@@ -19,6 +19,7 @@ from skillhub.compose.blends import Blend, Told, blend
 from skillhub.compose.layerplans import PlannedTensor, plan_layers
 from skillhub.compose.merging import merge_rows
 from skillhub.compose.methods import MergeInputs, find_method
+from skillhub.compose.methods.interface import CHUNK
 from skillhub.compose.modelsources import ModelSource
 from skillhub.compose.vocabularies import Vocabulary
 from skillhub.errors import UsageError
@@ -26,7 +27,6 @@ from skillhub.fingerprint import same_content
 from skillhub.interop.mergekit.configurations import Configuration
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.rounding import rounding_key
-from skillhub.tensorfiles import BITS
 from skillhub.tensorreaders import DifferenceReader, FileReader, RememberingReader, Shape, TensorReader
 
 Bytes = NDArray[np.uint8]
@@ -51,11 +51,6 @@ class MergedTensor:
     planned: PlannedTensor
     inputs: tuple[str, ...]
     blend: Blend | None
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +134,7 @@ class ModelMerge:
         sources = [self.sources[source.model] for source in tensor.planned.part.sources]
         stored = self._copied(tensor, sources)
         if stored is not None:
-            step = max(1, (1 << 20) // max(1, math.prod(stored.shape[1:])))
+            step = max(1, CHUNK // max(1, math.prod(stored.shape[1:])))
             for begin in range(0, stored.shape[0], step):
                 yield tensor_bytes(stored.read_stored(begin, min(begin + step, stored.shape[0])))
             return

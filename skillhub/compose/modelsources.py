@@ -170,8 +170,9 @@ def open_sources(
     opened: dict[ModelName, ModelSource] = {}
     packs: dict[ModelName, Pack | Adapter] = {}
     for model in models:
+        result = (results or {}).get(model.path)
         with located(f"{model.place}"):
-            found = LocatedBase(results[model.path]) if model.path in (results or {}) else _find(model, environment)
+            found = LocatedBase(result) if result else _find(model, environment)
             if isinstance(found, LocatedBase):
                 opened[model] = _opened(model, found, [], environment)
             else:

@@ -107,7 +107,7 @@ class Vocabulary:
         having = [(index, rows[model][token]) for index, model in enumerate(models) if token in rows[model]]
         if not having:
             return _ZERO, 0
-        if len(having) > 1 and base in models and token in rows[base]:
+        if base is not None and base in models and token in rows[base]:
             return models.index(base), rows[base][token]
         return having[0] if len(having) == 1 else having
 

@@ -13,7 +13,7 @@ import yaml
 from skillhub.errors import NotFoundError, UnsafeContentError, UsageError
 from skillhub.files import read_limited
 
-FILE_LIMIT = 1 << 20
+FILE_LIMIT = 1 << 18
 """Longest file that is read, in bytes."""
 
 _NODE_LIMIT = 20_000
@@ -199,8 +199,11 @@ def read_documents(path: Path) -> list[tuple[Entry, str]]:
 
 def _texts(text: str) -> list[str]:
     """Cut a file into the texts of its documents, with their comments and without the lines between them."""
-    starts = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.DocumentStartEvent)]
-    cuts = [(event.start_mark.index, event.end_mark.index) if event.explicit else (0, 0) for event in starts]
+    cuts: list[tuple[int, int]] = []
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.DocumentStartEvent):
+            marks = (event.start_mark, event.end_mark) if event.explicit else ()
+            cuts.append((marks[0].index, marks[1].index) if marks and marks[0] and marks[1] else (0, 0))
     ends = [*(begin for begin, _ in cuts[1:]), len(text)]
     return [text[begin:end].strip() + "\n" for (_, begin), end in zip(cuts, ends, strict=False)]
 
