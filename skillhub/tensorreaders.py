@@ -104,13 +104,32 @@ class RememberingReader:
 
 
 @dataclass(frozen=True, eq=False)
+class KeepingReader:
+    """Keeps all rows that were read, for what is read more than once and is not too large to be kept."""
+
+    reader: TensorReader
+    _kept: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        """The other reader's shape."""
+        return self.reader.shape
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows."""
+        if (begin, end) not in self._kept:
+            self._kept[begin, end] = self.reader.read(begin, end)
+        return self._kept[begin, end]
+
+
+@dataclass(frozen=True, eq=False)
 class DifferenceReader:
     """Reads tuned − base, both widened before they are subtracted; rows that only one has are taken against zero.
 
     Elements whose bits are the same in both differ by zero, whatever they are: infinities and NaN too.
     """
 
-    tuned: TensorReader
+    tuned: FileReader
     base: TensorReader
 
     @property
@@ -119,16 +138,17 @@ class DifferenceReader:
         return self.tuned.shape
 
     def read(self, begin: int, end: int) -> torch.Tensor:
-        """Return some rows in fp32."""
+        """Return some rows in fp32, in memory of their own."""
         tuned, base = self.tuned.read(begin, end), self.base.read(begin, min(end, max(begin, self.base.shape[0])))
+        if base.dtype == torch.float64:
+            tuned = tuned.to(torch.float64)
         shared = tuned[: len(base)]
-        delta = shared - base
-        flat = delta.flatten()
+        shared.sub_(base)
+        flat = shared.flatten()
         if not math.isfinite(float(torch.dot(flat, flat))):  # the cheapest look at all of it; rarely so
-            delta = delta.masked_fill(shared.eq(base) | (shared.isnan() & base.isnan()), 0.0)
-        if len(tuned) > len(base):
-            delta = torch.cat([delta, tuned[len(base) :].to(delta.dtype)])
-        return delta.to(torch.float32)
+            before = self.tuned.read(begin, begin + len(base))
+            shared.masked_fill_(before.eq(base) | (before.isnan() & base.isnan()), 0.0)
+        return tuned.to(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)

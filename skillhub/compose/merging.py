@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,19 @@ from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError, UsageError
 from skillhub.interop.adapterdeltas import AdapterDelta
 from skillhub.rounding import TARGETS, round_to, rounding_key
-from skillhub.tensorreaders import MemoryReader, MovedReader, TensorReader, ZeroReader, resized, row_shape
+from skillhub.tensorreaders import (
+    KeepingReader,
+    MemoryReader,
+    MovedReader,
+    TensorReader,
+    ZeroReader,
+    resized,
+    row_shape,
+)
+
+KEPT_BYTES = 1 << 28
+"""Most memory for keeping one tensor's deltas between the passes of a method that measures before it merges; larger ones are read
+again."""
 
 AnyDelta: TypeAlias = PackDelta | AdapterDelta | CheckpointDelta
 
@@ -136,6 +149,8 @@ def merge_chunks(
     inputs = merge_inputs(recipe, contributions, name, base)
     if device is not None and device.type != "cpu":
         inputs = _moved(inputs, device)
+    if method.measure:
+        inputs = replace(inputs, deltas=_kept(inputs.deltas))
     key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
     yield from merge_rows(method, inputs, dtype, key=key, mode=mode)
 
@@ -194,6 +209,17 @@ def merge_inputs(
         options=recipe.options_at(name, members[0].layers),
         keys=[rounding_key([one.item.pack.digest, f"mask {recipe.seed}"], name) for one in taking_part],
     )
+
+
+def _kept(deltas: Sequence[TensorReader]) -> list[TensorReader]:
+    """Return readers that keep in memory what they read, as many of them as :data:`KEPT_BYTES` allow."""
+    left, kept = KEPT_BYTES, []
+    for delta in deltas:
+        size = 4 * math.prod(delta.shape)
+        keeps = size <= left and not isinstance(delta, (MemoryReader, ZeroReader))
+        left -= size if keeps else 0
+        kept.append(KeepingReader(delta) if keeps else delta)
+    return kept
 
 
 def _moved(inputs: MergeInputs, device: torch.device) -> MergeInputs:

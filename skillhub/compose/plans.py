@@ -11,7 +11,7 @@ from pathlib import Path
 from skillhub.bases import LocatedBase, find_base
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.compose.compatibility import common_fingerprints, find_problems, open_contributions
-from skillhub.compose.merging import Contribution, contributing
+from skillhub.compose.merging import KEPT_BYTES, Contribution, contributing
 from skillhub.compose.methods import find_method
 from skillhub.compose.methods.interface import CHUNK
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
@@ -158,6 +158,7 @@ def plan_fusion(
     )
     record = (fingerprint_checkpoint if reads_base else known_fingerprint)(files) if recipe.skill_packs else None
     tag = None if dtype is None else DTYPE_TAGS[dtype]
+    method_measures = find_method(method).measure is not None
     problems: list[SkillhubError] = []
     contributions = _open_all(recipe, record, tensors, problems)
     shards = _shards(tensors, contributions, tag, shard_bytes, problems)
@@ -173,8 +174,8 @@ def plan_fusion(
         dtype=tag,
         problems=tuple(problems),
         read_bytes=_read_bytes(tensors.checkpoint, contributions),
-        passes=_MEASURED_PASSES if find_method(method).measure else 1,
-        memory_bytes=RUNTIME_BYTES + _memory_bytes(contributions, shards),
+        passes=_MEASURED_PASSES if method_measures else 1,
+        memory_bytes=RUNTIME_BYTES + _memory_bytes(contributions, shards, measures=method_measures),
         free_bytes=free,
     )
 
@@ -258,7 +259,7 @@ def _read_bytes(checkpoint: Checkpoint, contributions: Sequence[Contribution]) -
     return stored + sum(one.delta.entry(name).bytes for one in contributions for name in one.names)
 
 
-def _memory_bytes(contributions: Sequence[Contribution], shards: Sequence[Shard]) -> int:
+def _memory_bytes(contributions: Sequence[Contribution], shards: Sequence[Shard], *, measures: bool) -> int:
     """Estimate the most that merging one tensor holds: chunks of all packs, and what each keeps of the tensor."""
     most = 0
     for name in {tensor.source for shard in shards for tensor in shard.tensors if tensor.source}:
@@ -267,6 +268,7 @@ def _memory_bytes(contributions: Sequence[Contribution], shards: Sequence[Shard]
         row = math.prod(shape[1:])
         chunk = 4 * min(max(CHUNK, row), math.prod(shape))
         kept = sum(_kept_bytes(one, name) for one in members)
+        kept += min(KEPT_BYTES, 4 * math.prod(shape) * len(members)) if measures else 0
         most = max(most, kept + chunk * (2 * len(members) + 8))
     return most
 
