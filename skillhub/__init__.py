@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from skillhub.packs import Pack, open_pack
     from skillhub.publisher import Publication, publish
     from skillhub.releases import Release
+    from skillhub.repacker import pack_grafted
 
 __version__ = "0.1.0.dev0"
 
@@ -71,6 +72,7 @@ _MODULE_OF = {
     "open_adapter": "adapters",
     "open_pack": "packs",
     "pack": "packer",
+    "pack_grafted": "repacker",
     "publish": "publisher",
     "set_weights": "compose.grafts",
     "ungraft": "compose.grafts",
@@ -113,6 +115,7 @@ __all__ = [
     "open_adapter",
     "open_pack",
     "pack",
+    "pack_grafted",
     "publish",
     "set_weights",
     "ungraft",

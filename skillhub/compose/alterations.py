@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from skillhub.compose.sidepaths import SideSlot
 from skillhub.errors import UsageError
-from skillhub.layout import Layout
+from skillhub.layout import Layout, Slot
 
 SAMPLE = 64
 """Elements of each parameter whose values are kept."""
@@ -56,11 +57,15 @@ def take_marks(layout: Layout, names: Iterable[str]) -> dict[str, Mark]:
     """Return marks of the parameters that hold some canonical tensors, by qualified name."""
     marks: dict[str, Mark] = {}
     for name in names:
-        slot = layout.slots[name]
-        for parameter_name, parameter in zip(slot.parameter_names, slot.parameters(), strict=True):
+        for parameter_name, parameter in _held(layout.slots[name]).items():
             if parameter_name not in marks:
                 marks[parameter_name] = Mark(parameter, _version(parameter), _sample(parameter))
     return marks
+
+
+def is_altered(slot: Slot, marks: Mapping[str, Mark]) -> bool:
+    """Say whether what a slot holds is not as it was left."""
+    return any(name in marks and not marks[name].agrees(parameter) for name, parameter in _held(slot).items())
 
 
 def refuse_altered(layout: Layout, marks: Mapping[str, Mark]) -> None:
@@ -69,21 +74,26 @@ def refuse_altered(layout: Layout, marks: Mapping[str, Mark]) -> None:
     Raises:
         UsageError: one was changed, or its tensors are not in the layout any more.
     """
-    held = {
-        name: parameter
-        for slot in layout.slots.values()
-        for name, parameter in zip(slot.parameter_names, slot.parameters(), strict=True)
-        if name in marks
-    }
+    held: dict[str, torch.Tensor] = {}
+    for slot in layout.slots.values():
+        if isinstance(slot, SideSlot) or not marks.keys().isdisjoint(slot.parameter_names):
+            held.update(_held(slot))
     altered = [name for name, mark in marks.items() if name not in held or not mark.agrees(held[name])]
     if altered:
         more = f" and {len(altered) - 1} more" if len(altered) > 1 else ""
         raise UsageError(
             f"{altered[0]}{more} changed since packs were grafted: the model was trained, or written to.",
-            hint="Save it first if you want to keep that (model.save_pretrained). skillhub.ungraft(model, force=True) gives the "
-            "base back and drops it.",
+            hint="To keep that, save it (model.save_pretrained) or make a pack of it (skillhub.pack_grafted). "
+            "skillhub.ungraft(model, force=True) gives the base back and drops it.",
             parameter=altered[0],
         )
+
+
+def _held(slot: Slot) -> dict[str, torch.Tensor]:
+    """Return the parameters that hold a slot's tensor, or run beside its layer, by qualified name."""
+    if isinstance(slot, SideSlot):
+        return {f"{slot.module_name}.{name}": value for name, value in slot.held().items()}
+    return dict(zip(slot.parameter_names, slot.parameters(), strict=True))
 
 
 def _version(tensor: torch.Tensor) -> int | None:

@@ -17,13 +17,14 @@ from torch import nn
 
 from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints, open_contributions
 from skillhub.compose.declarations import repository_of, tell_declared_bases
-from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, state_of
+from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, grafts_of, state_of
 from skillhub.compose.layouts import graft_layout, graft_modules, graft_repeats, plain_model
 from skillhub.compose.merging import Contribution
 from skillhub.compose.quantizedlayouts import check_hidden
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
 from skillhub.compose.schedules import Amount, read_amount
 from skillhub.compose.selection import grafted_digest
+from skillhub.compose.trainable import train_beside, trainable_names, trained_names
 from skillhub.compose.verification import fingerprint_of, verify_base
 from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import Target
@@ -44,6 +45,7 @@ def graft(
     verify: str = "auto",
     trust_base: bool = False,
     rounding: str = "auto",
+    trainable: bool = False,
     environment: EnvironmentSource | None = None,
     progress: Progress | None = None,
     notice: Notice | None = None,
@@ -83,6 +85,9 @@ def graft(
         trust_base: skip hashing (names and shapes are still checked) when you know that the model is the packs' base.
         rounding: ``auto`` (to nearest where the packs hold a tensor exactly, else stochastic, seeded by packs and tensor name),
             ``nearest`` or ``stochastic``.
+        trainable: go on to train the one pack: what it stores as low-rank factors of linear layers becomes fp32 parameters beside
+            those layers (``_skillhub_left``, ``_skillhub_right``), all other parameters stop requiring gradients. Then
+            ``skillhub.pack_grafted`` packs what was learned. Checkpoints of such a model hold base and factors side by side.
         environment: where names are looked up: an environment or its folder; the per-user environments by default.
         progress: called with (``tensors``, done, all).
         notice: told what could not be verified; by default that is logged.
@@ -98,7 +103,7 @@ def graft(
     """
     _check_mode(mode)
     base = plain_model(model)
-    layout, state = graft_layout(base), state_of(base)
+    layout, state = graft_layout(base), _refuse_trained(state_of(base))
     originals = state.originals if state else {}
     added = make_recipe(
         packs,
@@ -111,15 +116,21 @@ def graft(
         environment=environment,
         fingerprint=lambda: fingerprint_of(base, layout, originals),
     )
+    if trainable:
+        _check_trainable(added, state)
     recipe = check_recipe(state.recipe.extended(added)) if state else added
     fingerprint = verify_base(
         base, layout, recipe, common_fingerprints(recipe), originals=originals, verify=verify, trust_base=trust_base
     )
     wanted = replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
-    contributions = _open(base, layout, wanted)
+    contributions = open_grafts(base, layout, wanted)
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
     check_dtypes(contributions, layout)
     check_hidden(recipe, contributions, layout)
+    if trainable:
+        names = trainable_names(base, layout, contributions[0])
+        layout = train_beside(base, layout, names)
+        wanted = replace(wanted, trained=names, frozen=tuple(trained_names(base)))
     if added.adapters:
         tell_declared_bases(added, repository_of(base), notice)
     apply(base, layout, wanted, contributions, progress)
@@ -147,7 +158,7 @@ def ungraft(
         NotFoundError: this pack is not grafted.
         IntegrityError: a remaining pack's file is damaged; the model stays as it was.
     """
-    state = _grafts_of(model)
+    state = grafts_of(plain_model(model))
     recipe = Recipe(()) if pack is None else state.recipe.without(grafted_digest(state.recipe, pack))
     return _change(model, replace(state, recipe=recipe), progress, force=force)
 
@@ -174,7 +185,7 @@ def set_weights(
         NotFoundError: a pack is not grafted.
         IntegrityError: a pack's file is damaged.
     """
-    state = _grafts_of(model)
+    state = _changeable(model)
     if not isinstance(weights, Mapping):
         raise UsageError("weights must say which pack has which.", hint='Write {"math-pack": 0.5}.')
     changes = {grafted_digest(state.recipe, pack): read_amount("weights", value) for pack, value in weights.items()}
@@ -200,7 +211,7 @@ def disable(model: nn.Module, pack: PackSource | None = None, *, progress: Progr
     Raises:
         SkillhubError: as :func:`ungraft`; the model stays as it was.
     """
-    state = _grafts_of(model)
+    state = _changeable(model)
     return _change(model, replace(state, disabled=state.disabled | _meant(state, pack)), progress)
 
 
@@ -218,7 +229,7 @@ def enable(model: nn.Module, pack: PackSource | None = None, *, progress: Progre
     Raises:
         SkillhubError: as :func:`ungraft`; the model stays as it was.
     """
-    state = _grafts_of(model)
+    state = _changeable(model)
     return _change(model, replace(state, disabled=state.disabled - _meant(state, pack)), progress)
 
 
@@ -247,7 +258,7 @@ def grafted(model: nn.Module, packs: Sequence[PackSource], **arguments: Any) -> 
     finally:
         now = state_of(plain_model(model))
         if now is not None or before is not None:
-            _change(model, before or replace(_grafts_of(model), recipe=Recipe(())), None)
+            _change(model, before or replace(grafts_of(plain_model(model)), recipe=Recipe(())), None)
 
 
 def grafted_packs(model: nn.Module) -> tuple[GraftedPack, ...]:
@@ -256,11 +267,29 @@ def grafted_packs(model: nn.Module) -> tuple[GraftedPack, ...]:
     return state.packs if state else ()
 
 
-def _grafts_of(model: nn.Module) -> Grafts:
-    state = state_of(plain_model(model))
-    if state is None:
-        raise UsageError("The model has no grafted pack.", hint="Graft one with skillhub.graft(model, [pack]).")
+def _changeable(model: nn.Module) -> Grafts:
+    """Return what a grafted model carries, if its packs can be weighed and switched."""
+    state = grafts_of(plain_model(model))
+    _refuse_trained(state)
     return state
+
+
+def _refuse_trained(state: Grafts | None) -> Grafts | None:
+    """Refuse to change a model of which a pack is trained; return what others carry."""
+    if state and state.trained:
+        raise UsageError(
+            f"{state.recipe.packs[0].pack} is being trained on this model.",
+            hint="Pack what was learned (skillhub.pack_grafted), ungraft, and graft the new pack.",
+        )
+    return state
+
+
+def _check_trainable(recipe: Recipe, state: Grafts | None) -> None:
+    if state or len(recipe.packs) != 1 or recipe.method != "linear" or recipe.options:
+        raise UsageError(
+            "One pack is trained at a time, by the method 'linear' and on a model without other packs.",
+            hint="To train on top of other packs, fuse those into a checkpoint with `skillhub fuse` first.",
+        )
 
 
 def _meant(state: Grafts, pack: PackSource | None) -> frozenset[str]:
@@ -271,13 +300,27 @@ def _meant(state: Grafts, pack: PackSource | None) -> frozenset[str]:
 def _change(model: nn.Module, wanted: Grafts, progress: Progress | None, *, force: bool = False) -> nn.Module:
     """Make a model what it is wanted to be; returns it."""
     base = plain_model(model)
-    layout = graft_layout(base)
-    apply(base, layout, wanted, _open(base, layout, wanted), progress, force=force)
+    layout = grafted_layout(base)
+    apply(base, layout, wanted, open_grafts(base, layout, wanted), progress, force=force)
     return model
 
 
-def _open(model: nn.Module, layout: Layout, wanted: Grafts) -> list[Contribution]:
-    """Open the deltas of the packs that are to count."""
+def grafted_layout(model: nn.Module) -> Layout:
+    """Return the layout of a model, with the tensors of a pack that is trained beside their layers.
+
+    Raises:
+        UsageError: as :func:`skillhub.compose.layouts.graft_layout`.
+    """
+    layout, state = graft_layout(model), state_of(model)
+    return train_beside(model, layout, state.trained) if state and state.trained else layout
+
+
+def open_grafts(model: nn.Module, layout: Layout, wanted: Grafts) -> list[Contribution]:
+    """Open the deltas of the packs that are to count on a model.
+
+    Raises:
+        SkillhubError: as :func:`skillhub.compose.compatibility.open_contributions`.
+    """
     state = state_of(model)
     originals = state.originals if state else {}
     return open_contributions(

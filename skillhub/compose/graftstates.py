@@ -21,6 +21,7 @@ from skillhub.compose.merging import (
 )
 from skillhub.compose.recipes import Recipe, WeightedPack, make_recipe
 from skillhub.compose.sidepaths import SideSlot, guard_saving
+from skillhub.compose.trainable import require_gradients
 from skillhub.errors import UsageError
 from skillhub.layout import Layout, Slot
 from skillhub.progress import Progress
@@ -54,6 +55,8 @@ class Grafts:
         originals: canonical name → the tensor before any pack changed it, on the CPU.
         keys: canonical name → all that the tensor's value was computed from, beside its original.
         marks: parameters as they were left, by qualified name.
+        trained: canonical names of the tensors whose deltas are parameters beside their layers.
+        frozen: qualified names of the parameters that required gradients before others were trained.
     """
 
     recipe: Recipe
@@ -63,6 +66,8 @@ class Grafts:
     originals: Mapping[str, torch.Tensor] = field(default_factory=dict)
     keys: Mapping[str, Key] = field(default_factory=dict)
     marks: Mapping[str, Mark] = field(default_factory=dict)
+    trained: frozenset[str] = frozenset()
+    frozen: tuple[str, ...] = ()
 
     @cached_property
     def active(self) -> Recipe:
@@ -94,6 +99,18 @@ def state_of(model: nn.Module) -> Grafts | None:
     """Return what a grafted model carries; None for other models."""
     state = model.__dict__.get(_STATE)
     return state if isinstance(state, Grafts) else None
+
+
+def grafts_of(model: nn.Module) -> Grafts:
+    """Return what a grafted model carries.
+
+    Raises:
+        UsageError: no pack is grafted.
+    """
+    state = state_of(model)
+    if state is None:
+        raise UsageError("The model has no grafted pack.", hint="Graft one with skillhub.graft(model, [pack]).")
+    return state
 
 
 def set_state(model: nn.Module, state: Grafts | None) -> None:
@@ -162,7 +179,8 @@ def apply(
     stale = sorted(name for name in sources.keys() | originals.keys() if keys.get(name, ()) != before.get(name))
 
     kept = {name: original for name, original in originals.items() if name in sources and name not in stale}
-    with _Undo(model, layout, state) as undo:
+    with _Undo(model, layout, state, wanted.frozen) as undo:
+        require_gradients(model, wanted.frozen, not wanted.trained or not wanted.recipe.packs)
         for done, name in enumerate(stale, start=1):
             slot = layout.slots[name]
             present = _held(slot)
@@ -205,8 +223,8 @@ def _composed(
 class _Undo:
     """Gives a model back the tensors and the state of before where the block does not end well."""
 
-    def __init__(self, model: nn.Module, layout: Layout, state: Grafts | None) -> None:
-        self._model, self._layout, self._state = model, layout, state
+    def __init__(self, model: nn.Module, layout: Layout, state: Grafts | None, frozen: Sequence[str]) -> None:
+        self._model, self._layout, self._state, self._frozen = model, layout, state, frozen
         self._written: list[tuple[Slot, Any]] = []
 
     def remember(self, slot: Slot, present: Any) -> None:
@@ -232,6 +250,7 @@ class _Undo:
             _put(slot, present)
             self._written.pop()
         state = self._state
+        require_gradients(self._model, self._frozen, state is None)
         guard_saving(self._model, self._layout)
         set_state(self._model, state and replace(state, marks=take_marks(self._layout, state.originals)))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from skillhub.compose.offloading import reach_offloaded
 from skillhub.compose.quantizedlayouts import is_quantized, plain_twin, quantized_layout
-from skillhub.compose.sidepaths import is_hidden, readable
+from skillhub.compose.sidepaths import NAMES, is_hidden, readable
 from skillhub.errors import UsageError
 from skillhub.interop.modules import Modules, modules_of
 from skillhub.layout import Layout, layout_of
@@ -26,7 +26,8 @@ def graft_layout(model: nn.Module) -> Layout:
             :func:`skillhub.layout.layout_of`.
     """
     refuse_sharded(model)
-    return quantized_layout(model) if is_quantized(model) else reach_offloaded(model, layout_of(model))
+    layout = quantized_layout(model) if is_quantized(model) else reach_offloaded(model, layout_of(model))
+    return Layout({name: slot for name, slot in layout.slots.items() if name.rpartition(".")[2] not in NAMES})
 
 
 def graft_modules(model: nn.Module, layout: Layout) -> Modules:

@@ -27,7 +27,7 @@ from skillhub.rounding import TARGETS
 DELTA = "_skillhub_delta"
 RIGHT, LEFT = "_skillhub_right", "_skillhub_left"
 
-_NAMES = (DELTA, RIGHT, LEFT)
+NAMES = (DELTA, RIGHT, LEFT)
 
 Held: TypeAlias = dict[str, torch.Tensor]
 """What runs beside a layer: ``DELTA`` (outputs × inputs), or ``RIGHT`` (rank × inputs) and ``LEFT`` (outputs × rank); or nothing."""
@@ -42,10 +42,12 @@ class SideSlot(Slot):
     Attributes:
         module_name: qualified name of the layer.
         transposed: the tensor is inputs × outputs (GPT-2's ``Conv1D``).
+        trainable: what runs beside the layer are factors, as parameters in fp32.
     """
 
     module_name: str
     transposed: bool
+    trainable: bool = False
 
     @property
     def parameter_name(self) -> str:
@@ -62,7 +64,9 @@ class SideSlot(Slot):
     def dtype(self) -> torch.dtype:
         """Dtype in which the layer's inputs come."""
         held = self.held()
-        return next(iter(held.values())).dtype if held else compute_dtype(self._model)
+        if held or self.trainable:
+            return next(iter(held.values())).dtype if held else torch.float32
+        return compute_dtype(self._model)
 
     def parameters(self) -> list[torch.Tensor]:
         """Return nothing: the layer's own weight is neither read nor written."""
@@ -79,16 +83,28 @@ class SideSlot(Slot):
     def held(self) -> Held:
         """Return what runs beside the layer."""
         module = self.module
-        return {name: getattr(module, name) for name in _NAMES if hasattr(module, name)}
+        return {name: getattr(module, name) for name in NAMES if hasattr(module, name)}
 
     def put(self, values: Held) -> None:
         """Let other tensors run beside the layer; none removes the side path."""
         module = self.module
         _remove(module)
         for name, value in values.items():
-            module.register_buffer(name, value.to(_device_of(module)), persistent=False)
+            placed = value.to(_device_of(module))
+            if self.trainable:
+                module.register_parameter(name, placed if isinstance(placed, nn.Parameter) else nn.Parameter(placed))
+            else:
+                module.register_buffer(name, placed, persistent=False)
         if values:
             module.register_forward_hook(_add_delta if DELTA in values else _add_product)
+
+    def difference(self) -> torch.Tensor:
+        """Return what runs beside the layer as a difference of its weight: fp32, on the CPU, of the tensor's shape."""
+        held = {name: value.detach().to("cpu", torch.float32) for name, value in self.held().items()}
+        if not held:
+            return torch.zeros(self.shape)
+        delta = held[DELTA] if DELTA in held else held[LEFT] @ held[RIGHT]
+        return delta.T if self.transposed else delta
 
     def compose(self, recipe: Recipe, contributions: Sequence[Contribution], name: str) -> Held:
         """Return what a recipe adds to the layer.
@@ -101,8 +117,8 @@ class SideSlot(Slot):
         Raises:
             IntegrityError: a pack's bytes are damaged.
         """
-        found = _product(recipe, contributions, name, transposed=self.transposed)
-        if found is None:
+        found = _product(recipe, contributions, name, transposed=self.transposed, is_needed=self.trainable)
+        if found is None:  # not so where the slot is trainable
             # Beside the weight a small difference is not lost on the grid of large values, so the nearest value is best.
             nearest = Recipe(recipe.packs, recipe.method, "nearest", recipe.options, recipe.seed)
             delta = merge_tensor(nearest, contributions, name, self.read(), self.dtype)
@@ -189,25 +205,26 @@ def guard_saving(model: nn.Module, layout: Layout) -> None:
     hooks = model._state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if hook is refuse_saving]:
         del hooks[key]
-    if any(isinstance(slot, SideSlot) and slot.held() for slot in layout.slots.values()):
+    beside = [slot for slot in layout.slots.values() if isinstance(slot, SideSlot) and not slot.trainable]
+    if any(slot.held() for slot in beside):
         register: Any = model.register_state_dict_pre_hook
         register(refuse_saving)
 
 
 def _product(
-    recipe: Recipe, contributions: Sequence[Contribution], name: str, *, transposed: bool
+    recipe: Recipe, contributions: Sequence[Contribution], name: str, *, transposed: bool, is_needed: bool
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return (rank, outputs) and (rank, inputs) fp32 whose product is the merged delta, where it is a sum of low rank; else None."""
     members = contributing(contributions, name)
     options = recipe.options_at(name, members[0].layers)
     if recipe.method != "linear" or options.get("normalize") or options.get("lambda", 1) != 1:
         return None
-    found = [_factors(one, name) for one in members]
+    found = [read_factors(one, name) for one in members]
     if not all(found):
         return None
     rows = torch.cat([one[0] for one in found if one])
     columns = torch.cat([one[1] for one in found if one])
-    if len(rows) * (rows.shape[1] + columns.shape[1]) >= rows.shape[1] * columns.shape[1]:
+    if not is_needed and len(rows) * (rows.shape[1] + columns.shape[1]) >= rows.shape[1] * columns.shape[1]:
         return None
     for one in members:
         if isinstance(one.delta, PackDelta):
@@ -215,8 +232,12 @@ def _product(
     return (columns, rows) if transposed else (rows, columns)
 
 
-def _factors(contribution: Contribution, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return (rank, rows) and (rank, columns) of what a pack adds to a matrix, by its weight, where it is stored so; else None."""
+def read_factors(contribution: Contribution, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return (rank, rows) and (rank, columns), fp32, of what a pack adds to a matrix by its weight, where it is stored so; else None.
+
+    Raises:
+        IntegrityError: the stored factors are damaged.
+    """
     delta, found = contribution.delta, None
     if isinstance(delta, AdapterDelta):
         found = delta.factors(name)
@@ -237,7 +258,7 @@ def balanced(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, tor
 def _remove(module: nn.Module) -> None:
     for key in [key for key, hook in module._forward_hooks.items() if hook in (_add_delta, _add_product)]:
         del module._forward_hooks[key]
-    for name in _NAMES:
+    for name in NAMES:
         if hasattr(module, name):
             delattr(module, name)
 
