@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 
@@ -11,7 +12,10 @@ from hypothesis.extra import numpy as arrays
 
 from skillhub.compose.methods import METHODS, find_method, merge_tensors
 from skillhub.compose.methods.linear import linear
+from skillhub.compose.methods.masks import uniforms
+from skillhub.compose.methods.trimming import TILE, cut_to_density, trim
 from skillhub.errors import UsageError
+from skillhub.rounding import rounding_key
 
 exact = st.integers(-512, 512).map(lambda value: value / 64)  # sums and products with the weights do not round
 
@@ -31,10 +35,18 @@ def float32(value: float) -> float:
     return rounded
 
 
-def trimmed_by_sorting(values: list[float], density: float) -> list[float]:
+def trimmed_by_sorting(values: list[float], density: float, index: int = 0) -> list[float]:
+    """Keep the largest, and of those that equal the smallest of these each with the chance that makes it so many on average."""
     kept = max(1, int(density * len(values)))
     threshold = sorted((abs(value) for value in values), reverse=True)[kept - 1]
-    return [value if abs(value) >= threshold else 0.0 for value in values]
+    above = sum(abs(value) > threshold for value in values)
+    chance = (kept - above) / sum(abs(value) == threshold for value in values)
+    random = uniforms(0, len(values), rounding_key(["0", str(index)], "")).tolist()
+    stays = [
+        abs(value) > threshold or (abs(value) == threshold and number < chance)
+        for value, number in zip(values, random, strict=True)
+    ]
+    return [value if stay else 0.0 for value, stay in zip(values, stays, strict=True)]
 
 
 def ties_of_element(values: list[float]) -> float:
@@ -47,8 +59,8 @@ def ties_of_element(values: list[float]) -> float:
 def test_ties_is_the_papers_algorithm_element_by_element(mixture: tuple[list[torch.Tensor], list[float], list[float]]):
     deltas, weights, densities = mixture
     columns = [
-        [weight * value for value in trimmed_by_sorting(delta.flatten().tolist(), density)]
-        for delta, weight, density in zip(deltas, weights, densities, strict=True)
+        [weight * value for value in trimmed_by_sorting(delta.flatten().tolist(), density, index)]
+        for index, (delta, weight, density) in enumerate(zip(deltas, weights, densities, strict=True))
     ]
     expected = [float32(ties_of_element(list(row))) for row in zip(*columns, strict=True)]
     merged = merge_tensors("ties", deltas, weights=weights, densities=densities)
@@ -80,6 +92,31 @@ def test_ties_of_one_delta_keeps_the_largest_magnitudes(values: object, density:
     delta = torch.from_numpy(values)
     assert merge_tensors("ties", [delta], densities=[density]).tolist() == trimmed_by_sorting(delta.tolist(), density)
     assert delta.tolist() == torch.from_numpy(values).tolist()
+
+
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.5, 0.9])
+def test_a_delta_of_few_magnitudes_is_cut_to_the_density_all_over(density: float):
+    generator = torch.Generator().manual_seed(2)
+    delta = torch.randint(-3, 4, (600, 1000), generator=generator).float() + 0.5
+    kept = trim(delta, cut_to_density(delta, density, key=7)).ne(0).float()
+    assert float(kept.mean()) == pytest.approx(density, abs=0.004)
+    assert kept.mean(0).sub(density).abs().max() < 0.1  # no column is favoured, nor a part of the rows
+    assert kept.view(6, -1).mean(1).sub(density).abs().max() < 0.01
+
+
+def test_the_choice_among_equals_does_not_depend_on_where_reading_starts():
+    delta = torch.ones(TILE * 2 + 100)
+    cut = cut_to_density(delta, 0.4, key=5)
+    whole = trim(delta, cut)
+    parts = [trim(delta[begin : begin + 40_000], cut, begin) for begin in range(0, len(delta), 40_000)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_cut_keeps_what_a_deeper_cut_keeps():
+    delta = torch.randint(-3, 4, (5000,), generator=torch.Generator().manual_seed(4)).float()
+    kept = [trim(delta, cut_to_density(delta, density, key=9)) for density in (0.0, 0.01, 0.2, 0.5, 0.7, 1.0)]
+    for less, more in itertools.pairwise(kept):
+        assert torch.equal(torch.where(less != 0, more, 0.0), less)
 
 
 def test_ties_over_several_chunks_is_ties_of_each(monkeypatch: pytest.MonkeyPatch):

@@ -212,14 +212,18 @@ def test_ranks_are_found_as_sorting_finds_them(values: list[float], data: st.Dat
     cut = data.draw(st.integers(0, len(values)))
     sample = data.draw(st.lists(st.sampled_from(values), max_size=5))
     parts = [torch.tensor(part, dtype=torch.float32) for part in (values[:cut], values[cut:])]
-    found = kth_largest(
+    placed = kth_largest(
         lambda: iter(parts),
         ranks,
         elements=len(values),
         sample=[torch.tensor(sample, dtype=torch.float32)] if sample else [],
     )
     ordered = sorted(values, reverse=True)
-    assert found == [ordered[rank - 1] if rank <= len(values) else 0.0 for rank in ranks]
+    assert [one.value for one in placed] == [ordered[rank - 1] if rank <= len(values) else 0.0 for rank in ranks]
+    for one, rank in zip(placed, ranks, strict=True):
+        if rank <= len(values):
+            assert one.above == sum(value > one.value for value in values)
+            assert one.equal == values.count(one.value)
 
 
 @given(st.lists(st.integers(-(2**20), 2**20), max_size=70))

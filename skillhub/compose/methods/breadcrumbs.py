@@ -9,54 +9,55 @@ import torch
 
 from skillhub.compose.methods.arithmetic import Thinning, arithmetic_method
 from skillhub.compose.methods.interface import MergeInputs, Option
-from skillhub.compose.methods.ties import kept_elements, magnitudes_of_ranks, trim
+from skillhub.compose.methods.trimming import Cut, cuts_at, kept_elements, trim
 
 GAMMA = Option(0.01, 0, 1, "share of elements, the largest, that are dropped; less where the density needs them")
 
 
-def band(delta: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Return a delta with zeros for magnitudes below ``low`` or over ``high`` (Davari & Belilovsky, arXiv 2312.06795, section 3).
+def band(delta: torch.Tensor, outliers: Cut, kept: Cut, first: int = 0) -> torch.Tensor:
+    """Return what one cut keeps of a delta without what another keeps (Davari & Belilovsky, arXiv 2312.06795, section 3).
 
     Args:
-        delta: fp32; not modified.
-        low: least magnitude that stays, from :func:`band_ranks`.
-        high: largest magnitude that stays.
+        delta: fp32; not modified. Rows of a tensor will do.
+        outliers: keeps the elements that are too large.
+        kept: keeps these and the ones that stay.
+        first: index, in the whole tensor (row-major), of the first element.
 
     Returns:
         fp32, of the same shape; the delta itself where everything stays.
     """
-    kept = trim(delta, low)
-    return kept if high == math.inf else kept - torch.nn.functional.hardshrink(kept, high)
+    rest = trim(delta, kept, first)
+    return rest if outliers.magnitude == math.inf else rest - trim(delta, outliers, first)
 
 
 def band_ranks(elements: int, density: float, gamma: float) -> tuple[int, int]:
-    """Return the ranks, from 1 for the largest magnitude, of the first and the last element that stays.
+    """Return how many elements are outliers, and how many these are together with those that stay.
 
     ``int(gamma * n)`` of the largest go, and then all but ``max(1, int(density * n))``. Where so many are not left fewer of the
     largest go, as in mergekit.
 
     Args:
         elements: n, of the whole tensor.
-        density: over 0 and at most 1.
+        density: from 0 to 1.
         gamma: from 0 to 1.
     """
     kept = kept_elements(elements, density)
-    dropped = min(int(gamma * elements), elements - kept)
-    return dropped + 1, dropped + kept
+    outliers = min(int(gamma * elements), elements - kept)
+    return outliers, outliers + kept
 
 
-def _measure(inputs: MergeInputs, index: int) -> tuple[float, float]:
-    density = inputs.densities[index]
-    if density >= 1 or density <= 0 or inputs.elements == 0:
-        return (math.inf if density <= 0 else 0.0), math.inf
-    largest, smallest = band_ranks(inputs.elements, density, inputs.options["gamma"])
-    high, low = magnitudes_of_ranks(inputs, index, [largest, smallest])
-    return low, high if largest > 1 else math.inf
+def _measure(inputs: MergeInputs, index: int) -> tuple[Cut, Cut]:
+    nothing, everything = Cut(math.inf), Cut(0.0)
+    outliers, rest = band_ranks(inputs.elements, inputs.densities[index], inputs.options["gamma"])
+    if outliers == rest:
+        return nothing, nothing
+    ranks = [rank for rank in (outliers, rest) if 0 < rank < inputs.elements]
+    cuts = dict(zip(ranks, cuts_at(inputs, index, ranks) if ranks else [], strict=True))
+    return cuts.get(outliers, nothing), cuts.get(rest, everything)
 
 
-def _thin(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int, limits: Any) -> torch.Tensor:
-    low, high = limits
-    return band(delta, low, high)
+def _thin(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int, cuts: Any) -> torch.Tensor:
+    return band(delta, *cuts, first)
 
 
 _MASKING = Thinning(_thin, _measure, options={"gamma": GAMMA})

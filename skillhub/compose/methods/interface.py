@@ -63,7 +63,7 @@ class MergeInputs:
         densities: one per delta, over 0 and at most 1.
         options: of the method, all that it has.
         keys: one 64-bit key per delta, for :func:`skillhub.rounding.random_words`: random masks depend on the pack, the tensor's name, the
-            element's index and the user's seed alone.
+            element's index and the user's seed alone. Without keys a delta's place among the deltas is its key.
     """
 
     name: str
@@ -83,6 +83,10 @@ class MergeInputs:
     def elements(self) -> int:
         """How many elements the tensor has."""
         return math.prod(self.shape)
+
+    def key(self, index: int) -> int:
+        """Return the key of one delta."""
+        return self.keys[index] if self.keys else index
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield the first index, along the first dimension, of each chunk and the index after its last; none without elements."""

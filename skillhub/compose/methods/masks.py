@@ -28,4 +28,4 @@ def uniforms(first: int, count: int, key: int, device: torch.device | None = Non
 
 def uniforms_for(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int) -> torch.Tensor:
     """Return the random numbers of some rows of one delta, of their shape."""
-    return uniforms(first, delta.numel(), inputs.keys[index], delta.device).view(delta.shape)
+    return uniforms(first, delta.numel(), inputs.key(index), delta.device).view(delta.shape)

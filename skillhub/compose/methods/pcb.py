@@ -125,7 +125,7 @@ def _least_score(inputs: MergeInputs, index: int, balance: Balance) -> float:
     def read(*, sample: bool = False) -> Iterator[torch.Tensor]:
         return (scores(chunk.deltas, index, balance) for chunk in inputs.chunks(sample=sample))
 
-    return kth_largest(read, [kept], elements=inputs.elements, sample=read(sample=True))[0]
+    return kth_largest(read, [kept], elements=inputs.elements, sample=read(sample=True))[0].value
 
 
 def _merge(inputs: MergeInputs, chunk: Chunk, balance: Balance) -> torch.Tensor:

@@ -103,7 +103,7 @@ def _least_variance(inputs: MergeInputs) -> float:
         [max(1, int(share * differing))],
         elements=inputs.elements,
         sample=_variances(inputs.chunks(sample=True)),
-    )[0]
+    )[0].value
 
 
 def _variances(chunks: Iterable[Chunk]) -> Iterator[torch.Tensor]:

@@ -9,6 +9,7 @@ window for certain.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -20,9 +21,24 @@ _WINDOW = 1 << 19
 """Floats of an expected window: a sixteenth of an octave, 2 to 4 % to either side."""
 
 
+@dataclass(frozen=True)
+class Placed:
+    """The value of some rank.
+
+    Attributes:
+        value: the value.
+        above: how many values are larger.
+        equal: how many equal it.
+    """
+
+    value: float
+    above: int
+    equal: int
+
+
 def kth_largest(
     chunks: Chunks, ranks: Sequence[int], *, elements: int = 0, sample: Iterable[torch.Tensor] = ()
-) -> list[float]:
+) -> list[Placed]:
     """Return the values of some ranks (1 is the largest) among non-negative values; 0 where there are not so many.
 
     Args:
@@ -31,27 +47,27 @@ def kth_largest(
         elements: how many values there are; needed with a sample only.
         sample: some of the values, from all over the tensor. It decides how fast this is, never the result.
     """
-    found = [-1] * len(ranks)
+    found: list[Placed | None] = [None] * len(ranks)
     some = [chunk.flatten() for chunk in sample]
     if some:
         expected = _bits(torch.cat(some)).sort(descending=True).values
         places = [min(len(expected) - 1, rank * len(expected) // elements) for rank in ranks]
         lowest = [max(0, int(expected[place]) - _WINDOW // 2) for place in places]
         found = _search(chunks, ranks, lowest, _WINDOW)
-    missing = [rank for rank, bits in zip(ranks, found, strict=True) if bits < 0]
+    missing = [rank for rank, placed in zip(ranks, found, strict=True) if placed is None]
     if missing:
         lowest = _high_halves(chunks, missing)
         again = iter(_search(chunks, missing, lowest, 1 << _LOW_BITS))
-        found = [next(again) if bits < 0 else bits for bits in found]
-    return torch.tensor([max(bits, 0) for bits in found], dtype=torch.int32).view(torch.float32).tolist()
+        found = [next(again) if placed is None else placed for placed in found]
+    return [placed or Placed(0.0, elements, 0) for placed in found]
 
 
 def _bits(chunk: torch.Tensor) -> torch.Tensor:
     return chunk.contiguous().view(torch.int32).flatten()
 
 
-def _search(chunks: Chunks, ranks: Sequence[int], lowest: Sequence[int], width: int) -> list[int]:
-    """Return, for each rank, the bits of its value where they are among the ``width`` from ``lowest`` on; −1 where not."""
+def _search(chunks: Chunks, ranks: Sequence[int], lowest: Sequence[int], width: int) -> list[Placed | None]:
+    """Return the value of each rank where its bits are among the ``width`` from ``lowest`` on; None where not."""
     counts: list[torch.Tensor] = []
     ones = bins = torch.empty(0, dtype=torch.int32)
     for chunk in chunks():
@@ -65,9 +81,16 @@ def _search(chunks: Chunks, ranks: Sequence[int], lowest: Sequence[int], width: 
             torch.sub(bits, low - 1, out=bins).clamp_(0, width + 1)
             count.index_add_(0, bins, ones)
     if not counts:
-        return [-1] * len(ranks)
-    places = [_ranked(count, rank) for count, rank in zip(counts, ranks, strict=True)]
-    return [low - 1 + place if 0 < place <= width else -1 for low, place in zip(lowest, places, strict=True)]
+        return [None] * len(ranks)
+    return [_placed(*one) for one in zip(counts, ranks, lowest, strict=True)]
+
+
+def _placed(counts: torch.Tensor, rank: int, lowest: int) -> Placed | None:
+    place = _ranked(counts, rank)
+    if not 0 < place < len(counts) - 1:
+        return None
+    value = torch.tensor(lowest - 1 + place, dtype=torch.int32).view(torch.float32)
+    return Placed(float(value), int(counts[place + 1 :].sum()), int(counts[place]))
 
 
 def _high_halves(chunks: Chunks, ranks: Sequence[int]) -> list[int]:

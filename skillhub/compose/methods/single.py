@@ -81,14 +81,13 @@ def _measure_importance(inputs: MergeInputs) -> float:
         return 0.0
     # mergekit takes these from a random million of the elements, drawn anew in each run; here they are exact.
     ranks = [inputs.elements - int(share * (inputs.elements - 1)) for share in _QUARTILES]
-    return fusion_threshold(
-        kth_largest(
-            lambda: _importances(inputs.chunks()),
-            ranks,
-            elements=inputs.elements,
-            sample=_importances(inputs.chunks(sample=True)),
-        )
+    found = kth_largest(
+        lambda: _importances(inputs.chunks()),
+        ranks,
+        elements=inputs.elements,
+        sample=_importances(inputs.chunks(sample=True)),
     )
+    return fusion_threshold([placed.value for placed in found])
 
 
 def _importances(chunks: Iterable[Chunk]) -> Iterator[torch.Tensor]:
