@@ -198,12 +198,16 @@ def test_adapters_of_peft_and_packs_serve_one_batch(tmp_path: Path, executor: st
     base, ids = save_model("llama", tmp_path / "base", dtype=torch.float32), some_ids(3)
     build_pack(tune(base, tmp_path / "tuned", size=0.05), base, tmp_path / "dense", name="dense")
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+    )
     adapted = peft.get_peft_model(load_model(base), config)
     adapted.save_pretrained(tmp_path / "lora")
     expected = logits(adapted.eval(), ids)
     packs = [tmp_path / "lora", tmp_path / "dense"]
-    model = graft_routed(load_model(base), packs, router=["lora", "dense", None], executor=executor, notice=lambda _: None)
+    model = graft_routed(
+        load_model(base), packs, router=["lora", "dense", None], executor=executor, notice=lambda _: None
+    )
     found = logits(model, ids)
     assert (found[0] - expected[0]).abs().max() < 1e-5
     assert (found[1] - logits(graft(load_model(base), packs[1:]), ids)[1]).abs().max() < 1e-5
@@ -290,7 +294,7 @@ def test_memory_is_told_before_it_is_taken_and_refused_where_there_is_none(
     parameters = sum(p.numel() * p.element_size() for p in load_model(llama / "base").parameters())
     monkeypatch.setattr("skillhub.compose.routed.grafting.available_bytes", lambda device: parameters)
     monkeypatch.setattr("skillhub.compose.routed.weights.available_bytes", lambda device: parameters)
-    with pytest.raises(UsageError, match="has 1.* left"):
+    with pytest.raises(UsageError, match=r"has 1.* left"):
         routed(llama, memory="weights", executor="grouped")
     found = logits(routed(llama, memory="codes"), ids, pack_choices=choices)
     assert (found - expected).abs().max() < 1e-5
@@ -366,7 +370,8 @@ def test_a_compiled_model_computes_the_same_and_can_be_ungrafted(llama: Path):
     expected = logits(model, ids)
     compiled = torch.compile(model, backend="eager")
     assert (logits(compiled, ids) - expected).abs().max() < 1e-5
-    assert (logits(compiled, ids, pack_choices=[None, "low", "dense"])[0] - logits(fused(llama, None), ids)[0]).abs().max() < 1e-5
+    other = logits(compiled, ids, pack_choices=[None, "low", "dense"])
+    assert (other[0] - logits(fused(llama, None), ids)[0]).abs().max() < 1e-5
     ungraft_routed(model)
     assert (logits(compiled, ids) - logits(load_model(llama / "base"), ids)).abs().max() < 1e-5
 
@@ -388,7 +393,7 @@ def test_a_model_with_another_forward_is_refused(llama: Path):
     model = load_model(llama / "base")
     layer = model.model.layers[0]
     layer.forward = layer.forward
-    with pytest.raises(UsageError, match="forward of model.layers.0 was replaced"):
+    with pytest.raises(UsageError, match=r"forward of model\.layers\.0 was replaced"):
         graft_routed(model, [llama / "low"], router=[None])
 
 
@@ -396,6 +401,8 @@ def test_a_convolutional_model_is_refused_clearly_or_routed(tmp_path: Path):
     base = save_model("resnet", tmp_path / "base", dtype=torch.float32)
     build_pack(tune(base, tmp_path / "tuned", size=0.05, only="weight"), base, tmp_path / "pack", name="pack")
     images = torch.randn(3, 3, 32, 32)
-    model = graft_routed(make_model("resnet", dtype=torch.float32), [tmp_path / "pack"], router=["pack"], notice=lambda _: None)
+    model = graft_routed(
+        make_model("resnet", dtype=torch.float32), [tmp_path / "pack"], router=["pack"], notice=lambda _: None
+    )
     with pytest.raises(UsageError, match="no input to route by"):
         model(pixel_values=images)

@@ -52,7 +52,7 @@ class Groups:
         positions = positions_per_row(tensor, self.rows)
         if self.order is not None:
             tensor = tensor.index_select(0, _spread(self.order, positions).to(tensor.device))
-        return tensor.split([size * positions for size in self.sizes])
+        return torch.split(tensor, [size * positions for size in self.sizes])
 
     def join(self, parts: Sequence[Any]) -> Any:
         """Return results of the groups as the result for the batch; tensors of (1, …) are repeated for each row of their group."""
@@ -137,6 +137,10 @@ class Batch:
         columns = self.decision.mixture.detach().to("cpu", torch.float32)
         found = {pack: columns[:, column] for column, pack in enumerate(self.indices) if bool(columns[:, column].any())}
         return dict(sorted(found.items()))
+
+    def rest(self, packs: Sequence[int]) -> torch.Tensor:
+        """Return the base's weight in every row, where only these packs matter."""
+        return 1 - torch.stack([self.weights[pack] for pack in packs]).sum(0)
 
     @cached_property
     def packs(self) -> tuple[int, ...]:

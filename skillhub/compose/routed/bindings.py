@@ -127,7 +127,7 @@ _FOLLOWED: dict[str, Callable[..., None]] = {
 
 
 @cache
-def _carrying(kind: type) -> type:
+def _carrying(kind: Any) -> Any:
     """Return a class of caches whose decisions follow their rows."""
     if getattr(kind, "_skillhub_carries", False):
         return kind

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from skillhub.compose.routed.batches import Batch, Identity, activated, active_batch
@@ -21,6 +22,9 @@ from skillhub.routing.decisions import Decision, Prefill, Router, base_alone, is
 
 CHOICES = "pack_choices"
 """Argument of a routed model's forward and ``generate``: the choices that a caller fixes for this call."""
+
+_PROMPT_HIDING = ("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+"""Options of ``generate`` by which its first forward does not get the prompt as it is."""
 
 _PAGED = ("cu_seq_lens_q", "block_table", "block_tables")
 """Arguments of forwards that hold several sequences in one row."""
@@ -217,8 +221,9 @@ class Entry:
         """Give the module its own forward back."""
         self.module.__dict__.pop("forward", None)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Decide, or find what was decided, and compute."""
+        """Decide, or find what was decided, and compute; a compiled model runs uncompiled while packs are routed on it."""
         rules = self.rules
         choices = kwargs.pop(CHOICES, None)
         if is_base_alone():
@@ -242,7 +247,7 @@ class Generate:
     """Takes the place of a model's ``generate``."""
 
     rules: Rules
-    model: nn.Module
+    model: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate; what the first forward decides holds for all of them, with a cache or without."""
@@ -250,8 +255,27 @@ class Generate:
         past = kwargs.get("past_key_values")
         if choices is not None and bound_to(past, self.rules.owner) is not None:
             bind(past, Bound(self.rules.owner, as_decision(choices, self.rules.labels)))
+        elif choices is None and past is None and self._hides_prompt(kwargs):
+            choices = self._decide_by_prompt(args, kwargs)
         with generation(self.rules.owner, choices, keeps=True):
-            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+            return type(self.model).generate(self.model, *args, **kwargs)
+
+    def _hides_prompt(self, kwargs: Mapping[str, Any]) -> bool:
+        """Say whether the first forward gets less than the prompt (its first chunk) or more (tokens of an assistant)."""
+        config = kwargs.get("generation_config") or self.model.generation_config
+        options = [kwargs.get(name, getattr(config, name, None)) for name in _PROMPT_HIDING]
+        around = _generation.get()
+        is_fixed = around is not None and around.owner is self.rules.owner and around.choices is not None
+        return any(option is not None for option in options) and not is_fixed
+
+    def _decide_by_prompt(self, args: Any, kwargs: Mapping[str, Any]) -> Decision | None:
+        ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        given = {**kwargs, "input_ids": ids}
+        config = kwargs.get("generation_config") or self.model.generation_config
+        pad, end = (kwargs.get(name, getattr(config, name)) for name in ("pad_token_id", "eos_token_id"))
+        if isinstance(ids, torch.Tensor) and pad not in (None, end) and "attention_mask" not in kwargs:
+            given["attention_mask"] = ids != pad  # as generate() guesses
+        return self.rules.decide_rows(Call(given, self.rules.has_encoder).prefill(self.model)).decision
 
     def install(self) -> None:
         """Put this in its place."""

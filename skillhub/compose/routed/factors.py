@@ -15,6 +15,7 @@ from skillhub.codecs import lowrank
 from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Batch, Widths
 from skillhub.deltas import PackDelta
+from skillhub.interop.adapterdeltas import AdapterDelta
 
 SMALL_PRODUCT = 1 << 21
 """Multiplications up to which fp32 is faster than bf16 (measured with AMX, which is bf16's best case)."""
@@ -57,7 +58,11 @@ def read_factors(contribution: Contribution, name: str, *, transposed: bool) -> 
         IntegrityError: the stored factors are damaged.
     """
     delta = contribution.delta
-    found = _stored_factors(delta, name) if isinstance(delta, PackDelta) else delta.factors(name)
+    found = None  # of a whole checkpoint
+    if isinstance(delta, PackDelta):
+        found = _stored_factors(delta, name)
+    elif isinstance(delta, AdapterDelta):
+        found = delta.factors(name)
     if found is None:
         return None
     rows, columns = found  # (rank, rows) and (rank, columns) of the weight as it is stored

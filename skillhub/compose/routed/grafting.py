@@ -66,9 +66,8 @@ class Routing:
         """Return what the copied model carries; packs and their weights are shared, as nobody changes them."""
         made = copy.copy(self)
         memo[id(self)] = made
-        made.rules, made.sites, made.entries = (
-            copy.deepcopy(part, memo) for part in (self.rules, self.sites, self.entries)
-        )
+        made.rules = copy.deepcopy(self.rules, memo)
+        made.sites, made.entries = copy.deepcopy(self.sites, memo), copy.deepcopy(self.entries, memo)
         return made
 
     def install(self) -> None:

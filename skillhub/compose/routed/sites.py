@@ -137,7 +137,7 @@ class Site:
         """Return one of the module's parameters that packs change, as it is now."""
         name = next(iter(self.parameters))
         found = self.module._parameters.get(name)
-        return found if found is not None else attrgetter(name)(self.module)  # type: ignore[no-any-return]
+        return found if found is not None else attrgetter(name)(self.module)
 
     def _as_with(self, values: Mapping[str, torch.Tensor]) -> Any:
         """Return the module's method as it is with other parameters."""
@@ -159,7 +159,7 @@ class Site:
                 f"{type(self.module).__name__} cannot compute mixtures of packs: its output is not linear in its weights.",
                 hint="Choose one pack a row, or leave out the packs that change this module.",
             )
-        rest = 1 - sum(batch.weights[pack] for pack in packs)
+        rest = batch.rest(packs)
         of_base = self.original(*args, **kwargs)
         total = _weighted(of_base, rest, batch.rows)
         for pack in packs:
@@ -179,9 +179,7 @@ class Site:
         assert isinstance(own, torch.Tensor)
         table = torch.stack([own.detach(), *(self._values(pack)["weight"] for pack in packs)])
         if batch.is_soft:
-            shares = torch.stack(
-                [1 - sum(batch.weights[pack] for pack in packs), *(batch.weights[p] for p in packs)], 1
-            )
+            shares = torch.stack([batch.rest(packs), *(batch.weights[pack] for pack in packs)], dim=1)
             rows = (shares.to(table.device) @ table.float()).to(own.dtype)
         else:
             places = {pack: place for place, pack in enumerate(packs, start=1)}
@@ -326,7 +324,8 @@ def _weighted(output: Any, weights: torch.Tensor, rows: int) -> torch.Tensor:
     if len(output) == 1 < rows:
         output = output.expand(rows, *output.shape[1:])
     factors = weights.to(output.device).repeat_interleave(positions_per_row(output, rows))
-    return output.float() * factors.view(-1, *[1] * (output.dim() - 1))
+    weighted: torch.Tensor = output.float() * factors.view(-1, *[1] * (output.dim() - 1))
+    return weighted
 
 
 def _fitting(value: torch.Tensor, own: torch.Tensor, parameter: str) -> torch.Tensor:
