@@ -149,8 +149,6 @@ def merge_chunks(
     inputs = merge_inputs(recipe, contributions, name, base)
     if device is not None and device.type != "cpu":
         inputs = _moved(inputs, device)
-    if method.measure:
-        inputs = replace(inputs, deltas=_kept(inputs.deltas))
     key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
     yield from merge_rows(method, inputs, dtype, key=key, mode=mode)
 
@@ -171,6 +169,8 @@ def merge_rows(
         IntegrityError: a pack's bytes are damaged.
         UsageError: a sum of finite values is too large for the dtype.
     """
+    if method.measure:
+        inputs = replace(inputs, deltas=_kept(inputs.deltas))
     measured = method.begin(inputs)
     for begin, end in inputs.spans():
         chunk = inputs.chunk(begin, end)

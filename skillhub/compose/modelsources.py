@@ -46,6 +46,30 @@ class SumReader:
 
 
 @dataclass(frozen=True, eq=False)
+class ChangeReader:
+    """Reads tuned − base, as :class:`skillhub.tensorreaders.DifferenceReader` does, of any readers of one shape."""
+
+    tuned: TensorReader
+    base: TensorReader
+
+    @property
+    def shape(self) -> Shape:
+        """The tensors' shape."""
+        return self.tuned.shape
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows in fp32, in memory of their own."""
+        tuned, base = self.tuned.read(begin, end), self.base.read(begin, end)
+        same = tuned.eq(base) | (tuned.isnan() & base.isnan())
+        return (tuned - base).masked_fill_(same, 0.0).to(torch.float32)
+
+
+def difference_of(tuned: TensorReader, base: TensorReader) -> TensorReader:
+    """Return a reader of tuned − base."""
+    return DifferenceReader(tuned, base) if isinstance(tuned, FileReader) else ChangeReader(tuned, base)
+
+
+@dataclass(frozen=True, eq=False)
 class ModelSource:
     """A model of a merge, opened; its weights are read when they are asked for.
 
@@ -140,7 +164,7 @@ class ModelSource:
             return ZeroReader(reader.shape)
         if same and len(changing) == 1 and not changing[0].sets_values(name):
             return changing[0].reader(name)
-        return DifferenceReader(self.reader(name), reader)
+        return difference_of(self.reader(name), reader)
 
 
 def open_sources(
@@ -244,6 +268,6 @@ def _own_base(pack: Pack | Adapter) -> LocatedBase:
 
 def _open_delta(pack: Pack | Adapter, checkpoint: Checkpoint) -> AnyDelta:
     if isinstance(pack, Pack):
-        return open_delta(pack, fingerprint_checkpoint(checkpoint.files).fingerprint)
+        return open_delta(pack, fingerprint_checkpoint(checkpoint.files).fingerprint).with_checked_files()
     modules = modules_of(empty_model(checkpoint.folder))
     return open_adapter_delta(pack, Target(modules, checkpoint.tensor, checkpoint.aliases))
