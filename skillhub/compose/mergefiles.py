@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from skillhub.compose.lineage import CARD_FILE
 from skillhub.compose.mergecards import merge_card
 from skillhub.compose.mergeconfigs import write_companions
-from skillhub.compose.modelmerges import Bytes, ModelMerge
+from skillhub.compose.modelmerges import Bytes, MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
 from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
 from skillhub.compose.sharding import SHARD_BYTES, FusedTensor, Shard, split_shards, write_index
 from skillhub.compose.vocabularies import Vocabulary, make_vocabulary
-from skillhub.errors import UsageError
+from skillhub.errors import DiskError, UsageError
 from skillhub.files import new_folder, staged_folder
 from skillhub.interop.mergekit.configurations import Configuration, read_configurations
 from skillhub.interop.mergekit.models import ModelName
@@ -104,15 +105,16 @@ def ordered(documents: Sequence[Configuration]) -> list[Configuration]:
     return done
 
 
+def waits_for(document: Configuration, documents: Sequence[Configuration]) -> bool:
+    """Say whether a document uses the result of another."""
+    return bool({one.name for one in documents} & _uses(document))
+
+
 def _uses(document: Configuration) -> set[str | None]:
-    return {model.path for model in _named(document)}
-
-
-def _named(document: Configuration) -> list[ModelName]:
-    """Return every model that a document names, the tokenizer's too."""
+    """Return the names of all models of a document, the tokenizer's too."""
     choice = document.tokenizer
     source = [choice.source] if choice and isinstance(choice.source, ModelName) else []
-    return [*document.models, *source]
+    return {model.path for model in [*document.models, *source]}
 
 
 def open_merge(
@@ -161,6 +163,25 @@ def _check_architectures(sources: Sequence[ModelSource]) -> None:
             )
 
 
+def shards_of(tensors: Sequence[MergedTensor], shard_bytes: int) -> list[Shard]:
+    """Return the files that tensors are written to."""
+    return split_shards([FusedTensor(one.name, one.dtype, one.shape, one.planned.name) for one in tensors], shard_bytes)
+
+
+def check_space(folder: Path, shards: Sequence[Shard]) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        DiskError: it has less free than the files need.
+    """
+    needed, free = sum(shard.nbytes for shard in shards), shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskError(
+            f"The result needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
+            hint="Make room, or write it to another disk with -o.",
+        )
+
+
 def _write_checkpoint(
     folder: Path,
     merge: ModelMerge,
@@ -170,8 +191,10 @@ def _write_checkpoint(
 ) -> None:
     tensors = merge.plan()
     by_name = {tensor.name: tensor for tensor in tensors}
-    listed = [FusedTensor(one.name, one.dtype, one.shape, one.planned.name) for one in tensors]
-    shards = split_shards(listed, shard_bytes)
+    shards = shards_of(tensors, shard_bytes)
+    check_space(folder, shards)
+    write_companions(folder, merge, tensors)  # what may be wrong with them comes out before the hours of merging
+    (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")
     done = 0
 
     def data(shard: Shard) -> Iterator[Iterator[Bytes]]:
@@ -186,5 +209,3 @@ def _write_checkpoint(
         specs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
         write_tensors(folder / shard.file, specs, data(shard), {"format": "pt"})
     write_index(folder, shards)
-    write_companions(folder, merge, tensors)
-    (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")

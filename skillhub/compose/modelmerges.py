@@ -27,6 +27,7 @@ from skillhub.fingerprint import same_content
 from skillhub.interop.mergekit.configurations import Configuration
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.rounding import rounding_key
+from skillhub.tensorfiles import BITS
 from skillhub.tensorreaders import FileReader, RememberingReader, Shape, TensorReader
 
 Bytes = NDArray[np.uint8]
@@ -51,6 +52,11 @@ class MergedTensor:
     planned: PlannedTensor
     inputs: tuple[str, ...]
     blend: Blend | None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +107,7 @@ class ModelMerge:
     def _shape(self, planned: PlannedTensor, sources: Sequence[ModelSource], inputs: Sequence[str]) -> Shape:
         shapes = [source.shapes[name] for source, name in zip(sources, inputs, strict=True)]
         if self.vocabulary and is_vocabulary_tensor(planned.name):
+            self.vocabulary.check_rules({one.model: shape[0] for one, shape in zip(sources, shapes, strict=True)})
             shapes = [(self.vocabulary.rows, *shape[1:]) for shape in shapes]
         for source, shape in zip(sources, shapes, strict=True):
             if shape != shapes[0]:

@@ -69,13 +69,14 @@ class Vocabulary:
         Raises:
             UsageError: a rule names a token that the model it names lacks.
         """
-        rows = {model: self._rows_of(model, reader) for model, reader in zip(models, readers, strict=True)}
+        sizes = {model: reader.shape[0] for model, reader in zip(models, readers, strict=True)}
+        rows = self.check_rules(sizes)
         owners = [np.full(self.rows, _ZERO) for _ in models]
         numbers = [np.zeros(self.rows, np.int64) for _ in models]
         means: dict[int, torch.Tensor] = {}
         for token, place in self.tokens.items():
             rule = self.choice.tokens.get(token)
-            default = self._default(token, rule, models, rows, base)
+            default = self._default(token, rule, list(models), rows, base)
             for index, model in enumerate(models):
                 own = rows[model].get(token)
                 if own is not None and not (rule and rule.force):
@@ -90,8 +91,31 @@ class Vocabulary:
             self._fill(reader)
         return list(aligned)
 
-    def _rows_of(self, model: ModelName, reader: TensorReader) -> Tokens:
-        return {token: row for token, row in self.known[model].items() if row < reader.shape[0]}
+    def check_rules(self, sizes: Mapping[ModelName, int]) -> dict[ModelName, Tokens]:
+        """Check the rules for single tokens, and return which row each token has in the embeddings of each model.
+
+        Args:
+            sizes: model → rows of its embeddings.
+
+        Raises:
+            UsageError: a rule names a model that is not merged, or a token that it lacks.
+        """
+        rows = {
+            model: {token: row for token, row in self.known[model].items() if row < size}
+            for model, size in sizes.items()
+        }
+        for token, rule in self.choice.tokens.items():
+            if rule.model is None:
+                continue
+            if rule.model not in sizes:
+                raise rule.place.error(
+                    f"{rule.model} does not take part in the embeddings.", "Name one of the models merged there."
+                )
+            found = rule.token_id if rule.token_id is not None else rows[rule.model].get(rule.token or token)
+            if found is None or found >= sizes[rule.model]:
+                what = f"number {rule.token_id}" if rule.token_id is not None else repr(rule.token or token)
+                raise rule.place.error(f"{rule.model} has no token {what}.", "Name a token that it has.")
+        return rows
 
     def _default(
         self,
@@ -102,8 +126,11 @@ class Vocabulary:
         base: ModelName | None,
     ) -> tuple[int, int] | list[tuple[int, int]]:
         """Return (index of a model, row) of what models get that lack a token; a list to take the mean of; −1 for zeros."""
+        if rule is not None and rule.model is not None:
+            row = rows[rule.model][rule.token or token] if rule.token_id is None else rule.token_id
+            return models.index(rule.model), row
         if rule is not None:
-            return (_ZERO, 0) if rule.model is None else _ruled(token, rule, rule.model, models, rows)
+            return _ZERO, 0
         having = [(index, rows[model][token]) for index, model in enumerate(models) if token in rows[model]]
         if not having:
             return _ZERO, 0
@@ -121,21 +148,6 @@ class Vocabulary:
             total += reader.read(begin, min(begin + _ROWS, used)).double().sum(0)
         reader.owners[used:] = _OWN_VALUES
         reader.values.update(dict.fromkeys(range(used, self.rows), (total / used).float()))
-
-
-def _ruled(
-    token: str,
-    rule: TokenRule,
-    model: ModelName,
-    models: Sequence[ModelName],
-    rows: Mapping[ModelName, Tokens],
-) -> tuple[int, int]:
-    if model not in models:
-        raise rule.place.error(f"{model} does not take part in the embeddings.", "Name one of the models merged there.")
-    row = rule.token_id if rule.token_id is not None else rows[model].get(rule.token or token)
-    if row is None:
-        raise rule.place.error(f"{model} has no token {rule.token or token!r}.", "Name a token that it has.")
-    return models.index(model), row
 
 
 @dataclass(frozen=True, eq=False)
