@@ -213,10 +213,10 @@ def test_ranks_are_found_as_sorting_finds_them(values: list[float], data: st.Dat
     sample = data.draw(st.lists(st.sampled_from(values), max_size=5))
     parts = [torch.tensor(part, dtype=torch.float32) for part in (values[:cut], values[cut:])]
     placed = kth_largest(
-        lambda: iter(parts),
-        ranks,
+        lambda: ([part, part * 0] for part in parts),
+        [(0, rank) for rank in ranks],
         elements=len(values),
-        sample=[torch.tensor(sample, dtype=torch.float32)] if sample else [],
+        sample=[[torch.tensor(sample, dtype=torch.float32)] * 2] if sample else [],
     )
     ordered = sorted(values, reverse=True)
     assert [one.value for one in placed] == [ordered[rank - 1] if rank <= len(values) else 0.0 for rank in ranks]

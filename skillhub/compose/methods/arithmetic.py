@@ -5,7 +5,7 @@ They differ in how a delta is thinned out, the :class:`Thinning`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,12 @@ class Thinning:
     Attributes:
         thin: (inputs, index of the delta, its rows, index of their first element, what was measured) → what is kept of them, fp32; the
             rows themselves where that is everything.
-        measure: (inputs, index of the delta) → what ``thin`` has to know of all of it.
+        measure: inputs → what ``thin`` has to know of each delta.
         options: what it can be told.
     """
 
     thin: Callable[[MergeInputs, int, torch.Tensor, int, Any], torch.Tensor]
-    measure: Callable[[MergeInputs, int], Any] | None = None
+    measure: Callable[[MergeInputs], Sequence[Any]] | None = None
     options: Mapping[str, Option] | None = None
 
 
@@ -48,7 +48,8 @@ def arithmetic_method(name: str, source: str, thinning: Thinning, *, elects: boo
     """
 
     def measure(inputs: MergeInputs) -> list[tuple[Any, float]]:
-        return [_measure(thinning, inputs, index) for index in range(len(inputs.deltas))]
+        known = thinning.measure(inputs) if thinning.measure else [None] * len(inputs.deltas)
+        return [(each, _factor(thinning, inputs, index, each)) for index, each in enumerate(known)]
 
     def merge(inputs: MergeInputs, chunk: Chunk, measured: list[tuple[Any, float]]) -> torch.Tensor:
         kept = [
@@ -74,18 +75,14 @@ def arithmetic_method(name: str, source: str, thinning: Thinning, *, elects: boo
     )
 
 
-def _measure(thinning: Thinning, inputs: MergeInputs, index: int) -> tuple[Any, float]:
-    """Return what thinning a delta has to know, and the factor that ``keep_norm`` asks for."""
-    known = thinning.measure(inputs, index) if thinning.measure else None
+def _factor(thinning: Thinning, inputs: MergeInputs, index: int, known: Any) -> float:
+    """Return the factor that ``keep_norm`` asks for."""
     if not inputs.options["keep_norm"] or inputs.densities[index] >= 1:
-        return known, 1.0
-    before = total_magnitude(inputs.delta_chunks(index))
-    after = total_magnitude(_thinned(thinning, inputs, index, known))
-    return known, before / after if after > 0 else 1.0
-
-
-def _thinned(thinning: Thinning, inputs: MergeInputs, index: int, known: Any) -> Iterator[torch.Tensor]:
+        return 1.0
+    before = after = 0.0
     first = 0
-    for delta in inputs.delta_chunks(index):
-        yield thinning.thin(inputs, index, delta, first, known)
+    for (delta,) in inputs.delta_chunks([index]):
+        before += total_magnitude(delta)
+        after += total_magnitude(thinning.thin(inputs, index, delta, first, known))
         first += delta.numel()
+    return before / after if after > 0 else 1.0

@@ -46,14 +46,15 @@ def band_ranks(elements: int, density: float, gamma: float) -> tuple[int, int]:
     return outliers, outliers + kept
 
 
-def _measure(inputs: MergeInputs, index: int) -> tuple[Cut, Cut]:
+def _measure(inputs: MergeInputs) -> list[tuple[Cut, Cut]]:
+    bands = [band_ranks(inputs.elements, density, inputs.options["gamma"]) for density in inputs.densities]
+    ranks = [(index, rank) for index, both in enumerate(bands) for rank in both if 0 < rank < inputs.elements]
+    cuts = dict(zip(ranks, cuts_at(inputs, ranks), strict=True))
     nothing, everything = Cut(math.inf), Cut(0.0)
-    outliers, rest = band_ranks(inputs.elements, inputs.densities[index], inputs.options["gamma"])
-    if outliers == rest:
-        return nothing, nothing
-    ranks = [rank for rank in (outliers, rest) if 0 < rank < inputs.elements]
-    cuts = dict(zip(ranks, cuts_at(inputs, index, ranks) if ranks else [], strict=True))
-    return cuts.get(outliers, nothing), cuts.get(rest, everything)
+    return [
+        (cuts.get((index, outliers), nothing), cuts.get((index, rest), everything if rest else nothing))
+        for index, (outliers, rest) in enumerate(bands)
+    ]
 
 
 def _thin(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int, cuts: Any) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from skillhub.errors import UsageError
 from skillhub.tensorreaders import Shape, TensorReader
 
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 """Elements of a chunk (of one row, where a row is longer): what merging needs of it stays in the processor's cache."""
 
 _SAMPLED = 1 << 20
@@ -118,10 +118,11 @@ class MergeInputs:
         """Read everything, a chunk at a time; with ``sample`` only :meth:`sample_spans`."""
         return (self.chunk(begin, end) for begin, end in (self.sample_spans() if sample else self.spans()))
 
-    def delta_chunks(self, index: int, *, sample: bool = False) -> Iterator[torch.Tensor]:
-        """Read one delta, a chunk at a time, fp32; with ``sample`` only :meth:`sample_spans`."""
-        spans = self.sample_spans() if sample else self.spans()
-        return (self.deltas[index].read(begin, end).to(torch.float32) for begin, end in spans)
+    def delta_chunks(self, indices: Sequence[int], *, sample: bool = False) -> Iterator[list[torch.Tensor]]:
+        """Read some of the deltas, a chunk at a time, fp32, without the base; with ``sample`` only :meth:`sample_spans`."""
+        deltas = [self.deltas[index] for index in indices]
+        for begin, end in self.sample_spans() if sample else self.spans():
+            yield [delta.read(begin, end).to(torch.float32) for delta in deltas]
 
 
 @dataclass(frozen=True)

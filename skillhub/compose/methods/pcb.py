@@ -122,10 +122,11 @@ def _least_score(inputs: MergeInputs, index: int, balance: Balance) -> float:
     if kept >= inputs.elements:
         return 0.0
 
-    def read(*, sample: bool = False) -> Iterator[torch.Tensor]:
-        return (scores(chunk.deltas, index, balance) for chunk in inputs.chunks(sample=sample))
+    def read(*, sample: bool = False) -> Iterator[list[torch.Tensor]]:
+        everyone = range(len(inputs.deltas))
+        return ([scores(deltas, index, balance)] for deltas in inputs.delta_chunks(everyone, sample=sample))
 
-    return kth_largest(read, [kept], elements=inputs.elements, sample=read(sample=True))[0].value
+    return kth_largest(read, [(0, kept)], elements=inputs.elements, sample=read(sample=True))[0].value
 
 
 def _merge(inputs: MergeInputs, chunk: Chunk, balance: Balance) -> torch.Tensor:

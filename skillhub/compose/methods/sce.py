@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +85,9 @@ def shares(squares: Sequence[float]) -> tuple[float, ...]:
 def _measure(inputs: MergeInputs) -> Selection:
     least = _least_variance(inputs)
     squares = [0.0] * len(inputs.deltas)
-    for chunk in inputs.chunks():
-        for index, delta in enumerate(selected(chunk.deltas, least)):
-            squares[index] += total_square([delta])
+    for deltas in inputs.delta_chunks(range(len(inputs.deltas))):
+        for index, delta in enumerate(selected(deltas, least)):
+            squares[index] += total_square(delta)
     return Selection(least, shares(squares))
 
 
@@ -95,19 +95,20 @@ def _least_variance(inputs: MergeInputs) -> float:
     share = inputs.options["select_topk"]
     if share >= 1 or len(inputs.deltas) == 1:
         return 0.0
-    differing = sum(int(chunk.count_nonzero()) for chunk in _variances(inputs.chunks()))
+    differing = sum(int(values.count_nonzero()) for (values,) in _variances(inputs))
     if differing == 0 or share <= 0:
         return 0.0 if differing == 0 else math.inf
     return kth_largest(
-        lambda: _variances(inputs.chunks()),
-        [max(1, int(share * differing))],
+        lambda: _variances(inputs),
+        [(0, max(1, int(share * differing)))],
         elements=inputs.elements,
-        sample=_variances(inputs.chunks(sample=True)),
+        sample=_variances(inputs, sample=True),
     )[0].value
 
 
-def _variances(chunks: Iterable[Chunk]) -> Iterator[torch.Tensor]:
-    return (variance(chunk.deltas) for chunk in chunks)
+def _variances(inputs: MergeInputs, *, sample: bool = False) -> Iterator[list[torch.Tensor]]:
+    everyone = range(len(inputs.deltas))
+    return ([variance(deltas)] for deltas in inputs.delta_chunks(everyone, sample=sample))
 
 
 def _merge(inputs: MergeInputs, chunk: Chunk, selection: Selection) -> torch.Tensor:

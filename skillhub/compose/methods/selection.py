@@ -1,4 +1,4 @@
-"""The k-th largest of the magnitudes of a tensor that is read in chunks, exactly, by counting.
+"""The k-th largest of the magnitudes of tensors that are read in chunks, exactly, by counting.
 
 Bits of non-negative floats are ordered as the floats are. Values are therefore counted in bins of one float each, in a *window* of
 floats around where the k-th largest is expected; those below and above the window are counted together. Where a sample of the tensor says what
@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
-Chunks = Callable[[], Iterator[torch.Tensor]]
-"""Gives a tensor's chunks from its start; called once a pass."""
+Chunks = Callable[[], Iterator[Sequence[torch.Tensor]]]
+"""Gives the chunks of one or several tensors, side by side, from their start; called once a pass."""
+
+Rank: TypeAlias = tuple[int, int]
+"""Which of the tensors, and which of its values: 1 is the largest."""
 
 _LOW_BITS = 16
-_WINDOW = 1 << 19
-"""Floats of an expected window: a sixteenth of an octave, 2 to 4 % to either side."""
+_WINDOW = 1 << 18
+"""Floats of an expected window: a thirty-second of an octave, 1 to 2 % to either side."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,21 @@ class Placed:
 
 
 def kth_largest(
-    chunks: Chunks, ranks: Sequence[int], *, elements: int = 0, sample: Iterable[torch.Tensor] = ()
+    chunks: Chunks, ranks: Sequence[Rank], *, elements: int = 0, sample: Iterable[Sequence[torch.Tensor]] = ()
 ) -> list[Placed]:
-    """Return the values of some ranks (1 is the largest) among non-negative values; 0 where there are not so many.
+    """Return the values of some ranks among the non-negative values of tensors; 0 where there are not so many.
 
     Args:
-        chunks: gives the values' chunks, fp32, none negative; called at most three times.
-        ranks: from 1 on.
-        elements: how many values there are; needed with a sample only.
-        sample: some of the values, from all over the tensor. It decides how fast this is, never the result.
+        chunks: gives the tensors' chunks, fp32, nothing negative; called at most three times.
+        ranks: which values of which tensors.
+        elements: how many values a tensor has; needed with a sample only.
+        sample: some chunks of the tensors, from all over them. It decides how fast this is, never the result.
     """
     found: list[Placed | None] = [None] * len(ranks)
-    some = [chunk.flatten() for chunk in sample]
+    some = [torch.cat(list(map(torch.flatten, parts))) for parts in zip(*sample, strict=True)]
     if some:
-        expected = _bits(torch.cat(some)).sort(descending=True).values
-        places = [min(len(expected) - 1, rank * len(expected) // elements) for rank in ranks]
-        lowest = [max(0, int(expected[place]) - _WINDOW // 2) for place in places]
-        found = _search(chunks, ranks, lowest, _WINDOW)
+        expected = [_bits(values).sort(descending=True).values for values in some]
+        found = _search(chunks, ranks, [_lowest(expected[tensor], rank, elements) for tensor, rank in ranks], _WINDOW)
     missing = [rank for rank, placed in zip(ranks, found, strict=True) if placed is None]
     if missing:
         lowest = _high_halves(chunks, missing)
@@ -66,23 +68,29 @@ def _bits(chunk: torch.Tensor) -> torch.Tensor:
     return chunk.contiguous().view(torch.int32).flatten()
 
 
-def _search(chunks: Chunks, ranks: Sequence[int], lowest: Sequence[int], width: int) -> list[Placed | None]:
+def _lowest(expected: torch.Tensor, rank: int, elements: int) -> int:
+    """Return where a window for a rank begins, in a tensor of so many elements of which a sample was sorted."""
+    place = min(len(expected) - 1, rank * len(expected) // elements)
+    return max(0, int(expected[place]) - _WINDOW // 2)
+
+
+def _search(chunks: Chunks, ranks: Sequence[Rank], lowest: Sequence[int], width: int) -> list[Placed | None]:
     """Return the value of each rank where its bits are among the ``width`` from ``lowest`` on; None where not."""
     counts: list[torch.Tensor] = []
     ones = bins = torch.empty(0, dtype=torch.int32)
-    for chunk in chunks():
-        bits = _bits(chunk)
-        if len(bits) == 0:
+    for parts in chunks():
+        if parts[0].numel() == 0:
             continue
-        if len(ones) != len(bits):
-            ones, bins = torch.ones_like(bits, dtype=torch.int64), torch.empty_like(bits)
-        counts = counts or [torch.zeros(width + 2, dtype=torch.int64, device=bits.device) for _ in ranks]
-        for count, low in zip(counts, lowest, strict=True):
-            torch.sub(bits, low - 1, out=bins).clamp_(0, width + 1)
+        if len(ones) != parts[0].numel():
+            ones = torch.ones(parts[0].numel(), dtype=torch.int32, device=parts[0].device)
+            bins = torch.empty_like(ones)
+        counts = counts or [torch.zeros(width + 2, dtype=torch.int32, device=ones.device) for _ in ranks]
+        for count, (tensor, _), low in zip(counts, ranks, lowest, strict=True):
+            torch.sub(_bits(parts[tensor]), low - 1, out=bins).clamp_(0, width + 1)
             count.index_add_(0, bins, ones)
     if not counts:
         return [None] * len(ranks)
-    return [_placed(*one) for one in zip(counts, ranks, lowest, strict=True)]
+    return [_placed(count, rank, low) for count, (_, rank), low in zip(counts, ranks, lowest, strict=True)]
 
 
 def _placed(counts: torch.Tensor, rank: int, lowest: int) -> Placed | None:
@@ -93,14 +101,14 @@ def _placed(counts: torch.Tensor, rank: int, lowest: int) -> Placed | None:
     return Placed(float(value), int(counts[place + 1 :].sum()), int(counts[place]))
 
 
-def _high_halves(chunks: Chunks, ranks: Sequence[int]) -> list[int]:
+def _high_halves(chunks: Chunks, ranks: Sequence[Rank]) -> list[int]:
     """Return, for each rank, the least bits whose high half is that of its value; 0 where there is no such value."""
-    counts: torch.Tensor | int = 0
-    for chunk in chunks():
-        counts = counts + torch.bincount(_bits(chunk) >> _LOW_BITS, minlength=1 << (31 - _LOW_BITS))
-    if isinstance(counts, int):
-        return [0] * len(ranks)
-    return [max(0, _ranked(counts, rank)) << _LOW_BITS for rank in ranks]
+    counts: dict[int, torch.Tensor] = {}
+    for parts in chunks():
+        for tensor in {tensor for tensor, _ in ranks}:
+            some = torch.bincount(_bits(parts[tensor]) >> _LOW_BITS, minlength=1 << (31 - _LOW_BITS))
+            counts[tensor] = counts[tensor].add_(some) if tensor in counts else some
+    return [max(0, _ranked(counts[tensor], rank)) << _LOW_BITS if counts else 0 for tensor, rank in ranks]
 
 
 def _ranked(counts: torch.Tensor, rank: int) -> int:

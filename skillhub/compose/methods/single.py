@@ -80,7 +80,7 @@ def _measure_importance(inputs: MergeInputs) -> float:
     if inputs.elements == 0:
         return 0.0
     # mergekit takes these from a random million of the elements, drawn anew in each run; here they are exact.
-    ranks = [inputs.elements - int(share * (inputs.elements - 1)) for share in _QUARTILES]
+    ranks = [(0, inputs.elements - int(share * (inputs.elements - 1))) for share in _QUARTILES]
     found = kth_largest(
         lambda: _importances(inputs.chunks()),
         ranks,
@@ -90,8 +90,8 @@ def _measure_importance(inputs: MergeInputs) -> float:
     return fusion_threshold([placed.value for placed in found])
 
 
-def _importances(chunks: Iterable[Chunk]) -> Iterator[torch.Tensor]:
-    return (importance(_base(chunk), chunk.deltas[0]) for chunk in chunks)
+def _importances(chunks: Iterable[Chunk]) -> Iterator[list[torch.Tensor]]:
+    return ([importance(_base(chunk), chunk.deltas[0])] for chunk in chunks)
 
 
 def _base(chunk: Chunk) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -29,14 +29,14 @@ def folded_sum(values: torch.Tensor, dim: int = 0) -> torch.Tensor:
     return values.select(dim, 0)
 
 
-def total_magnitude(chunks: Iterable[torch.Tensor]) -> float:
-    """Return the sum of the magnitudes of a tensor that is read in chunks."""
-    return sum(float(folded_sum(chunk.abs().double().flatten())) for chunk in chunks)
+def total_magnitude(tensor: torch.Tensor) -> float:
+    """Return the sum of the magnitudes of a tensor."""
+    return float(folded_sum(tensor.abs().double().flatten()))
 
 
-def total_square(chunks: Iterable[torch.Tensor]) -> float:
-    """Return the sum of the squares of a tensor that is read in chunks."""
-    return sum(float(folded_sum(chunk.double().square_().flatten())) for chunk in chunks)
+def total_square(tensor: torch.Tensor) -> float:
+    """Return the sum of the squares of a tensor."""
+    return float(folded_sum(tensor.double().square_().flatten()))
 
 
 def inner_products(tensors: Sequence[torch.Tensor], dim: int | None = None) -> list[list[torch.Tensor]]:

@@ -44,11 +44,11 @@ def ties(
     return consensus(kept, weights, normalize=normalize, mean=mean)
 
 
-def _measure(inputs: MergeInputs, index: int) -> Cut:
-    kept = kept_elements(inputs.elements, inputs.densities[index])
-    if not 0 < kept < inputs.elements:
-        return Cut(math.inf if kept == 0 else 0.0)
-    return cuts_at(inputs, index, [kept])[0]
+def _measure(inputs: MergeInputs) -> list[Cut]:
+    kept = [kept_elements(inputs.elements, density) for density in inputs.densities]
+    ranks = [(index, count) for index, count in enumerate(kept) if 0 < count < inputs.elements]
+    cuts = dict(zip(ranks, cuts_at(inputs, ranks), strict=True))
+    return [cuts.get(rank, Cut(0.0 if rank[1] else math.inf)) for rank in enumerate(kept)]
 
 
 def _thin(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int, cut: Any) -> torch.Tensor:

@@ -7,15 +7,14 @@ keeping the first of them would favour the first rows. So a random part of them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from skillhub.compose.methods.interface import MergeInputs
 from skillhub.compose.methods.masks import uniforms
-from skillhub.compose.methods.selection import Placed, kth_largest
+from skillhub.compose.methods.selection import Placed, Rank, kth_largest
 
 TILE = 65537
 """Elements after which the random choice among equals repeats; a prime, so that rows do not begin alike."""
@@ -50,21 +49,21 @@ def trim(delta: torch.Tensor, cut: Cut, first: int = 0) -> torch.Tensor:
     below = torch.nextafter(torch.tensor(cut.magnitude, dtype=torch.float32), torch.tensor(0.0))
     # Hardshrink keeps what is over a limit, and is several times faster than a mask of booleans.
     kept = torch.nn.functional.hardshrink(delta.contiguous(), float(below))
-    if cut.equals is None:
-        return kept
-    above = torch.nn.functional.hardshrink(delta.contiguous(), cut.magnitude)
-    return above.add_(_tiled(kept.sub_(above), cut.equals, first))
+    if cut.equals is not None:
+        above = torch.nn.functional.hardshrink(delta.contiguous(), cut.magnitude)
+        _choose(kept.view(-1), above.view(-1), cut.equals, first)
+    return kept
 
 
-def _tiled(values: torch.Tensor, tile: torch.Tensor, first: int) -> torch.Tensor:
-    """Multiply values, in place, by a tile that is laid over the whole tensor again and again."""
-    flat, start = values.view(-1), 0
-    while start < len(flat):
+def _choose(ones: torch.Tensor, zeros: torch.Tensor, tile: torch.Tensor, first: int) -> None:
+    """Replace ``ones`` by ``zeros`` where a tile of 0 and 1, laid over the whole tensor again and again, is 0."""
+    start = 0
+    while start < len(ones):
         place = (first + start) % len(tile)
-        end = min(len(flat), start + len(tile) - place)
-        flat[start:end].mul_(tile[place : place + end - start])
+        end = min(len(ones), start + len(tile) - place)
+        piece = ones[start:end]
+        torch.lerp(zeros[start:end], piece, tile[place : place + end - start], out=piece)
         start = end
-    return values
 
 
 def kept_elements(elements: int, density: float) -> int:
@@ -88,16 +87,22 @@ def cut_at(placed: Placed, rank: int, key: int) -> Cut:
     return Cut(placed.value, (uniforms(0, TILE, key) < share).to(torch.float32))
 
 
-def cuts_at(inputs: MergeInputs, index: int, ranks: Sequence[int]) -> list[Cut]:
-    """Return the cuts of one delta that keep so many elements."""
-    read = partial(inputs.delta_chunks, index)
-    found = kth_largest(
-        lambda: (chunk.abs() for chunk in read()),
-        ranks,
-        elements=inputs.elements,
-        sample=(chunk.abs() for chunk in read(sample=True)),
-    )
-    return [cut_at(placed, rank, inputs.key(index)) for placed, rank in zip(found, ranks, strict=True)]
+def cuts_at(inputs: MergeInputs, ranks: Sequence[Rank]) -> list[Cut]:
+    """Return the cuts of deltas that keep so many elements.
+
+    Args:
+        inputs: the tensor.
+        ranks: which delta, and how many of its elements stay. All are measured in one reading, so that a base that deltas are
+            taken from is read once.
+    """
+    indices = sorted({index for index, _ in ranks})
+
+    def magnitudes(*, sample: bool = False) -> Iterator[list[torch.Tensor]]:
+        return ([delta.abs() for delta in deltas] for deltas in inputs.delta_chunks(indices, sample=sample))
+
+    places = [(indices.index(index), rank) for index, rank in ranks]
+    found = kth_largest(magnitudes, places, elements=inputs.elements, sample=magnitudes(sample=True)) if ranks else []
+    return [cut_at(placed, rank, inputs.key(index)) for placed, (index, rank) in zip(found, ranks, strict=True)]
 
 
 def cut_to_density(delta: torch.Tensor, density: float, key: int = 0) -> Cut:
@@ -111,5 +116,5 @@ def cut_to_density(delta: torch.Tensor, density: float, key: int = 0) -> Cut:
     kept = kept_elements(delta.numel(), density)
     if not 0 < kept < delta.numel():
         return Cut(float("inf") if kept == 0 else 0.0)
-    placed = kth_largest(lambda: iter([delta.abs()]), [kept], elements=delta.numel())[0]
+    placed = kth_largest(lambda: iter([[delta.abs()]]), [(0, kept)], elements=delta.numel())[0]
     return cut_at(placed, kept, key)
