@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +155,10 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match="no merge method 'magic'") as caught:
         find_method("magic")
     assert "linear, ties" in caught.value.hint
+
+
+def test_the_page_on_merging_has_every_method_and_option():
+    page = (Path(__file__).parents[1] / "docs" / "merging.md").read_text()
+    for method in METHODS.values():
+        assert f"`{method.name}`" in page
+        assert all(f"`{option}`" in page for option in method.options)

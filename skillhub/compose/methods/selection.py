@@ -41,25 +41,26 @@ class Placed:
 
 
 def kth_largest(
-    chunks: Chunks, ranks: Sequence[Rank], *, elements: int = 0, sample: Iterable[Sequence[torch.Tensor]] = ()
+    chunks: Chunks, ranks: Sequence[Rank], *, elements: int, sample: Iterable[Sequence[torch.Tensor]] = ()
 ) -> list[Placed]:
     """Return the values of some ranks among the non-negative values of tensors; 0 where there are not so many.
 
     Args:
         chunks: gives the tensors' chunks, fp32, nothing negative; called at most three times.
         ranks: which values of which tensors.
-        elements: how many values a tensor has; needed with a sample only.
+        elements: how many values a tensor has.
         sample: some chunks of the tensors, from all over them. It decides how fast this is, never the result.
     """
     found: list[Placed | None] = [None] * len(ranks)
     some = [torch.cat(list(map(torch.flatten, parts))) for parts in zip(*sample, strict=True)]
     if some:
         expected = [_bits(values).sort(descending=True).values for values in some]
-        found = _search(chunks, ranks, [_lowest(expected[tensor], rank, elements) for tensor, rank in ranks], _WINDOW)
+        lowest = [_lowest(expected[tensor], rank, elements) for tensor, rank in ranks]
+        found = _search(chunks, ranks, lowest, _WINDOW, elements)
     missing = [rank for rank, placed in zip(ranks, found, strict=True) if placed is None]
     if missing:
         lowest = _high_halves(chunks, missing)
-        again = iter(_search(chunks, missing, lowest, 1 << _LOW_BITS))
+        again = iter(_search(chunks, missing, lowest, 1 << _LOW_BITS, elements))
         found = [next(again) if placed is None else placed for placed in found]
     return [placed or Placed(0.0, elements, 0) for placed in found]
 
@@ -74,17 +75,20 @@ def _lowest(expected: torch.Tensor, rank: int, elements: int) -> int:
     return max(0, int(expected[place]) - _WINDOW // 2)
 
 
-def _search(chunks: Chunks, ranks: Sequence[Rank], lowest: Sequence[int], width: int) -> list[Placed | None]:
+def _search(
+    chunks: Chunks, ranks: Sequence[Rank], lowest: Sequence[int], width: int, elements: int
+) -> list[Placed | None]:
     """Return the value of each rank where its bits are among the ``width`` from ``lowest`` on; None where not."""
     counts: list[torch.Tensor] = []
+    counter = torch.int32 if elements < 1 << 31 else torch.int64
     ones = bins = torch.empty(0, dtype=torch.int32)
     for parts in chunks():
         if parts[0].numel() == 0:
             continue
         if len(ones) != parts[0].numel():
-            ones = torch.ones(parts[0].numel(), dtype=torch.int32, device=parts[0].device)
-            bins = torch.empty_like(ones)
-        counts = counts or [torch.zeros(width + 2, dtype=torch.int32, device=ones.device) for _ in ranks]
+            ones = torch.ones(parts[0].numel(), dtype=counter, device=parts[0].device)
+            bins = torch.empty_like(ones, dtype=torch.int32)
+        counts = counts or [torch.zeros(width + 2, dtype=counter, device=ones.device) for _ in ranks]
         for count, (tensor, _), low in zip(counts, ranks, lowest, strict=True):
             torch.sub(_bits(parts[tensor]), low - 1, out=bins).clamp_(0, width + 1)
             count.index_add_(0, bins, ones)
