@@ -16,9 +16,8 @@ from skillhub.authorfile import AuthorFile
 from skillhub.bases import find_base
 from skillhub.checkpoints import Checkpoint, dtype_tag, open_checkpoint
 from skillhub.compose.alterations import is_altered, take_marks
-from skillhub.compose.grafts import grafted_layout, open_grafts
 from skillhub.compose.graftstates import Grafts, grafts_of, set_state
-from skillhub.compose.layouts import plain_model
+from skillhub.compose.layouts import grafted_layout, open_grafts, plain_model
 from skillhub.compose.merging import Contribution, changed_names, contributing, merge_tensor
 from skillhub.compose.sidepaths import HiddenSlot, SideSlot
 from skillhub.errors import UsageError, WrongBaseError

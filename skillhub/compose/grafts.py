@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints, open_contributions
+from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints
 from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, grafts_of, state_of
-from skillhub.compose.layouts import graft_layout, graft_modules, graft_repeats, plain_model
-from skillhub.compose.merging import Contribution
+from skillhub.compose.layouts import graft_layout, graft_repeats, grafted_layout, open_grafts, plain_model
 from skillhub.compose.quantizedlayouts import check_hidden
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
 from skillhub.compose.schedules import Amount, read_amount
@@ -27,7 +25,6 @@ from skillhub.compose.selection import grafted_digest
 from skillhub.compose.trainable import train_beside, trainable_names, trained_names
 from skillhub.compose.verification import fingerprint_of, verify_base
 from skillhub.errors import UsageError
-from skillhub.interop.adapterdeltas import Target
 from skillhub.layout import Layout
 from skillhub.progress import Notice, Progress
 
@@ -118,19 +115,16 @@ def graft(
     )
     if trainable:
         _check_trainable(added, state)
-    recipe = check_recipe(state.recipe.extended(added)) if state else added
-    fingerprint = verify_base(
-        base, layout, recipe, common_fingerprints(recipe), originals=originals, verify=verify, trust_base=trust_base
-    )
-    wanted = replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
+    wanted = _verified(base, layout, added, verify=verify, trust_base=trust_base)
     contributions = open_grafts(base, layout, wanted)
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
     check_dtypes(contributions, layout)
-    check_hidden(recipe, contributions, layout)
+    check_hidden(wanted.recipe, contributions, layout)
     if trainable:
-        names = trainable_names(base, layout, contributions[0])
-        layout = train_beside(base, layout, names)
-        wanted = replace(wanted, trained=names, frozen=tuple(trained_names(base)))
+        wanted = replace(
+            wanted, trained=trainable_names(base, layout, contributions[0]), frozen=tuple(trained_names(base))
+        )
+        layout = train_beside(base, layout, wanted.trained)
     if added.adapters:
         tell_declared_bases(added, repository_of(base), notice)
     apply(base, layout, wanted, contributions, progress)
@@ -267,6 +261,22 @@ def grafted_packs(model: nn.Module) -> tuple[GraftedPack, ...]:
     return state.packs if state else ()
 
 
+def _verified(model: nn.Module, layout: Layout, added: Recipe, *, verify: str, trust_base: bool) -> Grafts:
+    """Return what a model carries with more packs, after it was looked at whether it is their base."""
+    state = state_of(model)
+    recipe = check_recipe(state.recipe.extended(added)) if state else added
+    fingerprint = verify_base(
+        model,
+        layout,
+        recipe,
+        common_fingerprints(recipe),
+        originals=state.originals if state else {},
+        verify=verify,
+        trust_base=trust_base,
+    )
+    return replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
+
+
 def _changeable(model: nn.Module) -> Grafts:
     """Return what a grafted model carries, if its packs can be weighed and switched."""
     state = grafts_of(plain_model(model))
@@ -303,40 +313,6 @@ def _change(model: nn.Module, wanted: Grafts, progress: Progress | None, *, forc
     layout = grafted_layout(base)
     apply(base, layout, wanted, open_grafts(base, layout, wanted), progress, force=force)
     return model
-
-
-def grafted_layout(model: nn.Module) -> Layout:
-    """Return the layout of a model, with the tensors of a pack that is trained beside their layers.
-
-    Raises:
-        UsageError: as :func:`skillhub.compose.layouts.graft_layout`.
-    """
-    layout, state = graft_layout(model), state_of(model)
-    return train_beside(model, layout, state.trained) if state and state.trained else layout
-
-
-def open_grafts(model: nn.Module, layout: Layout, wanted: Grafts) -> list[Contribution]:
-    """Open the deltas of the packs that are to count on a model.
-
-    Raises:
-        SkillhubError: as :func:`skillhub.compose.compatibility.open_contributions`.
-    """
-    state = state_of(model)
-    originals = state.originals if state else {}
-    return open_contributions(
-        wanted.active, wanted.fingerprint, layout.names, lambda: _target(model, layout, originals, wanted.repeats)
-    )
-
-
-def _target(
-    model: nn.Module, layout: Layout, originals: Mapping[str, torch.Tensor], repeats: Mapping[str, str]
-) -> Target:
-    """Return what adapters are applied to: the model, with the tensors that it had before any pack."""
-
-    def base(name: str) -> torch.Tensor:
-        return originals[name] if name in originals else layout.slots[name].read()
-
-    return Target(graft_modules(model, layout), base, repeats)
 
 
 def _check_mode(mode: str) -> None:

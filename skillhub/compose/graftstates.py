@@ -178,18 +178,15 @@ def apply(
     before = state.keys if state and not force else {}
     stale = sorted(name for name in sources.keys() | originals.keys() if keys.get(name, ()) != before.get(name))
 
-    kept = {name: original for name, original in originals.items() if name in sources and name not in stale}
     with _Undo(model, layout, state, wanted.frozen) as undo:
         require_gradients(model, wanted.frozen, not wanted.trained or not wanted.recipe.packs)
+        kept = {name: original for name, original in originals.items() if name in sources and name not in stale}
         for done, name in enumerate(stale, start=1):
-            slot = layout.slots[name]
-            present = _held(slot)
-            base = originals[name] if name in originals else slot.read() if isinstance(slot, SideSlot) else present
+            base = _write(
+                layout.slots[name], originals.get(name), wanted.active, contributions, sources.get(name), undo
+            )
             if name in sources:
                 kept[name] = base
-            value = _composed(wanted.active, contributions, sources.get(name), base, slot)
-            undo.remember(slot, present)
-            _put(slot, value)
             if progress:
                 progress("tensors", done, len(stale))
         guard_saving(model, layout)
@@ -197,27 +194,29 @@ def apply(
         set_state(model, finished if wanted.recipe.packs else None)
 
 
-def _held(slot: Slot) -> Any:
-    """Return what a slot holds, to put it back: a copy of its tensor on the CPU, or what runs beside its layer."""
-    return slot.held() if isinstance(slot, SideSlot) else slot.read().to("cpu", copy=True)
-
-
-def _put(slot: Slot, value: Any) -> None:
+def _write(
+    slot: Slot,
+    original: torch.Tensor | None,
+    recipe: Recipe,
+    contributions: Sequence[Contribution],
+    source: str | None,
+    undo: _Undo,
+) -> torch.Tensor:
+    """Write one tensor, and return what it was before any pack; without a ``source`` no pack changes it."""
     if isinstance(slot, SideSlot):
-        slot.put(value)
-    else:
-        slot.write(value)
-
-
-def _composed(
-    recipe: Recipe, contributions: Sequence[Contribution], source: str | None, base: torch.Tensor, slot: Slot
-) -> Any:
-    """Return what a slot is to hold; without a ``source`` no pack changes it."""
-    if source is None:
-        return {} if isinstance(slot, SideSlot) else base.to(slot.dtype)
-    if isinstance(slot, SideSlot):
-        return slot.compose(recipe, contributions, source)
-    return merge_tensor(recipe, contributions, source, base, slot.dtype)
+        held = slot.held()
+        beside = {} if source is None else slot.compose(recipe, contributions, source)
+        undo.remember(slot, held)
+        slot.put(beside)
+        return slot.read()
+    present = slot.read().to("cpu", copy=True)
+    base = present if original is None else original
+    value = base.to(slot.dtype)
+    if source is not None:
+        value = merge_tensor(recipe, contributions, source, base, slot.dtype)
+    undo.remember(slot, present)
+    slot.write(value)
+    return base
 
 
 class _Undo:
@@ -247,7 +246,7 @@ class _Undo:
     def _restore(self) -> None:
         while self._written:
             slot, present = self._written[-1]
-            _put(slot, present)
+            slot.put(present) if isinstance(slot, SideSlot) else slot.write(present)
             self._written.pop()
         state = self._state
         require_gradients(self._model, self._frozen, state is None)
