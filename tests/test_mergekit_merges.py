@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from transformers import AutoTokenizer
 from skillhub.compose.mergefiles import fuse_file
 from skillhub.errors import SkillhubError, UsageError, WrongBaseError
 from skillhub.packs import write_manifest
+from tests.support.commands import Shell
 from tests.support.merge_models import LAYERS, LETTERS, SPECIAL, write_models
 from tests.support.peft_adapters import make_adapter, merged_model
-from tests.support.tiny_models import build_pack, load_model, save_model, tune
+from tests.support.tiny_models import KINDS, build_pack, load_model, save_model, tune
 
 GOLDEN = Path(__file__).parent / "golden" / "mergekit"
 TOLERANCE = 1e-6
@@ -56,7 +59,7 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yml")), ids=lambda path: path.stem)
-def test_a_file_gives_what_mergekit_gives(path: Path, here: Path, tmp_path: Path) -> None:
+def test_a_file_gives_what_mergekit_gives_and_it_loads(path: Path, here: Path, tmp_path: Path) -> None:
     out = fuse_file(path, tmp_path / "out")
     with safe_open(path.with_suffix(".safetensors"), "pt") as golden:
         facts = json.loads(golden.metadata()["facts"])
@@ -76,11 +79,10 @@ def test_a_file_gives_what_mergekit_gives(path: Path, here: Path, tmp_path: Path
             assert_close(tensor, theirs[name], name)
     config = json.loads((out / "config.json").read_text())
     assert {key: config[key] for key in facts if key != "tokens"} == {k: v for k, v in facts.items() if k != "tokens"}
+    assert_loads(out)
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yml")), ids=lambda path: path.stem)
-def test_what_a_file_gives_is_a_model_that_loads(path: Path, here: Path, tmp_path: Path) -> None:
-    out = fuse_file(path, tmp_path / "out")
+def assert_loads(out: Path) -> None:
     model = load_model(out)
     state = model.state_dict()
     for name, tensor in tensors_of(out).items():
@@ -374,3 +376,100 @@ def test_a_full_folder_is_not_written_to(here: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UsageError, match="not an empty folder"):
         run(tmp_path, ONE)
+
+
+# --- architectures --------------------------------------------------------------------------------------------------------------------
+
+ARCHITECTURES = ["llama", "tied", "gpt2", "bert", "mixtral", *KINDS]
+STACKED = [kind for kind in ARCHITECTURES if kind not in ("t5", "t5_untied", "gemma_images")]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Kind → folder with a base and two fine-tunes, ``one`` and ``two``."""
+    root = tmp_path_factory.mktemp("architectures")
+
+    @functools.cache
+    def make(kind: str) -> Path:
+        base = save_model(kind, root / kind / "base", dtype=torch.float32)
+        for number, name in enumerate(("one", "two"), start=1):
+            tune(base, root / kind / name, seed=number, size=0.02)
+        return root / kind
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_whole_models_of_every_architecture_are_merged(kind: str, tuned: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tuned(kind)
+    out = run(
+        tmp_path,
+        f"merge_method: linear\nmodels:\n  - {{model: {folder / 'one'}, parameters: {{weight: 0.25}}}}\n"
+        f"  - {{model: {folder / 'two'}, parameters: {{weight: 0.75}}}}\n",
+    )
+    one, two, merged = (dict(load_model(path).named_parameters()) for path in (folder / "one", folder / "two", out))
+    for name, tensor in merged.items():
+        assert torch.allclose(tensor, 0.25 * one[name] + 0.75 * two[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", STACKED)
+def test_layers_of_every_architecture_with_one_stack_are_repeated(
+    kind: str, tuned: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tuned(kind)
+    out = run(
+        tmp_path,
+        f"merge_method: passthrough\nslices:\n  - sources: [{{model: {folder / 'one'}, layer_range: [0, 2]}}]\n"
+        f"  - sources: [{{model: {folder / 'two'}, layer_range: [1, 2]}}]\n",
+    )
+    before, merged = load_model(folder / "two").state_dict(), load_model(out).state_dict()
+    last = {name: tensor for name, tensor in merged.items() if re.search(r"\.2\.", name) and "experts.2." not in name}
+    assert last
+    for name, tensor in last.items():
+        assert torch.equal(tensor, before[re.sub(r"\.2\.", ".1.", name, count=1)]), name
+
+
+def test_the_parts_of_an_encoder_and_decoder_have_weights_of_their_own(
+    tuned: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tuned("t5")
+    models = f"[{{model: {folder / 'one'}}}, {{model: {folder / 'two'}, parameters: {{weight: WEIGHT}}}}]"
+    parts = {"encoder": 1.0, "decoder": 3.0, "shared": 0.0}
+    text = "merge_method: linear\nmodules:\n" + "".join(
+        f"  {name}:\n    slices:\n      - sources:\n"
+        f"          - {{model: {folder / 'one'}, layer_range: [0, 2], parameters: {{weight: 1}}}}\n"
+        f"          - {{model: {folder / 'two'}, layer_range: [0, 2], parameters: {{weight: {weight}}}}}\n"
+        if name != "shared"
+        else f"  {name}: {{models: {models.replace('WEIGHT', str(weight))}, parameters: {{weight: 1}}}}\n"
+        for name, weight in parts.items()
+    )
+    out = run(tmp_path, text)
+    one, two, merged = (tensors_of(path) for path in (folder / "one", folder / "two", out))
+    for name, tensor in merged.items():
+        weight = parts.get(name.partition(".")[0], parts["shared"])
+        assert torch.allclose(tensor, (one[name] + weight * two[name]) / (1 + weight), atol=1e-6), name
+    with pytest.raises(UsageError) as caught:
+        (tmp_path / "less").mkdir()
+        run(tmp_path / "less", re.sub(r"  shared:.*\n", "", text))
+    assert "leave out" in caught.value.message
+
+
+# --- the command ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_plans_a_file_and_runs_it(models: Path, tmp_path: Path) -> None:
+    path, shell = tmp_path / "merge.yml", Shell(models)
+    path.write_text(STEPS)
+    documents = shell.json("fuse", path, "--plan")["documents"]
+    assert [(one["name"], one["tensors"]) for one in documents] == [("first", 39), (None, None)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["merge.yml"]
+    assert shell.json("fuse", path, "-o", tmp_path / "out", "--quiet")["checkpoints"] == [str(tmp_path / "out")]
+    load_model(tmp_path / "out")
+
+
+def test_the_command_refuses_options_that_the_file_decides(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yml"
+    path.write_text(ONE)
+    done = Shell(models).run("fuse", path, "-o", tmp_path / "out", "--method", "ties")
+    assert done.returncode == 2 and "--method does not go with a configuration file" in done.stderr
+    assert not (tmp_path / "out").exists()
