@@ -176,6 +176,7 @@ _EXTRA_OF = {
     "torch": "models",
     "transformers": "models",
     "accelerate": "models",
+    "matplotlib": "plots",
     "starlette": "registry",
     "uvicorn": "registry",
     "lz4": "registry",

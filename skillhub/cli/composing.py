@@ -1,4 +1,4 @@
-"""``skillhub run`` and ``skillhub fuse``: using packs with a model."""
+"""``skillhub run``: using packs with a model in memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,6 @@ import click
 
 from skillhub.cli import console, options
 from skillhub.errors import UsageError
-
-
-def split_weight(text: str) -> tuple[str, float]:
-    """Read ``PACK[@WEIGHT]``.
-
-    Raises:
-        UsageError: the weight is not a number.
-    """
-    name, at, weight = text.rpartition("@")
-    if not at:
-        return text, 1.0
-    try:
-        return name, float(weight)
-    except ValueError as error:
-        raise UsageError(f"{weight!r} in {text!r} is not a weight.", hint="Write a number, such as @0.5.") from error
 
 
 @click.command("run")
@@ -99,62 +84,7 @@ def _load(
     model, tokenizer = load_model(base, threads=threads)
     if packs:
         chosen = options.chosen_environment(environment)
-        names, weights = zip(*map(split_weight, packs), strict=True)
+        names, weights = zip(*map(options.split_weight, packs), strict=True)
         with console.progress("tensors") as progress:
             graft(model, list(names), weights=list(weights), environment=chosen, progress=progress, notice=console.say)
     return lambda prompt: respond(model, tokenizer, prompt, max_new_tokens=max_new_tokens)
-
-
-@click.command("fuse")
-@click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
-@click.option("--pack", "packs", multiple=True, required=True, metavar="PACK[@WEIGHT]", help="A pack; may be repeated.")
-@click.option("--output", "-o", "out", type=click.Path(path_type=Path), required=True, help="Folder of the checkpoint.")
-@click.option(
-    "--method",
-    type=click.Choice(["linear", "ties"]),
-    default="linear",
-    show_default=True,
-    help="How several packs are merged.",
-)
-@click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="Share of each delta that TIES keeps.")
-@options.environment_option
-@console.output_options
-def fuse_command(
-    base: str,
-    packs: tuple[str, ...],
-    out: Path,
-    method: str,
-    density: float | None,
-    environment: Path | None,
-    as_json: bool,
-) -> None:
-    """Write a checkpoint of the base model with packs fused into its weights.
-
-    Each --pack is an installed name or a folder (./math-pack), with a weight after '@' where it is not 1: acme/math-pack@0.5.
-    PEFT adapters will do as well, installed (peft:acme/lora) or as a folder. The checkpoint is written tensor by tensor, so the
-    model may be larger than memory.
-
-    \b
-    Example:
-      skillhub fuse --base ./SmolLM2-135M-Instruct --pack acme/math-pack --pack acme/code-pack@0.7 -o ./fused
-    """
-    from skillhub.compose.fusion import fuse
-
-    names, weights = zip(*map(split_weight, packs), strict=True)
-    densities = None if density is None else [density] * len(names)
-    with console.progress("tensors") as progress:
-        fuse(
-            base,
-            list(names),
-            out,
-            method=method,
-            weights=list(weights),
-            densities=densities,
-            environment=options.chosen_environment(environment),
-            progress=progress,
-            notice=console.say,
-        )
-    if as_json:
-        console.emit_json({"checkpoint": str(out), "packs": list(names), "weights": list(weights), "method": method})
-        return
-    click.echo(f"Wrote {out}: {base} with {', '.join(packs)}.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skillhub.cli import console, options
-from skillhub.cli.composing import split_weight
+from skillhub.cli.options import split_weight
 
 if TYPE_CHECKING:
     from skillhub.exporter import Export

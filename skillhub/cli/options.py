@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,25 @@ def read_by(parse: Callable[[str], Value]) -> Callable[[click.Context, click.Par
             raise click.BadParameter(str(error), context, parameter) from error
 
     return read
+
+
+_REPOSITORY_WEIGHT = re.compile(r"(?P<name>checkpoint:[^@]+(?:@(?![-+.\d]*$)[^@]+)?)(?:@(?P<weight>[^@]*))?")
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """Read ``PACK[@WEIGHT]``; the repository of a checkpoint may have its revision before the weight.
+
+    Raises:
+        UsageError: the weight is not a number.
+    """
+    found = _REPOSITORY_WEIGHT.fullmatch(text)
+    name, at, weight = (found["name"], found["weight"], found["weight"]) if found else text.rpartition("@")
+    if not at:
+        return (name if found else text), 1.0
+    try:
+        return name, float(weight)
+    except ValueError as error:
+        raise UsageError(f"{weight!r} in {text!r} is not a weight.", hint="Write a number, such as @0.5.") from error
 
 
 def environment_option(command: Command) -> Command:
