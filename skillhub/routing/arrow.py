@@ -20,7 +20,7 @@ from skillhub.errors import UsageError
 from skillhub.layout import Layout, layout_of
 from skillhub.manifest import TensorEntry
 from skillhub.routing.background import background_prompts
-from skillhub.routing.cardmaking import BATCH, card_layers, encode
+from skillhub.routing.cardmaking import BATCH, card_layers, encode, prefill_of
 from skillhub.routing.contents import ChatMarkers, chat_markers, chat_text, find_content
 from skillhub.routing.decisions import Decision, Prefill, early_states, find_layers
 
@@ -30,7 +30,7 @@ ITERATIONS = 8
 BACKGROUND_PASSES = 0.02
 
 Prototypes = Mapping[str, torch.Tensor]
-"""Name of a module → (inputs, prototypes) orthonormal fp32."""
+"""Name of a module → (inputs, prototypes) fp32: orthogonal, as long as their shares of the delta's singular values."""
 
 
 class Delta(Protocol):
@@ -122,7 +122,10 @@ def find_prototypes(delta: Delta, model: nn.Module, layout: Layout, layers: Sequ
             continue
         module, _, role = slot.parameter_name.rpartition(".")
         if role == "weight" and len(slot.parameter_names) == 1 and id(model.get_submodule(module)) in inner:
-            found[module] = top_right_vectors(delta.decode(name), PROTOTYPES)
+            matrix = delta.decode(name)
+            vectors = top_right_vectors(matrix, PROTOTYPES)
+            values = (matrix @ vectors).norm(dim=0)
+            found[module] = vectors * (values / values.norm().clamp(min=1e-30))
     return found
 
 
@@ -174,13 +177,5 @@ def _background_batches(model: nn.Module, tokenizer: Any) -> list[Prefill]:
     """Return the background, each prompt as users of the model would most likely give it."""
     is_chat = chat_markers(tokenizer) is not None
     texts = [chat_text(tokenizer, text) if is_chat else text for text in background_prompts()]
-    rows = sorted((encode(tokenizer, text, is_chat=is_chat) or [0] for text in texts), key=len)
-    device = next(model.parameters()).device
-    batches = []
-    for begin in range(0, len(rows), BATCH):
-        group = rows[begin : begin + BATCH]
-        width = max(map(len, group))
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in group], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in group], device=device)
-        batches.append(Prefill(model, ids, mask))
-    return batches
+    rows = sorted((encode(tokenizer, text, is_chat=is_chat) for text in texts), key=len)
+    return [prefill_of(model, rows[begin : begin + BATCH]) for begin in range(0, len(rows), BATCH)]

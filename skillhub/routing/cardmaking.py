@@ -125,6 +125,15 @@ def encode(tokenizer: Any, text: str, *, is_chat: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=not is_chat).input_ids)[:MAX_TOKENS]
 
 
+def prefill_of(model: nn.Module, encoded: Sequence[Sequence[int]]) -> Prefill:
+    """Return token sequences as one batch, padded on the right; an empty one becomes the token 0."""
+    rows = [list(row) or [0] for row in encoded]
+    width, device = max(map(len, rows)), next(model.parameters()).device
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return Prefill(model, ids, mask)
+
+
 def pool_prompts(
     model: nn.Module,
     encoded: Sequence[Sequence[int]],
@@ -145,14 +154,9 @@ def _run(
     total: int,
 ) -> torch.Tensor:
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
-    device = next(model.parameters()).device
     parts = []
     for begin in range(0, len(order), BATCH):
-        rows = [encoded[place] or [0] for place in order[begin : begin + BATCH]]
-        width = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        prefill = Prefill(model, ids.to(device), mask.to(device))
+        prefill = prefill_of(model, [encoded[place] for place in order[begin : begin + BATCH]])
         parts.append(pooled_states(prefill, layers, markers))
         if progress:
             progress("prompts", done + min(begin + BATCH, len(order)), total)

@@ -41,6 +41,10 @@ class CardRouter:
             pooled = dict(zip(layers, pooled_states(prefill, layers, markers), strict=True))
             for name in names:
                 scores[:, list(self.cards).index(name)] = self.cards[name].scores(pooled)
+        return self.decide(scores)
+
+    def decide(self, scores: torch.Tensor) -> Decision:
+        """Return the choices that (rows, packs) scores lead to."""
         excess = scores - self.thresholds - self.margin
         best = excess.argmax(1).tolist()
         choices = tuple(place if excess[row, place] > 0 else None for row, place in enumerate(best))

@@ -180,7 +180,7 @@ def parse_card(path: Path) -> RoutingCard:
 
 def _layer(values: dict[str, torch.Tensor], number: str) -> CardLayer:
     center = _take(values, f"{number}.center", torch.float32, 1)
-    basis = _take(values, f"{number}.basis", torch.int8, 2)
+    basis = _take(values, f"{number}.basis", torch.float16, 2)
     gains = _take(values, f"{number}.gains", torch.float32, 1)
     direction = _take(values, f"{number}.direction", torch.float32, 1)
     hidden = len(center)

@@ -17,7 +17,7 @@ class Whitening:
 
     Attributes:
         center: (hidden,) fp32, the background's mean c.
-        basis: (rank, hidden) int8, its leading principal directions qᵢ, each scaled to fill the range.
+        basis: (rank, hidden) fp16, its leading principal directions qᵢ.
         gains: (rank,) fp32, gᵢ.
     """
 
@@ -49,8 +49,5 @@ def fit_whitening(states: torch.Tensor, rank: int) -> Whitening:
     rank = max(0, min(rank, len(states) - 2, hidden - 1))
     spread = values.square() / max(len(states) - 1, 1)
     rest = spread[rank:].sum() / (hidden - rank)
-    steps = directions[:rank].abs().amax(1, keepdim=True).clamp_(min=1e-12) / 127
-    ratio = torch.where(spread[:rank] > rest, (rest / spread[:rank]).sqrt(), 1.0)
-    gains = (ratio - 1) * steps.squeeze(1).square()
-    basis = (directions[:rank] / steps).round().to(torch.int8)
-    return Whitening(center.float(), basis, gains.float())
+    gains = torch.where(spread[:rank] > rest, (rest / spread[:rank]).sqrt(), 1.0) - 1
+    return Whitening(center.float(), directions[:rank].half(), gains.float())
