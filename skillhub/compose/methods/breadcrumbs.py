@@ -58,7 +58,8 @@ def _measure(inputs: MergeInputs) -> list[tuple[Cut, Cut]]:
 
 
 def _thin(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int, cuts: Any) -> torch.Tensor:
-    return band(delta, *cuts, first)
+    outliers, kept = cuts
+    return band(delta, outliers, kept, first)
 
 
 _MASKING = Thinning(_thin, _measure, options={"gamma": GAMMA})

@@ -12,7 +12,7 @@ from skillhub.compose.methods.interface import Chunk, MergeInputs, MergeMethod
 from skillhub.compose.methods.linear import SCALE, weighted
 from skillhub.compose.methods.selection import kth_largest
 from skillhub.compose.methods.sums import folded_sum
-from skillhub.compose.methods.ties import kept_elements
+from skillhub.compose.methods.trimming import kept_elements
 
 Pair = tuple[int, int]
 
