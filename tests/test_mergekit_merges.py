@@ -3,6 +3,8 @@ from __future__ import annotations
 import functools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -473,3 +475,21 @@ def test_the_command_refuses_options_that_the_file_decides(models: Path, tmp_pat
     done = Shell(models).run("fuse", path, "-o", tmp_path / "out", "--method", "ties")
     assert done.returncode == 2 and "--method does not go with a configuration file" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_write_the_bytes_that_one_writes(here: Path, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yml"
+    path.write_text(STEPS)
+    alone = fuse_file(path, tmp_path / "alone", shard_bytes=4000)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "skillhub"]
+    done = subprocess.run(
+        [*command, "fuse", str(path), "-o", str(tmp_path / "together"), "--shard-size", "4KB"],
+        env={**Shell(here).variables, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.count("Wrote") == 1, done.stderr
+    assert {path.name: path.read_bytes() for path in alone.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "together").iterdir()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,20 @@ if TYPE_CHECKING:
     from skillhub.compose.mergeplans import MergePlan
 
 TAKEN = frozenset(
-    ("config", "out", "seed", "rounding", "shard_size", "only_plan", "environment", "as_json", "quiet", "verbose", "no_color")
+    (
+        "config",
+        "out",
+        "seed",
+        "rounding",
+        "shard_size",
+        "device",
+        "only_plan",
+        "environment",
+        "as_json",
+        "quiet",
+        "verbose",
+        "no_color",
+    )
 )
 """Parameters of ``skillhub fuse`` that go with a file; what the others say, the file says itself."""
 
@@ -52,6 +66,8 @@ def fuse_config(config: Path, out: Path | None, request: Mapping[str, Any], *, o
 
     with console.progress("tensors") as progress:
         folder = fuse_file(config, out, progress=progress, notice=console.say, **request)
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun has started, one speaks
+        return
     if as_json:
         written = sorted(str(path.parent) for path in folder.rglob("config.json"))
         console.emit_json({"checkpoint": str(out), "configuration": str(config), "checkpoints": written})

@@ -5,20 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from skillhub.compose.lineage import CARD_FILE
 from skillhub.compose.mergecards import merge_card
 from skillhub.compose.mergeconfigs import write_companions
 from skillhub.compose.modelmerges import Bytes, MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
+from skillhub.compose.ranks import Ranks, choose_device, joined_ranks, shared_stage
 from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
 from skillhub.compose.sharding import SHARD_BYTES, FusedTensor, Shard, split_shards, write_index
 from skillhub.compose.vocabularies import Vocabulary, make_vocabulary
 from skillhub.errors import DiskError, UsageError
-from skillhub.files import new_folder, staged_folder
+from skillhub.files import new_folder
 from skillhub.interop.mergekit.configurations import Configuration, read_configurations
 from skillhub.interop.mergekit.models import ModelName
-from skillhub.progress import Notice, Progress
+from skillhub.progress import Notice, Progress, silence
 from skillhub.tensorfiles import write_tensors
 
 
@@ -28,6 +32,7 @@ def fuse_file(
     *,
     seed: int = 0,
     rounding: str = "auto",
+    device: str = "auto",
     environment: EnvironmentSource | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
@@ -39,13 +44,14 @@ def fuse_file(
     mergekit computes. Models are folders, repositories, installed packs or pack folders, which stand for their base with their
     delta. A file may have several documents: those with a name can be used as models by the others. The result of the one
     without a name is the checkpoint at ``out`` and those of the others are removed; where all have names, each is kept in a folder
-    of its own below ``out``.
+    of its own below ``out``. Under ``torchrun`` the processes share the files of every result among themselves.
 
     Args:
         path: the file.
         out: the new checkpoint's folder; must not exist or be empty. It appears whole or not at all.
         seed: of random masks.
         rounding: ``auto`` (to nearest, but stochastic for tensors of lossy packs), ``nearest`` or ``stochastic``.
+        device: where chunks are merged: ``auto``, ``cpu``, or the name of another.
         environment: where pack names are looked up; the per-user environments by default.
         shard_bytes: most bytes of one safetensors file, unless one tensor is larger.
         progress: called with (``tensors``, done, all), for one document after another.
@@ -66,19 +72,37 @@ def fuse_file(
         raise UsageError(f"There is no rounding {rounding!r}.", hint=f"Use one of: {', '.join(ROUNDINGS)}.")
     folder = new_folder(out)
     documents = ordered(read_configurations(Path(path)))
-    final = [one for one in documents if one.name is None]
-    with staged_folder(folder) as staged:
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "rounding": rounding,
+        "environment": environment,
+        "device": choose_device(device),
+    }
+    with joined_ranks() as ranks, shared_stage(ranks, folder) as staged:
         results: dict[str, Path] = {}
         for one in documents:
-            alone = one.name is None or len(documents) == 1
-            # Beside the staged folder, so that it goes away with it, whatever happens.
-            target = staged if alone else (staged.with_name("results") if final else staged) / str(one.name)
-            target.mkdir(parents=True, exist_ok=True)
-            merge = open_merge(one, results, seed=seed, rounding=rounding, environment=environment, notice=notice)
-            _write_checkpoint(target, merge, documents, shard_bytes, progress)
+            target = _target(one, documents, staged)
+            failure: Exception | None = None
+            try:
+                merge = open_merge(one, results, notice=notice if ranks.leads else silence, **settings)
+                _write_checkpoint(target, merge, documents, shard_bytes, progress, ranks)
+            except Exception as error:  # told to the other processes first
+                failure = error
+            ranks.agree(failure)
             if one.name is not None:
                 results[one.name] = target
     return folder
+
+
+def _target(document: Configuration, documents: Sequence[Configuration], staged: Path) -> Path:
+    """Return the folder for a document's result, which is made if it is not there."""
+    if document.name is None or len(documents) == 1:
+        return staged
+    # Beside the staged folder, so that it goes away with it, whatever happens.
+    final = any(one.name is None for one in documents)
+    target = (staged.with_name("results") if final else staged) / document.name
+    target.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def ordered(documents: Sequence[Configuration]) -> list[Configuration]:
@@ -123,6 +147,7 @@ def open_merge(
     *,
     seed: int = 0,
     rounding: str = "auto",
+    device: torch.device | None = None,
     environment: EnvironmentSource | None = None,
     notice: Notice | None = None,
 ) -> ModelMerge:
@@ -134,7 +159,7 @@ def open_merge(
     sources = open_sources(document.models, environment=environment, results=results)
     _check_architectures(list(sources.values()))
     vocabulary = _vocabulary(document, sources, results, environment, notice)
-    return ModelMerge(document, sources, vocabulary, seed, rounding)
+    return ModelMerge(document, sources, vocabulary, seed, rounding, device)
 
 
 def _vocabulary(
@@ -188,24 +213,27 @@ def _write_checkpoint(
     documents: Sequence[Configuration],
     shard_bytes: int,
     progress: Progress | None,
+    ranks: Ranks,
 ) -> None:
     tensors = merge.plan()
     by_name = {tensor.name: tensor for tensor in tensors}
     shards = shards_of(tensors, shard_bytes)
-    check_space(folder, shards)
-    write_companions(folder, merge, tensors)  # what may be wrong with them comes out before the hours of merging
-    (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")
-    done = 0
+    own = ranks.own(shards)
+    if ranks.leads:
+        check_space(folder, shards)
+        write_companions(folder, merge, tensors)  # what may be wrong with them comes out before the hours of merging
+        (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")
+        write_index(folder, shards)
+    done, count = 0, sum(len(shard.tensors) for shard in own)
 
     def data(shard: Shard) -> Iterator[Iterator[Bytes]]:
         nonlocal done
         for tensor in shard.tensors:
             yield merge.pieces(by_name[tensor.name])
             done += 1
-            if progress:
-                progress("tensors", done, len(tensors))
+            if progress and ranks.leads:
+                progress("tensors", done, count)
 
-    for shard in shards:
+    for shard in own:
         specs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
         write_tensors(folder / shard.file, specs, data(shard), {"format": "pt"})
-    write_index(folder, shards)

@@ -147,14 +147,18 @@ def merge_chunks(
         return
     method = find_method(recipe.method)
     inputs = merge_inputs(recipe, contributions, name, base)
-    if device is not None and device.type != "cpu":
-        inputs = _moved(inputs, device)
     key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
-    yield from merge_rows(method, inputs, dtype, key=key, mode=mode)
+    yield from merge_rows(method, inputs, dtype, key=key, mode=mode, device=device)
 
 
 def merge_rows(
-    method: MergeMethod, inputs: MergeInputs, dtype: torch.dtype, *, key: int, mode: str
+    method: MergeMethod,
+    inputs: MergeInputs,
+    dtype: torch.dtype,
+    *,
+    key: int,
+    mode: str,
+    device: torch.device | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield base + merged delta of one tensor (the merged deltas themselves where there is no base), some rows at a time.
 
@@ -164,11 +168,14 @@ def merge_rows(
         dtype: of the result.
         key: of the random bits of stochastic rounding, from :func:`skillhub.rounding.rounding_key`.
         mode: ``nearest`` or ``stochastic``.
+        device: where chunks are merged, and where the result is; None for the CPU.
 
     Raises:
         IntegrityError: a pack's bytes are damaged.
         UsageError: a sum of finite values is too large for the dtype.
     """
+    if device is not None and device.type != "cpu":
+        inputs = _moved(inputs, device)
     if method.measure:
         inputs = replace(inputs, deltas=_kept(inputs.deltas))
     measured = method.begin(inputs)

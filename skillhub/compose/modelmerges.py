@@ -69,6 +69,7 @@ class ModelMerge:
         vocabulary: of the result, where it is made anew.
         seed: of random masks.
         rounding: ``auto``, ``nearest`` or ``stochastic``.
+        device: where chunks are merged; None for the CPU.
     """
 
     configuration: Configuration
@@ -76,6 +77,7 @@ class ModelMerge:
     vocabulary: Vocabulary | None = None
     seed: int = 0
     rounding: str = "auto"
+    device: torch.device | None = None
 
     @property
     def donor(self) -> ModelSource:
@@ -152,6 +154,7 @@ class ModelMerge:
             DTYPES[tensor.dtype],
             key=rounding_key([str(self.seed)], tensor.planned.name),
             mode=self._mode(tensor, sources),
+            device=self.device,
         )
         for rows in merged:
             yield tensor_bytes(rows.contiguous())
