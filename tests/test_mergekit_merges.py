@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from skillhub.compose.mergefiles import fuse_file
+from skillhub.environments import Environment, Receipt, write_project
 from skillhub.errors import SkillhubError, UsageError, WrongBaseError
 from skillhub.packs import write_manifest
+from skillhub.projects import Project
 from tests.support.commands import Shell
 from tests.support.merge_models import LAYERS, LETTERS, SPECIAL, write_models
 from tests.support.peft_adapters import make_adapter, merged_model
@@ -215,6 +217,31 @@ def test_a_pack_stands_for_its_base_with_its_delta(here: Path, tmp_path: Path) -
             (tmp_path / "run").rename(tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}")
         for name, tensor in results[0].items():
             assert torch.allclose(tensor, results[1][name], rtol=0, atol=1e-6), name
+
+
+def test_an_installed_pack_is_a_model_too(here: Path, tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "project")
+    folder = environment.packs_folder / "acme" / "maths"
+    pack = build_pack(here / "llama" / "one", here / "llama" / "base", folder, name="maths")
+    receipt = Receipt(
+        schema=0,
+        name="acme/maths",
+        registry="local",
+        repository="acme/maths",
+        version="1.0.0",
+        manifest=pack.digest,
+        fingerprint=pack.manifest.variants[0].base.fingerprint,
+        files=[],
+    )
+    (folder / "receipt.json").write_bytes(receipt.to_bytes())
+    write_project(environment, Project(requirements=["acme/maths"]))
+    text = "merge_method: linear\nmodels: [{model: acme/maths}, {model: llama/base}]\nparameters: {weight: 1}\n"
+    merged = tensors_of(run(tmp_path, text, environment=environment))
+    one, base = tensors_of(here / "llama" / "one"), tensors_of(here / "llama" / "base")
+    assert all(torch.allclose(merged[name], (one[name] + base[name]) / 2, atol=1e-6) for name in merged)
+    with pytest.raises(SkillhubError) as caught:
+        run(tmp_path / "project", text.replace("acme/maths", "./no/such"), environment=environment)
+    assert "There is no base model in ./no/such" in caught.value.message and "As a pack:" in caught.value.message
 
 
 def test_a_pack_whose_base_is_not_there_says_so(here: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from skillhub.checkpoints import DTYPES, Checkpoint, dtype_tag, open_checkpoint
 from skillhub.compose.merging import AnyDelta
 from skillhub.compose.recipes import EnvironmentSource, find_pack
 from skillhub.deltas import open_delta
-from skillhub.errors import NotFoundError, UsageError, WrongBaseError, located
+from skillhub.errors import NetworkError, NotFoundError, UsageError, WrongBaseError, located
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
 from skillhub.interop.mergekit.models import ModelName
@@ -225,10 +224,17 @@ def _find(model: ModelName, environment: EnvironmentSource | None) -> LocatedBas
             raise UsageError(f"{model.path} is a folder here, which has no revisions.", hint="Leave @… out.")
         is_pack = (path / MANIFEST_FILE).is_file() or is_adapter(path)
         return _pack(path, environment) if is_pack else find_base(path)
-    if not model.revision:
-        with suppress(NotFoundError, UsageError):
-            return _pack(model.path, environment)
-    return find_base(f"{model.path}@{model.revision}" if model.revision else model.path)
+    if model.revision:
+        return find_base(f"{model.path}@{model.revision}")
+    try:
+        return _pack(model.path, environment)
+    except (NotFoundError, UsageError) as error:
+        not_a_pack = error
+    try:
+        return find_base(model.path)
+    except (NotFoundError, NetworkError) as error:
+        error.message += f" As a pack: {not_a_pack.message}"
+        raise
 
 
 def _pack(source: str | Path, environment: EnvironmentSource | None) -> Pack | Adapter:

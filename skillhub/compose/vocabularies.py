@@ -100,7 +100,7 @@ class Vocabulary:
         Raises:
             UsageError: a rule names a model that is not merged, or a token that it lacks.
         """
-        rows = {
+        rows: dict[ModelName, Tokens] = {
             model: {token: row for token, row in self.known[model].items() if row < size}
             for model, size in sizes.items()
         }
