@@ -79,7 +79,7 @@ def positions_per_row(tensor: torch.Tensor, rows: int) -> int:
     Raises:
         UsageError: the dimension is no multiple of the rows, so nobody can tell which entry belongs to which row.
     """
-    positions, rest = divmod(len(tensor), rows)
+    positions, rest = divmod(tensor.shape[0], rows)
     if rest or not positions:
         raise UsageError(
             f"A module of this model computes on a tensor of {list(tensor.shape)} for {rows} rows, so its rows cannot be told apart.",
@@ -175,13 +175,12 @@ class Batch:
         return found
 
     def mask(self, widths: Widths, like: torch.Tensor) -> torch.Tensor:
-        """Return what factors that lie side by side count in each row: (rows, 1, columns), in the dtype and on the device of ``like``."""
+        """Return what factors that lie side by side count in each row: (rows, columns), in the dtype and on the device of ``like``."""
         key = (widths, like.dtype, like.device)
         found = self._masks.get(key)
         if found is None:
             columns = [self.weights[pack][:, None].expand(-1, width) for pack, width in widths]
-            found = torch.cat(columns, dim=1).unsqueeze(1).to(like.device, like.dtype)
-            self._masks[key] = found
+            found = self._masks[key] = torch.cat(columns, dim=1).to(like.device, like.dtype)
         return found
 
 

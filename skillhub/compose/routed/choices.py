@@ -12,6 +12,7 @@ from torch import nn
 from skillhub.compose.merging import Contribution
 from skillhub.errors import UsageError
 from skillhub.names import is_bare_name, parse_pack_name
+from skillhub.progress import Notice
 from skillhub.routing.decisions import Decision, Prefill, Router
 
 _EVERY_KIND = "Give 'auto', a router, a function from Prefill to choices, or one choice per row."
@@ -60,7 +61,13 @@ def pack_labels(contributions: Sequence[Contribution]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def as_router(source: Any, contributions: Sequence[Contribution], model: nn.Module) -> Router:
+def as_router(
+    source: Any,
+    contributions: Sequence[Contribution],
+    model: nn.Module,
+    labels: Sequence[str] = (),
+    notice: Notice | None = None,
+) -> Router:
     """Return what decides.
 
     Args:
@@ -68,6 +75,8 @@ def as_router(source: Any, contributions: Sequence[Contribution], model: nn.Modu
             per row) or a mapping (number of a row → label).
         contributions: the packs, for ``auto``.
         model: the base model, for ``auto``.
+        labels: what decisions call the packs.
+        notice: told how ``auto`` decides where packs have no cards; by default that is logged.
 
     Raises:
         UsageError: it is nothing of that kind, or packs cannot be routed automatically.
@@ -75,10 +84,9 @@ def as_router(source: Any, contributions: Sequence[Contribution], model: nn.Modu
     if isinstance(source, str):
         if source != "auto":
             raise UsageError(f"There is no router {source!r}.", hint=_EVERY_KIND)
-        from skillhub import routing
+        from skillhub.routing.choosing import find_router
 
-        found: Router = routing.find_router(contributions, model)
-        return found
+        return find_router(contributions, model, names=labels, notice=notice)
     if hasattr(source, "route"):
         return source  # type: ignore[no-any-return]
     if callable(source):

@@ -109,11 +109,15 @@ class Stack:
 
     def hidden(self, inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return (rows · positions, columns): the input on the right factors, each row's by what its packs count in it."""
-        hidden = functional.linear(inputs.to(self.right.dtype), self.right, self.constant)
-        if batch.single is None:
-            rows = hidden.view(batch.rows, -1, hidden.shape[-1])
-            rows *= batch.mask(self.widths, hidden)
-        return hidden.view(-1, hidden.shape[-1])
+        flat = inputs.reshape(-1, inputs.shape[-1]).to(self.right.dtype)
+        hidden = functional.linear(flat, self.right, self.constant)
+        if batch.single is not None:
+            return hidden
+        mask = batch.mask(self.widths, hidden)
+        if hidden.shape[0] == batch.rows:
+            return hidden.mul_(mask)
+        hidden.view(batch.rows, -1, hidden.shape[1]).mul_(mask[:, None])
+        return hidden
 
 
 def factor_dtype(inputs: torch.Tensor, elements: int) -> torch.dtype:

@@ -222,7 +222,7 @@ def _make(
     if store.limit is None:
         _take_memory(model, plan, store, labels, progress, notice)
     owner = present.rules.owner if present else Identity()
-    router = as_router(options["router"], contributions, model)
+    router = as_router(options["router"], contributions, model, labels, notice)
     rules = Rules(owner, model, router, labels)
     sites = build_sites(owner, model, plan, store)
     entries = build_entries(rules)

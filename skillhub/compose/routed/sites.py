@@ -60,6 +60,7 @@ class Site:
     siblings: Siblings | None = None
     _stacks: dict[Any, Stack] = field(default_factory=dict)
     _ready: dict[int, Any] = field(default_factory=dict)
+    _sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._adopt()
@@ -205,22 +206,29 @@ class Site:
     def _add_factored(
         self, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor, result: torch.Tensor
     ) -> torch.Tensor:
-        if len(inputs) == 1 < batch.rows:  # the same for all rows so far
+        if inputs.shape[0] == 1 < batch.rows:  # the same for all rows so far
             inputs = inputs.expand(batch.rows, *inputs.shape[1:])
-            result = result.expand(batch.rows, *result.shape[1:]) if len(result) == 1 else result
+            result = result.expand(batch.rows, *result.shape[1:]).contiguous()
         positions_per_row(inputs, batch.rows)
-        dtype = factor_dtype(inputs, sum(self.factors[pack].elements for pack in packs))
-        left = self.stack(packs, dtype).left
+        dtype = factor_dtype(inputs, self._elements(packs))
+        stack = self.stack(packs, dtype)
         if self.siblings is None:
-            hidden = self.stack(packs, dtype).hidden(inputs, batch)
+            hidden = stack.hidden(inputs, batch)
         else:
             hidden = self.siblings.hidden(self, batch, inputs, dtype)
-        flat = result.reshape(-1, result.shape[-1])
-        if hidden.dtype == flat.dtype and not flat.requires_grad:
-            flat.addmm_(hidden, left)
+        flat = result.view(-1, result.shape[-1])  # what a linear module returns is contiguous, and nobody else's
+        if hidden.dtype == flat.dtype == stack.left.dtype:  # under autocast they may differ
+            flat.addmm_(hidden, stack.left)
         else:
-            flat = (flat if flat.requires_grad else flat.detach()).add(hidden @ left.to(hidden.dtype)).to(flat.dtype)
-        return flat.view(result.shape)
+            flat.add_(hidden @ stack.left)
+        return result
+
+    def _elements(self, packs: tuple[int, ...]) -> int:
+        """Return how many numbers the factors of some packs are."""
+        found = self._sizes.get(packs)
+        if found is None:
+            found = self._sizes[packs] = sum(self.factors[pack].elements for pack in packs)
+        return found
 
 
 @dataclass(eq=False)
