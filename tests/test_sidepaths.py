@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional
 
 from skillhub.compose.grafts import disable, enable, graft, grafted, grafted_packs, set_weights, ungraft
-from skillhub.compose.methods import METHODS
 from skillhub.compose.sidepaths import DELTA, LEFT, RIGHT
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from tests.support.lowrank_packs import build_lowrank_pack
@@ -222,12 +221,24 @@ def test_what_cannot_run_beside_a_quantized_layer_is_refused_first(place: Path, 
     with pytest.raises(UsageError, match=r"sets layers\.1\.mlp\.up_proj\.weight, which is quantized") as caught:
         graft(model, [pack], trust_base=True)
     assert "then quantize the result" in caught.value.hint
-    for name, method in METHODS.items():
-        if method.gives_values:
-            packs = [place / "low", place / "dense", place / "part"][: method.members[1]]
-            with pytest.raises(UsageError, match=f"'{name}' needs the base's weights"):
-                graft(model, packs, method=name, trust_base=True)
     assert torch.equal(logits(model), before) and held(model) == {}
+
+
+@pytest.mark.parametrize("method", ["slerp", "multislerp", "karcher", "arcee_fusion"])
+def test_methods_that_look_at_the_base_are_refused(place: Path, model: Any, method: str):
+    packs = [place / "low", place / "dense"][: 1 if method in ("slerp", "arcee_fusion") else 2]
+    with pytest.raises(UsageError, match=f"'{method}' needs the base's weights"):
+        graft(model, packs, method=method, trust_base=True)
+    assert held(model) == {}
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "della", "sce", "model_stock", "passthrough"])
+def test_methods_that_merge_differences_run_beside_the_layers(place: Path, model: Any, method: str):
+    packs = [place / "dense", place / "low"][: 1 if method == "passthrough" else 2]
+    base, before = logits(load_model(place / "base")), logits(model)
+    graft(model, packs, method=method, trust_base=True)
+    moved = logits(graft(load_model(place / "base"), packs, method=method)) - base
+    assert relative(logits(model) - before - moved, moved) < 0.1
 
 
 def test_a_bias_that_is_packed_into_a_quantized_layer_is_refused(tmp_path: Path):

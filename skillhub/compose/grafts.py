@@ -73,9 +73,9 @@ def graft(
         model: the base model the packs were made for.
         packs: installed names, folders or opened packs, and adapters of peft; at least one.
         mode: ``fused``; routing per input is not in this version.
-        method: ``linear`` or ``ties``.
+        method: name of a merge method, one of ``skillhub.compose.methods.METHODS``.
         weights: one per pack: a number, a list of numbers over the layers, or patterns of names with either; 1 by default.
-        densities: one per pack, for ``ties``; 1 by default.
+        densities: one per pack, for methods that drop elements; 1 by default.
         options: what else the method is told, by name; ``skillhub.compose.methods`` has them.
         seed: of the random masks of methods that drop elements at random.
         verify: ``full`` hashes all weights of the model, ``sample`` some; ``auto`` samples over 8 GB.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from skillhub.compose.merging import Contribution, changed_names, contributing
-from skillhub.compose.methods import find_method
+from skillhub.compose.methods import find_method, merge_tensors
 from skillhub.compose.recipes import Recipe
 from skillhub.compose.sidepaths import HiddenSlot, SideSlot, hidden_error
 from skillhub.errors import UsageError
@@ -90,12 +91,37 @@ def check_hidden(recipe: Recipe, contributions: Sequence[Contribution], layout: 
                 hint="Fuse into the original checkpoint with `skillhub fuse`, then quantize the result.",
                 tensor=name,
             )
-        if isinstance(slot, SideSlot) and find_method(recipe.method).gives_values:
+        if isinstance(slot, SideSlot) and _needs_base(recipe, contributions, name):
             raise UsageError(
                 f"The method {recipe.method!r} needs the base's weights, and {name} is quantized in this model.",
                 hint="Use a method that merges differences, such as 'linear' or 'ties'; or fuse, then quantize the result.",
                 tensor=name,
             )
+
+
+def _needs_base(recipe: Recipe, contributions: Sequence[Contribution], name: str) -> bool:
+    """Say whether what a recipe adds to a tensor depends on what the base holds there."""
+    method, layers = find_method(recipe.method), contributions[0].layers
+    members = contributions if method.counts_every_pack else contributing(contributions, name)
+    spare = max(0, method.members[0] - len(members))
+    weights = [one.item.weight_at(name, layers) for one in members] + [1.0] * spare
+    densities = [one.item.density_at(name, layers) for one in members] + [1.0] * spare
+    options = recipe.options_at(name, layers)
+    return _depends_on_base(recipe.method, tuple(weights), tuple(densities), tuple(options.items()))
+
+
+@lru_cache(maxsize=256)
+def _depends_on_base(
+    method: str, weights: tuple[float, ...], densities: tuple[float, ...], options: tuple[tuple[str, float], ...]
+) -> bool:
+    """Try a method out: the same random deltas on two bases."""
+    draw = torch.Generator().manual_seed(0)
+    first, second, *deltas = (torch.randn(32, 32, generator=draw) for _ in range(2 + len(weights)))
+    merged = [
+        merge_tensors(method, deltas, base=base, weights=weights, densities=densities, options=dict(options))
+        for base in (first, 3 * second)
+    ]
+    return not torch.equal(*merged)
 
 
 def _is_plain(model: Any, name: str, expected: torch.Tensor) -> bool:
