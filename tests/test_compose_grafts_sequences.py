@@ -66,7 +66,7 @@ class GraftedModel(RuleBasedStateMachine):
         self.weights: dict[str, Any] = {}
         self.disabled: set[str] = set()
 
-    @initialize(kind=st.sampled_from(KINDS), method=st.sampled_from(["linear", "ties", "dare_ties", "sce"]))
+    @initialize(kind=st.sampled_from(KINDS), method=st.sampled_from(["linear", "ties", "dare_ties"]))
     def load(self, kind: str, method: str) -> None:
         self.folder, self.method = self.places(kind), method
         self.model = load_model(self.folder / "base")

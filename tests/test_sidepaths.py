@@ -224,7 +224,7 @@ def test_what_cannot_run_beside_a_quantized_layer_is_refused_first(place: Path, 
     assert torch.equal(logits(model), before) and held(model) == {}
 
 
-@pytest.mark.parametrize("method", ["slerp", "multislerp", "karcher", "arcee_fusion"])
+@pytest.mark.parametrize("method", ["slerp", "karcher", "arcee_fusion"])
 def test_methods_that_look_at_the_base_are_refused(place: Path, model: Any, method: str):
     packs = [place / "low", place / "dense"][: 1 if method in ("slerp", "arcee_fusion") else 2]
     with pytest.raises(UsageError, match=f"'{method}' needs the base's weights"):
@@ -232,7 +232,7 @@ def test_methods_that_look_at_the_base_are_refused(place: Path, model: Any, meth
     assert held(model) == {}
 
 
-@pytest.mark.parametrize("method", ["dare_linear", "della", "sce", "model_stock", "passthrough"])
+@pytest.mark.parametrize("method", ["dare_linear", "della", "sce", "passthrough"])
 def test_methods_that_merge_differences_run_beside_the_layers(place: Path, model: Any, method: str):
     packs = [place / "dense", place / "low"][: 1 if method == "passthrough" else 2]
     base, before = logits(load_model(place / "base")), logits(model)
