@@ -379,6 +379,11 @@ def test_the_card_holds_the_file_and_names_the_models(here: Path, tmp_path: Path
             "gamma differs between the models",
             "same",
         ),
+        (
+            "merge_method: della\nbase_model: llama/base\nmodels: [{model: llama/one, parameters: {weight: 1, density: 0.9}}]\n",
+            "density 0.9 ± epsilon 0.15 is not within 0 and 1",
+            "smaller epsilon",
+        ),
     ],
 )
 def test_what_cannot_be_merged_is_told_before_anything_is_written(

@@ -157,6 +157,12 @@ def _thinned(told: Told) -> Blend:
         if name in told.configuration.rules.parameters:
             options[name] = _one_for_all(told, name)
     weights, densities = told.numbers("weight", told.tuned), told.numbers("density", told.tuned)
+    for density in densities if "epsilon" in options else ():
+        if 0 < density < 1 and not options["epsilon"] < min(density, 1 - density):
+            raise told.tensor.part.place.error(
+                f"density {density:g} ± epsilon {options['epsilon']:g} is not within 0 and 1, for {told.name}.",
+                "Give a smaller epsilon, or densities farther from 0 and 1.",
+            )
     return Blend(method, told.tuned, told.base, weights, densities, options)
 
 
