@@ -175,6 +175,28 @@ class ResizedReader:
 
 
 @dataclass(frozen=True, eq=False)
+class FactorReader:
+    """Reads the product of two factors: ``leftᵀ @ right``, in fp32; its bits depend on which rows are asked for together.
+
+    Attributes:
+        left: (rank, rows) fp32.
+        right: (rank, columns) fp32.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def shape(self) -> Shape:
+        """Rows and columns."""
+        return self.left.shape[1], self.right.shape[1]
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows. In numpy, because torch's matrix product depends on autocast and the process's matmul precision."""
+        return torch.from_numpy(self.left[:, begin:end].numpy().T @ self.right.numpy())
+
+
+@dataclass(frozen=True, eq=False)
 class MovedReader:
     """Reads what another reader does and moves it to a device, where all that is done with it then happens."""
 

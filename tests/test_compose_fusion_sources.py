@@ -306,3 +306,21 @@ def test_a_process_that_fails_leaves_nothing(
     done = torchrun(llama / "base", tmp_path / "out" / "together", pack.folder)
     assert done.returncode != 0 and "was altered" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_adapters_are_summed_in_one_product_and_packs_beside_them(llama: Path, tmp_path: Path):
+    loras = [
+        make_adapter(
+            llama / "base", tmp_path / f"lora{seed}", seed=seed, r=rank, target_modules=["q_proj", "down_proj"]
+        )
+        for seed, rank in ((1, 2), (2, 5))
+    ]
+    weights, keep = [0.5, -1.0, 2.0], {"dtype": "float32", "rounding": "nearest"}
+    together = tensors(fuse(llama / "base", [*loras, llama / "pack1"], tmp_path / "fused", weights=weights, **keep))
+    expected = {name: value.float() for name, value in tensors(llama / "base").items()}
+    for number, source in enumerate([*loras, llama / "pack1"]):
+        alone = tensors(fuse(llama / "base", [source], tmp_path / str(number), **keep))
+        for name, value in tensors(llama / "base").items():
+            expected[name] += (alone[name] - value.float()) * weights[number]
+    for name, value in expected.items():
+        torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-5)

@@ -16,6 +16,7 @@ import torch
 from skillhub.codecs import exact
 from skillhub.compose.methods import MergeInputs, MergeMethod, find_method
 from skillhub.compose.methods.interface import Chunk
+from skillhub.compose.methods.linear import LINEAR
 from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.compose.tunedcheckpoints import CheckpointDelta
 from skillhub.deltas import PackDelta
@@ -23,6 +24,7 @@ from skillhub.errors import IntegrityError, UsageError
 from skillhub.interop.adapterdeltas import AdapterDelta
 from skillhub.rounding import TARGETS, round_to, rounding_key
 from skillhub.tensorreaders import (
+    FactorReader,
     KeepingReader,
     MemoryReader,
     MovedReader,
@@ -147,6 +149,8 @@ def merge_chunks(
         return
     method = find_method(recipe.method)
     inputs = merge_inputs(recipe, contributions, name, base)
+    if method is LINEAR and not inputs.options["normalize"]:
+        inputs = _joined(inputs)
     key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
     yield from merge_rows(method, inputs, dtype, key=key, mode=mode, device=device)
 
@@ -209,12 +213,36 @@ def merge_inputs(
         name=name,
         base=None if base is None else resized(base, shape[0]),
         deltas=[
-            resized(one.delta.reader(name), shape[0]) if one in members else ZeroReader(shape) for one in taking_part
+            resized(_reader(one.delta, name), shape[0]) if one in members else ZeroReader(shape) for one in taking_part
         ],
         weights=[one.item.weight_at(name, one.layers) for one in taking_part],
         densities=[one.item.density_at(name, one.layers) for one in taking_part],
         options=recipe.options_at(name, members[0].layers),
         keys=[rounding_key([one.item.pack.digest, f"mask {recipe.seed}"], name) for one in taking_part],
+    )
+
+
+def _reader(delta: AnyDelta, name: str) -> TensorReader:
+    """Return a reader of a pack's delta; of an adapter one that multiplies its factors by rows, where it holds just those."""
+    factors = delta.factors(name) if isinstance(delta, AdapterDelta) else None
+    return FactorReader(*factors) if factors else delta.reader(name)
+
+
+def _joined(inputs: MergeInputs) -> MergeInputs:
+    """Return inputs of a plain sum with all adapters' factors side by side, so that one product adds them up."""
+    weighed = zip(inputs.deltas, inputs.weights, strict=True)
+    adapters = [(delta, weight) for delta, weight in weighed if isinstance(delta, FactorReader)]
+    if len(adapters) < 2:
+        return inputs
+    others = [number for number, delta in enumerate(inputs.deltas) if not isinstance(delta, FactorReader)]
+    left = torch.cat([delta.left * weight for delta, weight in adapters])
+    joined = FactorReader(left, torch.cat([delta.right for delta, _ in adapters]))
+    return replace(
+        inputs,
+        deltas=[*(inputs.deltas[number] for number in others), joined],
+        weights=[*(inputs.weights[number] for number in others), 1.0],
+        densities=[*(inputs.densities[number] for number in others), 1.0],
+        keys=[*(inputs.keys[number] for number in others), 0],
     )
 
 

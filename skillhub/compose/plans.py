@@ -282,7 +282,7 @@ def _kept_bytes(one: Contribution, name: str) -> int:
         codes = sum(ranks) * (entry.shape[0] + math.prod(entry.shape[1:])) * 12 if any(ranks) else 2 * whole
         return entry.bytes + codes
     if isinstance(one.delta, AdapterDelta):
-        return 2 * whole
+        return 2 * (whole if entry.max_error == 0 else entry.bytes)
     if one.delta.sets_values(name):
         return math.prod(entry.shape) * BITS[one.delta.pack.checkpoint.tensors[name].dtype] // 8
     return 0
