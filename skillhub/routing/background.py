@@ -13,6 +13,7 @@ from importlib import resources
 from skillhub.files import sha256_of_bytes
 
 _FILE = "background.txt"
+_TEXT = frozenset(("passages", "documents"))
 _HEADING = re.compile(r"\[([a-z]+)\]")
 
 
@@ -24,7 +25,7 @@ def background_prompts() -> tuple[str, ...]:
 
 @cache
 def background_kinds() -> dict[str, tuple[str, ...]]:
-    """Return the prompts by kind: ``chat``, ``code``, ``maths``, ``tasks``, ``languages``, ``passages`` and ``short``.
+    """Return the prompts by kind: ``chat``, ``code``, ``maths``, ``tasks``, ``languages``, ``passages``, ``short``, ``documents``.
 
     A prompt is one line of the file, in which a backslash and an n stand for a line break; a line in square brackets begins a kind.
     """
@@ -35,6 +36,20 @@ def background_kinds() -> dict[str, tuple[str, ...]]:
         elif line:
             found.append(line.replace("\\n", "\n"))
     return {kind: tuple(texts) for kind, texts in kinds.items()}
+
+
+@cache
+def background_weights() -> tuple[float, ...]:
+    """Return what each prompt counts for, in the order of :func:`background_prompts`; all together 1.
+
+    Half of what a model reads are taken to be requests, half pieces of text (``passages`` and ``documents``).
+    """
+    kinds = background_kinds()
+    rows = {
+        is_text: sum(len(found) for kind, found in kinds.items() if (kind in _TEXT) == is_text)
+        for is_text in (True, False)
+    }
+    return tuple(0.5 / rows[kind in _TEXT] for kind, found in kinds.items() for _ in found)
 
 
 @cache

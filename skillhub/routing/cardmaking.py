@@ -1,8 +1,8 @@
 """Making a routing card: a pack's prompts against the background, as the base sees both.
 
-Every prompt is taken twice, bare and in the base's chat template, so that either is recognised. The threshold lies where few
-background prompts would pass whose states had no part in the whitening, and, as far as that allows, where the pack's own prompts
-still pass when all those that are most like them are left out: an estimate of other wordings than those of the examples.
+Every prompt is taken twice, bare and in the base's chat template, so that either is recognised. The threshold lies where few prompts
+of the background would pass, each judged by functions that it had no part in. How many of the pack's own prompts pass when all those
+that are most like them are left out is reported: an estimate for other wordings than those of the examples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from skillhub.errors import UsageError
 from skillhub.progress import Progress
-from skillhub.routing.background import background_digest, background_prompts
+from skillhub.routing.background import background_digest, background_prompts, background_weights
 from skillhub.routing.cards import CardLayer, RoutingCard
 from skillhub.routing.contents import ChatMarkers, chat_markers, chat_text
 from skillhub.routing.decisions import Prefill, find_layers
@@ -39,10 +39,8 @@ MOST_OF_DEPTH = 1 / 4
 MAX_TOKENS = 256
 BATCH = 16
 
-BACKGROUND_PASSES = (0.02, 0.0075)
-"""Share of the background that may pass a threshold: at most, and at least before the threshold would be raised no more."""
-OWN_MISSES = 0.01
-"""Share of the pack's own prompts, each without those like it, that may miss the threshold."""
+BACKGROUND_PASSES = 0.0125
+"""Share of the background, weighed as :func:`~skillhub.routing.background.background_weights` says, that may pass a threshold."""
 FOLDS = 5
 CLUSTERS = 4
 
@@ -126,8 +124,9 @@ def encode(tokenizer: Any, text: str, *, is_chat: bool) -> list[int]:
 
 
 def prefill_of(model: nn.Module, encoded: Sequence[Sequence[int]]) -> Prefill:
-    """Return token sequences as one batch, padded on the right; an empty one becomes the token 0."""
-    rows = [list(row) or [0] for row in encoded]
+    """Return token sequences as one batch, padded on the right and cut where the model takes no more; an empty one becomes the token 0."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    rows = [list(row)[:limit] or [0] for row in encoded]
     width, device = max(map(len, rows)), next(model.parameters()).device
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
@@ -212,12 +211,14 @@ class _Examples:
 
 def _calibrate(examples: Sequence[_Examples]) -> tuple[float, CardReport]:
     """Return the threshold, and what would pass it."""
-    background = torch.stack([one.background_scores() for one in examples]).mean(0).flatten()
+    background = torch.stack([one.background_scores() for one in examples]).mean(0)
     own = torch.stack([one.own_scores() for one in examples]).mean(0)
-    most, least = (float(background.quantile(1 - share)) for share in BACKGROUND_PASSES)
-    threshold = min(max(float(own.flatten().quantile(OWN_MISSES)), most), least)
-    passing = [float((scores > threshold).float().mean()) for scores in (own, background)]
-    return threshold, CardReport(own.shape[1], *passing)
+    weights = torch.tensor(background_weights()).expand_as(background) / len(background)
+    order = background.flatten().argsort(descending=True)
+    passing = int((weights.flatten()[order].cumsum(0) <= BACKGROUND_PASSES).sum())
+    threshold = float(background.flatten()[order[passing]])
+    shares = [float((own > threshold).float().mean()), float(weights[background > threshold].sum())]
+    return threshold, CardReport(own.shape[1], *shares)
 
 
 def cluster(units: torch.Tensor, count: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ Cards come from strangers: everything is checked before it is used.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ MAX_HEADER_BYTES = 1 << 16
 MAX_LAYERS = 16
 MAX_MARKER = 64
 """Most token ids of one marker."""
+
+_LAYER = re.compile(r"0|[1-9][0-9]{0,3}", re.ASCII)
 
 _DAMAGED = "Install the pack again; if that does not help, tell its publisher."
 _UNSAFE = "Do not use this pack; tell its publisher."
@@ -166,8 +169,10 @@ def parse_card(path: Path) -> RoutingCard:
         )
     values = {name: _values(info) for name, info in file.tensors.items()}
     numbers = sorted({name.partition(".")[0] for name in values if "." in name}, key=lambda text: (len(text), text))
-    if not 0 < len(numbers) <= MAX_LAYERS or not all(text.isascii() and text.isdigit() for text in numbers):
+    if not 0 < len(numbers) <= MAX_LAYERS:
         raise _damaged(f"it judges {len(numbers)} layers")
+    if wrong := [text for text in numbers if not _LAYER.fullmatch(text)]:
+        raise _damaged(f"{wrong[0][:60]!r} is no layer")
     layers = tuple(_layer(values, text) for text in numbers)
     if len({len(one.whitening.center) for one in layers}) > 1:
         raise _damaged("its layers differ in width")

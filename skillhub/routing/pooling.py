@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from skillhub.errors import UsageError
 from skillhub.routing.contents import ChatMarkers, find_content
 from skillhub.routing.decisions import Prefill, early_states, find_layers
 
@@ -50,6 +51,11 @@ def pooled_states(prefill: Prefill, layers: Sequence[int], markers: ChatMarkers 
 
     *inner, last = layers
     modules = find_layers(prefill.model)[1]
+    if last >= len(modules):
+        raise UsageError(
+            f"The layer {last} is judged, and the model has {len(modules)}.",
+            hint="Use the base model that the packs were made for.",
+        )
     with ExitStack() as hooks:
         for layer in inner:
             hooks.callback(modules[layer].register_forward_pre_hook(keep(layer), with_kwargs=True).remove)
