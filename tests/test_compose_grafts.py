@@ -366,7 +366,7 @@ def refused(model: Any, packs: Any, **options: Any) -> str:
 
 def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     model, one = load_model(llama / "base"), llama / "one"
-    assert "not in this version" in refused(model, [one], mode="routed")
+    assert "no use for method" in refused(model, [one], mode="routed", method="ties")
     assert "no mode 'soft'" in refused(model, [one], mode="soft")
     assert "no merge method" in refused(model, [one], method="magic")
     assert "no rounding" in refused(model, [one], rounding="up")

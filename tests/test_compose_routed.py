@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skillhub.compose.grafts import graft, ungraft
+from skillhub.compose.grafts import graft, grafted, ungraft
 from skillhub.compose.routed import graft_routed, routed_packs, ungraft_routed
 from skillhub.compose.routed.batches import BASE, Batch, Identity
 from skillhub.errors import IntegrityError, NotFoundError, UsageError
@@ -350,6 +350,24 @@ def test_routed_and_fused_packs_do_not_mix(llama: Path):
         graft_routed(model, [llama / "dense"], router=[None])
     ungraft(model)
     graft_routed(model, [llama / "dense"], router=[None], notice=lambda _: None)
+    with pytest.raises(UsageError, match="routed on this model"):
+        graft(model, [llama / "low"])
+
+
+def test_graft_and_ungraft_do_it_too(llama: Path):
+    model, ids = load_model(llama / "base"), some_ids(2)
+    options: dict[str, Any] = {"mode": "routed", "router": ["low", None], "notice": lambda _: None}
+    expected = logits(graft_routed(load_model(llama / "base"), [llama / "low"], router=["low", None]), ids)
+    assert graft(model, [llama / "low"], **options) is model
+    assert torch.equal(logits(model, ids), expected)
+    with grafted(model, [llama / "dense"], **{**options, "router": ["dense", "low"]}):
+        assert (logits(model, ids)[0] - expected[0]).abs().max() > 1e-3
+    assert torch.equal(logits(model, ids), expected)
+    assert ungraft(model, "low") is model and own_methods(model) == []
+    with pytest.raises(UsageError, match="no use for densities"):
+        graft(model, [llama / "low"], mode="routed", densities=[0.5])
+    with pytest.raises(UsageError, match="no use for router"):
+        graft(model, [llama / "low"], router=["low"])
 
 
 def test_gradients_of_the_input_go_through_the_chosen_packs(llama: Path):

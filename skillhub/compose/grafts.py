@@ -20,6 +20,8 @@ from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recip
 from skillhub.compose.layouts import graft_layout, graft_repeats, grafted_layout, open_grafts, plain_model
 from skillhub.compose.quantizedlayouts import check_hidden
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
+from skillhub.compose.routed.grafting import graft_routed, replace_routing, routing_of, ungraft_routed
+from skillhub.compose.routed.modes import check_mode, refuse_routed
 from skillhub.compose.schedules import Amount, read_amount
 from skillhub.compose.selection import grafted_digest
 from skillhub.compose.trainable import train_beside, trainable_names, trained_names
@@ -43,6 +45,9 @@ def graft(
     trust_base: bool = False,
     rounding: str = "auto",
     trainable: bool = False,
+    router: Any = "auto",
+    executor: str = "auto",
+    memory: str | int = "auto",
     environment: EnvironmentSource | None = None,
     progress: Progress | None = None,
     notice: Notice | None = None,
@@ -72,7 +77,8 @@ def graft(
     Args:
         model: the base model the packs were made for.
         packs: installed names, folders or opened packs, and adapters of peft; at least one.
-        mode: ``fused``; routing per input is not in this version.
+        mode: ``fused``, which is what the above says; or ``routed``: each row of a batch gets one of the packs, or none. See
+            :mod:`skillhub.compose.routed`.
         method: name of a merge method, one of ``skillhub.compose.methods.METHODS``.
         weights: one per pack: a number, a list of numbers over the layers, or patterns of names with either; 1 by default.
         densities: one per pack, for methods that drop elements; 1 by default.
@@ -85,6 +91,9 @@ def graft(
         trainable: go on to train the one pack: what it stores as low-rank factors of linear layers becomes fp32 parameters beside
             those layers (``_skillhub_left``, ``_skillhub_right``), all other parameters stop requiring gradients. Then
             ``skillhub.pack_grafted`` packs what was learned. Checkpoints of such a model hold base and factors side by side.
+        router: for ``routed``, as :func:`skillhub.compose.routed.graft_routed` takes it.
+        executor: likewise.
+        memory: likewise.
         environment: where names are looked up: an environment or its folder; the per-user environments by default.
         progress: called with (``tensors``, done, all).
         notice: told what could not be verified; by default that is logged.
@@ -98,8 +107,26 @@ def graft(
         NotFoundError: a pack does not exist.
         IntegrityError: a pack's file is damaged.
     """
-    _check_mode(mode)
+    only_fused = {"method": method != "linear", "densities": densities, "options": options, "seed": seed}
+    only_routed = {"router": router != "auto", "executor": executor != "auto", "memory": memory != "auto"}
+    check_mode(mode, fused={**only_fused, "trainable": trainable}, routed=only_routed)
+    if mode == "routed":
+        return graft_routed(
+            model,
+            packs,
+            router=router,
+            weights=weights,
+            rounding=rounding,
+            executor=executor,
+            memory=memory,
+            verify=verify,
+            trust_base=trust_base,
+            environment=environment,
+            progress=progress,
+            notice=notice,
+        )
     base = plain_model(model)
+    refuse_routed(base)
     layout, state = graft_layout(base), _refuse_trained(state_of(base))
     originals = state.originals if state else {}
     added = make_recipe(
@@ -152,6 +179,8 @@ def ungraft(
         NotFoundError: this pack is not grafted.
         IntegrityError: a remaining pack's file is damaged; the model stays as it was.
     """
+    if routing_of(model):
+        return ungraft_routed(model, pack, progress=progress)
     state = grafts_of(plain_model(model))
     recipe = Recipe(()) if pack is None else state.recipe.without(grafted_digest(state.recipe, pack))
     return _change(model, replace(state, recipe=recipe), progress, force=force)
@@ -245,11 +274,12 @@ def grafted(model: nn.Module, packs: Sequence[PackSource], **arguments: Any) -> 
     Raises:
         SkillhubError: as :func:`graft`, before the block; as :func:`ungraft`, after it.
     """
-    before = state_of(plain_model(model))
+    before, routed_before = state_of(plain_model(model)), routing_of(model)
     graft(model, packs, **arguments)
     try:
         yield model
     finally:
+        replace_routing(model, routed_before)
         now = state_of(plain_model(model))
         if now is not None or before is not None:
             _change(model, before or replace(grafts_of(plain_model(model)), recipe=Recipe(())), None)
@@ -313,13 +343,3 @@ def _change(model: nn.Module, wanted: Grafts, progress: Progress | None, *, forc
     layout = grafted_layout(base)
     apply(base, layout, wanted, open_grafts(base, layout, wanted), progress, force=force)
     return model
-
-
-def _check_mode(mode: str) -> None:
-    if mode == "routed":
-        raise UsageError(
-            "Routed grafting (a pack per input) is not in this version of skillhub.",
-            hint="Use mode='fused', which adds the packs to the weights.",
-        )
-    if mode != "fused":
-        raise UsageError(f"There is no mode {mode!r}.", hint="Use mode='fused'.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -126,11 +126,17 @@ _FOLLOWED: dict[str, Callable[..., None]] = {
 """Method of a cache → what it does to a decision."""
 
 
-@cache
+_carriers: dict[Any, Any] = {}
+
+
 def _carrying(kind: Any) -> Any:
-    """Return a class of caches whose decisions follow their rows."""
-    if getattr(kind, "_skillhub_carries", False):
-        return kind
+    """Return a class of caches whose decisions follow their rows; for each class the same."""
+    if kind not in _carriers:
+        _carriers[kind] = kind if kind in _carriers.values() else _subclass(kind)
+    return _carriers[kind]
+
+
+def _subclass(kind: Any) -> Any:
 
     def followed(name: str, follow: Callable[..., None]) -> Callable[..., Any]:
         method = getattr(kind, name)
@@ -147,4 +153,4 @@ def _carrying(kind: Any) -> Any:
         name: followed(name, follow) for name, follow in _FOLLOWED.items() if hasattr(kind, name)
     }
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind,), {**methods, **names, "_skillhub_carries": True})
+    return type(kind.__name__, (kind,), {**methods, **names})

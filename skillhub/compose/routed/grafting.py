@@ -12,6 +12,7 @@ from torch import nn
 
 from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints, open_contributions
 from skillhub.compose.declarations import repository_of, tell_declared_bases
+from skillhub.compose.layouts import plain_model
 from skillhub.compose.merging import Contribution
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
 from skillhub.compose.routed.batches import Identity
@@ -84,8 +85,8 @@ class Routing:
 
 
 def routing_of(model: nn.Module) -> Routing | None:
-    """Return what a routed model carries; None for other models."""
-    found = model.__dict__.get(_STATE)
+    """Return what a routed model carries, also within the one that ``torch.compile`` returned; None for other models."""
+    found = plain_model(model).__dict__.get(_STATE)
     return found if isinstance(found, Routing) else None
 
 
@@ -138,6 +139,7 @@ def graft_routed(
         IntegrityError: a pack's file is damaged.
     """
     _check_options(executor, memory)
+    given, model = model, plain_model(model)
     _check_model(model)
     present = routing_of(model)
     layout = layout_of(model)
@@ -157,8 +159,8 @@ def graft_routed(
     made = _make(model, layout, recipe, fingerprint, options, progress, notice)
     if wanted.adapters:
         tell_declared_bases(wanted, repository_of(model), notice)
-    _replace(model, made)
-    return model
+    replace_routing(model, made)
+    return given
 
 
 def ungraft_routed(model: nn.Module, pack: PackSource | None = None, *, progress: Progress | None = None) -> nn.Module:
@@ -178,8 +180,9 @@ def ungraft_routed(model: nn.Module, pack: PackSource | None = None, *, progress
     if not recipe.packs:
         present.remove()
         return model
-    made = _make(model, layout_of(model), recipe, present.fingerprint, present.options, progress, None)
-    _replace(model, made)
+    base = plain_model(model)
+    made = _make(base, layout_of(base), recipe, present.fingerprint, present.options, progress, None)
+    replace_routing(base, made)
     return model
 
 
@@ -229,11 +232,13 @@ def _make(
     return Routing(rules, recipe, options, fingerprint, store, sites, entries)
 
 
-def _replace(model: nn.Module, made: Routing) -> None:
+def replace_routing(model: nn.Module, wanted: Routing | None) -> None:
+    """Let a model carry what it is wanted to, or nothing, in place of what it carries."""
     present = routing_of(model)
     if present:
         present.remove()
-    made.install()
+    if wanted:
+        wanted.install()
 
 
 def build_entries(rules: Rules) -> list[Entry | Generate]:

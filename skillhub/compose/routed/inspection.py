@@ -50,7 +50,8 @@ def decide(
     Raises:
         UsageError: no pack is routed on the model, or there is no input.
     """
-    return _routing(model).rules.decide_rows(Prefill(model, input_ids, attention_mask, inputs_embeds)).decision
+    rules = _routing(model).rules
+    return rules.decide_rows(Prefill(rules.model, input_ids, attention_mask, inputs_embeds)).decision
 
 
 def decisions(carrier: Any) -> Decision | None:
