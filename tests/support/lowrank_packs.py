@@ -53,7 +53,9 @@ def build_lowrank_pack(
         if re.search(dense, tensor):
             encoded = exact.encode(torch.from_numpy(draw.normal(size=info.shape, scale=size).astype(np.float32)))
         elif re.search(linear, tensor) and len(info.shape) == 2:
-            encoded = EncodedTensor(tuple(info.shape), (_factors(draw, tuple(info.shape), min(rank, *info.shape), size),))
+            encoded = EncodedTensor(
+                tuple(info.shape), (_factors(draw, tuple(info.shape), min(rank, *info.shape), size),)
+            )
         else:
             continue
         writer.add(tensor, encoded)
