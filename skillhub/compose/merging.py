@@ -15,14 +15,14 @@ import torch
 
 from skillhub.codecs import exact
 from skillhub.compose.methods import MergeInputs, MergeMethod, find_method
-from skillhub.compose.methods.interface import Chunk
 from skillhub.compose.methods.linear import LINEAR
 from skillhub.compose.recipes import Recipe, WeightedPack
+from skillhub.compose.sums import add_delta, check_finite, fits, rounded
 from skillhub.compose.tunedcheckpoints import CheckpointDelta
 from skillhub.deltas import PackDelta
-from skillhub.errors import IntegrityError, UsageError
+from skillhub.errors import IntegrityError
 from skillhub.interop.adapterdeltas import AdapterDelta
-from skillhub.rounding import TARGETS, round_to, rounding_key
+from skillhub.rounding import TARGETS, rounding_key
 from skillhub.tensorreaders import (
     FactorReader,
     KeepingReader,
@@ -143,8 +143,8 @@ def merge_chunks(
     members = contributing(contributions, name)
     if members[0].delta.sets_values(name):
         values = members[0].delta.decode(name)
-        result = _rounded(values, dtype, rounding_key(recipe.digests, name), 0, "nearest")
-        _check_finite(result, [values], name)
+        result = rounded(values, dtype, key=rounding_key(recipe.digests, name), mode="nearest")
+        check_finite(result, [values], name)
         yield result.reshape(row_shape(tuple(result.shape)))
         return
     method = find_method(recipe.method)
@@ -188,10 +188,11 @@ def merge_rows(
         wide = chunk.base
         if inputs.base is not None and dtype == torch.float64:
             wide = inputs.base.read(begin, end)
-        merged = _sum(method, inputs, chunk, wide, measured)
-        result = _rounded(merged, dtype, key, chunk.first, mode)
-        if not _fits(merged, dtype):
-            _check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], inputs.name)
+        merged = method.merge(inputs, chunk, measured)
+        total = merged if wide is None or method.gives_values else add_delta(wide, merged)
+        result = rounded(total, dtype, key=key, first=chunk.first, mode=mode)
+        if not fits(total, dtype):
+            check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], inputs.name)
         yield result
 
 
@@ -263,49 +264,6 @@ def _moved(inputs: MergeInputs, device: torch.device) -> MergeInputs:
     return replace(inputs, base=base, deltas=[MovedReader(delta, device) for delta in inputs.deltas])
 
 
-def _sum(
-    method: MergeMethod, inputs: MergeInputs, chunk: Chunk, base: torch.Tensor | None, measured: object
-) -> torch.Tensor:
-    """Return the rows of base + merged delta, in fp32 or the base's fp64."""
-    merged = method.merge(inputs, chunk, measured)
-    if base is None or method.gives_values:
-        return merged
-    if _has_negative_zero(base):
-        # x + (+0) would turn −0 into +0; x + (−0) is x, so what did not change keeps its bits.
-        merged = torch.where(merged == 0, -0.0, merged)
-    return base + merged
-
-
-def _has_negative_zero(values: torch.Tensor) -> bool:
-    """Whether a −0 is among values of fp32 or fp64: read as an integer it is the least there is."""
-    integers = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
-    return values.numel() > 0 and int(integers.min()) == torch.iinfo(integers.dtype).min
-
-
-def _fits(values: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether all values are finite and surely stay so in ``dtype``."""
-    if values.numel() == 0 or not dtype.is_floating_point:
-        return True
-    low, high = torch.aminmax(values)
-    largest = torch.finfo(dtype).max
-    return -largest <= float(low) and float(high) <= largest  # not so for NaN
-
-
-def _check_finite(result: torch.Tensor, before: Sequence[torch.Tensor], name: str) -> None:
-    """Refuse a result that is not finite where all that it was made of is."""
-    if result.dtype not in (*TARGETS, torch.float64) or bool(result.isfinite().all()):
-        return
-    overflown = ~result.isfinite()
-    for tensor in before:
-        overflown &= tensor.isfinite()
-    if overflown.any():
-        raise UsageError(
-            f"{name} would have values that {result.dtype} cannot hold.",
-            hint="Use smaller weights, or a wider dtype.",
-            tensor=name,
-        )
-
-
 def result_shape(contributions: Sequence[Contribution], name: str, base: tuple[int, ...] | None) -> tuple[int, ...]:
     """Return the shape of a tensor after composition: the one pack's that resizes it, else the base's."""
     shapes = [tuple(one.delta.entry(name).shape) for one in contributing(contributions, name)]
@@ -337,12 +295,6 @@ def rounding_mode(recipe: Recipe, members: Sequence[Contribution], name: str) ->
         return recipe.rounding
     exact = all(one.delta.entry(name).max_error == 0 for one in members)
     return "nearest" if exact else "stochastic"
-
-
-def _rounded(values: torch.Tensor, dtype: torch.dtype, key: int, first: int, mode: str) -> torch.Tensor:
-    if values.dtype == dtype or dtype not in TARGETS:
-        return values.to(dtype)
-    return round_to(dtype, values.to(torch.float32), key=key, offset=first, mode=mode)
 
 
 def _stored_dtype(delta: PackDelta | CheckpointDelta, name: str) -> torch.dtype:

@@ -1,0 +1,67 @@
+"""Base + merged delta: one sum, one rounding, and no value that became infinite unnoticed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from skillhub.errors import UsageError
+from skillhub.rounding import TARGETS, round_to
+
+
+def add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Return base + delta, in the wider dtype of both; where the delta is zero, the base's bits."""
+    if _has_negative_zero(base):
+        # x + (+0) would turn −0 into +0; x + (−0) is x, so what did not change keeps its bits.
+        delta = torch.where(delta == 0, -0.0, delta)
+    return base + delta
+
+
+def _has_negative_zero(values: torch.Tensor) -> bool:
+    """Whether a −0 is among values of fp32 or fp64: read as an integer it is the least there is."""
+    integers = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+    return values.numel() > 0 and int(integers.min()) == torch.iinfo(integers.dtype).min
+
+
+def rounded(values: torch.Tensor, dtype: torch.dtype, *, key: int, first: int = 0, mode: str) -> torch.Tensor:
+    """Return values in another dtype.
+
+    Args:
+        values: of any dtype; fp32 and fp64 are rounded to bf16, fp16 and fp32.
+        dtype: of the result.
+        key: of the random bits of stochastic rounding.
+        first: index, in the whole tensor, of the first value.
+        mode: ``nearest`` or ``stochastic``.
+    """
+    if values.dtype == dtype or dtype not in TARGETS:
+        return values.to(dtype)
+    return round_to(dtype, values.to(torch.float32), key=key, offset=first, mode=mode)
+
+
+def fits(values: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values are finite and surely stay so in ``dtype``."""
+    if values.numel() == 0 or not dtype.is_floating_point:
+        return True
+    low, high = torch.aminmax(values)
+    largest = torch.finfo(dtype).max
+    return -largest <= float(low) and float(high) <= largest  # not so for NaN
+
+
+def check_finite(result: torch.Tensor, before: Sequence[torch.Tensor], name: str) -> None:
+    """Refuse a result that is not finite where all that it was made of is.
+
+    Raises:
+        UsageError: a value has become infinite.
+    """
+    if result.dtype not in (*TARGETS, torch.float64) or bool(result.isfinite().all()):
+        return
+    overflown = ~result.isfinite()
+    for tensor in before:
+        overflown &= tensor.isfinite()
+    if overflown.any():
+        raise UsageError(
+            f"{name} would have values that {result.dtype} cannot hold.",
+            hint="Use smaller weights, or a wider dtype.",
+            tensor=name,
+        )
