@@ -16,12 +16,19 @@ Facts = dict[str, Any]
 WAYS = {
     "routed": "routed packs",
     "ties": "packs fused, TIES",
-    "linear": "packs fused, sum",
+    "average": "packs fused, average",
+    "linear": "packs fused, sum × 0.4",
     "sequential": "sequential fine-tuning",
 }
 """The ways that are compared, and what they are called in the picture."""
-_COLOURS = {"routed": "#1b6ca8", "ties": "#2a9d6f", "linear": "#d98e04", "sequential": "#b5382a"}
-_MARKS = {"routed": "o", "ties": "s", "linear": "^", "sequential": "X"}
+_COLOURS = {
+    "routed": "#1b6ca8",
+    "ties": "#2a9d6f",
+    "average": "#7a5ca8",
+    "linear": "#d98e04",
+    "sequential": "#b5382a",
+}
+_MARKS = {"routed": "o", "ties": "s", "average": "D", "linear": "^", "sequential": "X"}
 
 
 def kept(figures: Facts, skill: str, nll: float) -> float:
@@ -87,6 +94,13 @@ def ways_table(figures: Facts) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return ["", "earlier kept", "the least", "last one", "tokens right", "answers right", "ordinary text"], rows
+
+
+def stages_table(figures: Facts) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: the mean share kept of the earlier skills after each stage, a row a way, and the oracle's."""
+    shares = {way: earlier_kept(figures, way) for way in WAYS} | {"each row its own pack": oracle_kept(figures)}
+    rows = [[way, *(f"{share:.1%}" for share in by_stage)] for way, by_stage in shares.items()]
+    return ["after skill", *(str(stage) for stage in range(2, len(figures["skills"]) + 1))], rows
 
 
 def draw(figures: Facts, path: Path) -> None:
@@ -156,14 +170,15 @@ def report(figures: Facts) -> str:
     sizes = [size / 1e6 for size in figures["pack bytes"].values()]
     own = [kept(figures, skill, figures["own pack"][skill]["nll"]) for skill in figures["skills"]]
     right = rightly_routed(figures)
+    fused = "; ".join(f"*{way}*: {told}" for way, told in figures["fused"].items())
     text = [facts["ordinary_text"] for facts in figures["ways"]["routed"]]
     return f"""# {count} skills one after another: what is left of the earlier ones
 
-SmolLM2-135M-Instruct in bf16; {figures["steps"]} steps of AdamW a skill on all weights, {figures["batch"]} rows a step; {figures["rows"]} held-out rows a
+{figures["model"]} in bf16; {figures["steps"]} steps of AdamW a skill on all weights, {figures["batch"]} rows a step; {figures["rows"]} held-out rows a
 skill, asked in a wording that was never trained on. NLL is per answer token, teacher forced, in bf16. *Sequential* trains one model on
-one skill after the other; *linear* and *ties* fuse all packs into the weights ({figures["fused"]}); *routed* is
-`graft(mode="routed")`, which chooses a pack, or the base, for each row by the packs' routing cards. *Kept* is the share of the gain in NLL
-that the skill's own fine-tune has over the base.
+one skill after the other. Three ways fuse all packs into the weights ({fused}; those of *ties* and *linear* are what the TIES paper uses
+where there is nothing to tune them with). *Routed* is `graft(mode="routed")`, which chooses a pack, or the base, for each row by the packs' routing
+cards. *Kept* is the share of the gain in NLL that the skill's own fine-tune has over the base.
 
 ![The share kept of earlier skills by stage, and of each skill by stage](../../examples/forget_free.png)
 
@@ -179,7 +194,7 @@ last; "ordinary text" is the NLL per token of paragraphs that belong to no skill
 
 ## Earlier skills after each stage, mean share kept
 
-{_markdown(["", *(str(stage) for stage in range(2, count + 1))], [[way, *(f"{share:.1%}" for share in earlier_kept(figures, way))] for way in WAYS])}
+{_markdown(*stages_table(figures))}
 
 ## Routing
 

@@ -97,11 +97,12 @@ def figures() -> dict[str, Any]:
 
     kept = [facts(a=2), facts(a=2, b=2)]
     return {
+        "model": "tiny",
         "skills": ["a", "b"],
         "steps": 1,
         "batch": 8,
         "rows": 2,
-        "fused": "linear",
+        "fused": {"ties": "ties with {'weights': 1}"},
         "base": facts(a=4, b=6),
         "tuned": facts(a=2, b=2),
         "own pack": facts(a=2.1, b=2),
@@ -109,6 +110,7 @@ def figures() -> dict[str, Any]:
         "ways": {
             "routed": kept,
             "ties": kept,
+            "average": kept,
             "linear": [facts(a=2), facts(a=5, b=4)],
             "sequential": [facts(a=2), facts(a=3, b=2)],
         },
@@ -127,6 +129,7 @@ def test_what_is_kept_is_the_share_of_the_fine_tunes_own_gain(figures: dict[str,
 
 def test_the_report_has_the_figures(figures: dict[str, Any]) -> None:
     told = report(figures)
+    assert "(*ties*: ties with {'weights': 1};" in told
     assert "| sequential | 50.0% | 50.0% | 100.0% |" in told
     assert "50.0%, 75.0% got their own pack" in told
     assert "1.0 to\n2.0 MB" in told

@@ -26,10 +26,10 @@ class ToldStory:
     figures: dict[str, Any]
 
 
-def run_example(script: str, work: Path) -> ToldStory:
+def run_example(script: str, work: Path, *options: str) -> ToldStory:
     """Run ``examples/<script>`` to its end in a work folder."""
     figures = work.with_suffix(".json")
-    command = [sys.executable, str(EXAMPLES / script), "--work", str(work), "--json", str(figures)]
+    command = [sys.executable, str(EXAMPLES / script), "--work", str(work), "--json", str(figures), *options]
     done = subprocess.run(
         command,
         env={"OMP_NUM_THREADS": "1", **os.environ},
