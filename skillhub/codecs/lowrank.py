@@ -227,17 +227,19 @@ def _check_exactness(components: Components) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Components as what is multiplied: integers in fp32, the scales in ``left``.
+    """Components as what is multiplied, in fp32; scales and their power of two are in ``left``.
+
+    Within a group every product and sum is an integer below 2**24 times one power of two, never subnormal, hence exact.
 
     Attributes:
-        left: (rank, rows).
-        right: (rank, columns).
-        groups: as the components'.
+        left: (rank, rows): integers times the group's power of two.
+        right: (rank, columns): integers.
+        groups: sizes of the groups.
     """
 
     left: npt.NDArray[np.float32]
     right: npt.NDArray[np.float32]
-    groups: tuple[tuple[int, int], ...]
+    groups: tuple[int, ...]
 
     def multiply(self, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
         """Multiply out: fp32 of (rows, columns), the same bits for every choice of ``rows`` and machine.
@@ -246,10 +248,9 @@ class Factors:
         """
         result: npt.NDArray[np.float32] | None = None
         start = 0
-        for count, exponent in self.groups:
+        for count in self.groups:
             left, right = self.left[start : start + count, rows], self.right[start : start + count]
             product: npt.NDArray[np.float32] = left.T @ right
-            product *= np.float32(2.0**exponent)
             result = product if result is None else np.add(result, product, out=result)
             start += count
         assert result is not None  # a part has at least one group
@@ -258,8 +259,10 @@ class Factors:
 
 def factors_of(components: Components) -> Factors:
     """Return components as factors."""
+    powers = np.concatenate([np.full(count, 2.0**exponent, np.float32) for count, exponent in components.groups])
     left = np.multiply(components.left, components.scales[:, None], dtype=np.float32)  # below 2**24: exact
-    return Factors(left, components.right.astype(np.float32), components.groups)
+    left *= powers[:, None]
+    return Factors(left, components.right.astype(np.float32), tuple(count for count, _ in components.groups))
 
 
 def reconstruct(components: Components, rows: slice = slice(None)) -> npt.NDArray[np.float32]:

@@ -34,7 +34,7 @@ from skillhub.tensorreaders import (
     row_shape,
 )
 
-KEPT_BYTES = 1 << 28
+KEPT_BYTES = 1 << 27
 """Most memory for keeping one tensor's deltas between the passes of a method that measures before it merges; larger ones are read
 again."""
 
