@@ -29,7 +29,7 @@ FORMATS = [
     (SHARED, "names documents fields canonical bfloat16 requirementfiles frontmatter"),
     (SHARED, "licenses routingcards"),
     (SHARED, "manifest remembered tensorfiles"),
-    (SHARED, "releases lockfile authorfile packs checkpointfiles projects signing"),
+    (SHARED, "releases lockfile authorfile packs prompts checkpointfiles projects signing"),
     (SHARED, "fingerprint graphs adapters configuration"),
     (SHARED, "basemodel mismatch bases"),
 ]

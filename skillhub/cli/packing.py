@@ -13,6 +13,7 @@ from skillhub.cli import console, options
 from skillhub.configuration import parse_size
 from skillhub.errors import UsageError
 from skillhub.packs import Pack, open_pack
+from skillhub.prompts import read_prompts
 
 if TYPE_CHECKING:
     from skillhub.manifest import TensorEntry, Variant
@@ -84,10 +85,9 @@ def pack_command(
     source = base or author.base
     if source is None:
         raise UsageError("The base model is not known.", hint=f"Name it with --base, or as `base` in {AUTHOR_FILE}.")
-    from skillhub.packer import pack
-    from skillhub.routing.prompts import read_prompts
-
     prompts = None if prompts_file is None else read_prompts(prompts_file)
+    from skillhub.packer import pack
+
     if prompts or author.skills.prompts:
         console.quiet_transformers()
     with console.progress("tensors") as progress:

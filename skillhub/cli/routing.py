@@ -10,6 +10,7 @@ import click
 
 from skillhub.cli import console, options
 from skillhub.errors import UsageError
+from skillhub.prompts import read_prompts
 
 if TYPE_CHECKING:
     from skillhub.routing.decisions import Decision
@@ -58,8 +59,6 @@ def route_command(
         raise UsageError("Give either a text or --file.", hint='For example: skillhub route … "What is 12 + 30?"')
     if text is not None and not text.strip():
         raise UsageError("The text is empty.", hint="Give what a user might write.")
-    from skillhub.routing.prompts import read_prompts
-
     prompts = [text] if text is not None else read_prompts(prompts_file or Path())
     console.quiet_transformers()
     router, model, tokenizer = _router(base, packs, options.chosen_environment(environment))

@@ -1,7 +1,7 @@
 """Making a routing card: a pack's prompts against the background, as the base sees both.
 
-Every prompt is taken twice, bare and in the base's chat template, so that either is recognised. The threshold lies where few prompts
-of the background would pass, each judged by functions that it had no part in. How many of the pack's own prompts pass when all those
+Every prompt is taken twice, bare and in the base's chat template, so that either is recognised. The threshold lies well above the
+scores of the background, each judged by functions that it had no part in. How many of the pack's own prompts pass when all those
 that are most like them are left out is reported: an estimate for other wordings than those of the examples.
 """
 
@@ -39,8 +39,9 @@ MOST_OF_DEPTH = 1 / 4
 MAX_TOKENS = 256
 BATCH = 16
 
-BACKGROUND_PASSES = 0.0125
-"""Share of the background, weighed as :func:`~skillhub.routing.background.background_weights` says, that may pass a threshold."""
+DEVIATIONS = 2.6
+"""How far above the background's mean score the threshold lies, in its standard deviations: steadier than a quantile, which hangs on
+the few prompts that are nearest to the pack."""
 FOLDS = 5
 CLUSTERS = 4
 
@@ -214,9 +215,8 @@ def _calibrate(examples: Sequence[_Examples]) -> tuple[float, CardReport]:
     background = torch.stack([one.background_scores() for one in examples]).mean(0)
     own = torch.stack([one.own_scores() for one in examples]).mean(0)
     weights = torch.tensor(background_weights()).expand_as(background) / len(background)
-    order = background.flatten().argsort(descending=True)
-    passing = int((weights.flatten()[order].cumsum(0) <= BACKGROUND_PASSES).sum())
-    threshold = float(background.flatten()[order[passing]])
+    mean = (weights * background).sum()
+    threshold = float(mean + DEVIATIONS * (weights * (background - mean).square()).sum().sqrt())
     shares = [float((own > threshold).float().mean()), float(weights[background > threshold].sum())]
     return threshold, CardReport(own.shape[1], *shares)
 
