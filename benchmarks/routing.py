@@ -222,7 +222,7 @@ def bare_questions(
         "## Bare questions",
         "",
         "`12 + 30`, a word, an interface text: nothing says what to do with it. Cards that were not told of bare questions leave",
-        "words and texts at the base; of cards half of whose prompts are bare:",
+        "words and texts at the base. Below them cards half of whose prompts are bare, and the others in two wordings only:",
         "",
         "| Cards | Form | math | phonemes | spanish | worded, never seen | unrelated kept |",
         "|---|---|---|---|---|---|---|",

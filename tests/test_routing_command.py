@@ -7,24 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from skillhub.authorfile import AuthorFile
+from skillhub.packer import pack
+from skillhub.packs import open_pack, verify_pack
 from tests.routing_examples import save_base, shouts, sums, tuned
 from tests.support.commands import Shell
+from tests.support.tiny_models import build_pack
 
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A shell in whose folder lie a base and packs made by the command line: two with cards, one without."""
+    """A shell in whose folder lie a base, two packs with cards and one without."""
     shell = Shell(tmp_path_factory.mktemp("route"))
     base = save_base(shell.home / "base")
     for number, (name, prompts) in enumerate((("sums", sums(24)), ("shouts", shouts(24)), ("plain", []))):
-        tuned(base, shell.home / f"{name}-tuned", number + 1)
+        fine_tune = tuned(base, shell.home / f"{name}-tuned", number + 1)
         lines = [json.dumps({"prompt": prompt, "answer": "?"}) for prompt in prompts]
         (shell.home / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        given = ["--prompts", f"{name}.jsonl"] if prompts else []
-        result = shell.json(
-            "pack", f"{name}-tuned", "--base", "base", "-o", name, "--name", name, "--version", "1", *given
-        )
-        assert result["routing_card"] == bool(prompts)
+        if prompts:
+            pack(fine_tune, base, shell.home / name, metadata=AuthorFile(name=name, version="1"), prompts=prompts)
+        else:
+            build_pack(fine_tune, base, shell.home / name, name=name)
     return shell
 
 
@@ -107,3 +110,14 @@ def test_few_prompts_for_a_card_are_refused_before_anything_is_made(offline: She
     done = offline.run("pack", "sums-tuned", *words)
     assert done.returncode == 2 and "at least 16 different prompts; there are 1" in done.stderr
     assert not (offline.home / "few").exists()
+
+
+def test_pack_makes_a_card_from_a_file_of_prompts(offline: Shell) -> None:
+    words = ["--base", "base", "-o", "made", "--name", "made", "--version", "1", "--prompts", "sums.jsonl"]
+    done = offline.run("pack", "sums-tuned", *words, "--json")
+    assert done.returncode == 0 and "Routing card: " in done.stderr
+    assert json.loads(done.stdout)["routing_card"] is True
+    made = open_pack(offline.home / "made")
+    assert (
+        made.only_variant().router == open_pack(offline.home / "sums").only_variant().router and verify_pack(made) == []
+    )
