@@ -79,7 +79,9 @@ def test_a_card_tells_its_prompts_from_others_bare_and_in_the_template(
     for form in (lambda text: text, lambda text: chat_text(tokenizer, text), lambda text: f"<user>{text}<end><bot>"):
         rows = [encode(tokenizer, form(text), is_chat=True) for text in [*own, *others]]
         decision = router.route(prefill_of(model, rows))
-        assert sum(choice == 0 for choice in decision.choices[: len(own)]) >= 0.8 * len(own)
+        assert decision.scores is not None
+        assert decision.scores[: len(own)].min() > decision.scores[len(own) :].max()
+        assert decision.choices[: len(own)].count(0) >= len(own) / 2  # a random model of 16 dimensions tells no more
         assert decision.choices[len(own) :] == (None,) * len(others)
     assert made[1].prompts == 32 and made[1].own > 0.2 and made[1].background < 0.05
 
