@@ -13,8 +13,8 @@ from msgspec import structs
 from safetensors.torch import load_file, save_file
 
 from skillhub.compose.fusion import fuse
-from skillhub.compose.sharding import FusedTensor, split_shards
 from skillhub.compose.grafts import graft
+from skillhub.compose.sharding import FusedTensor, split_shards
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.packs import write_manifest

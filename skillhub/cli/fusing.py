@@ -189,7 +189,13 @@ def fuse_command(
     """
     if config is not None:
         chosen = options.chosen_environment(environment)
-        request = {"seed": seed, "rounding": rounding, "device": device, "shard_bytes": shard_size, "environment": chosen}
+        request = {
+            "seed": seed,
+            "rounding": rounding,
+            "device": device,
+            "shard_bytes": shard_size,
+            "environment": chosen,
+        }
         fuse_config(config, out, request, only_plan=only_plan, as_json=as_json)
         return
     if base is None or not packs:

@@ -168,7 +168,8 @@ def make_recipe(
     wrong = [source for source in packs if not isinstance(source, PackSource)]
     if wrong:
         raise UsageError(
-            f"{wrong[0]!r} is not a pack.", hint="Give names, folders, or what open_pack, open_adapter or open_tuned returned."
+            f"{wrong[0]!r} is not a pack.",
+            hint="Give names, folders, or what open_pack, open_adapter or open_tuned returned.",
         )
     if not packs:
         raise UsageError("No pack was given.", hint="Name at least one installed pack or pack folder.")
