@@ -243,7 +243,9 @@ def test_inner_products_are_those_of_all_pairs():
     ]
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS.values() if method.members != (1, None)], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS.values() if method.members != (1, None)], ids=lambda one: one.name
+)
 def test_a_number_of_packs_that_a_method_does_not_take_is_refused(method: MergeMethod):
     with pytest.raises(UsageError, match=f"'{method.name}' takes"):
         merge_tensors(method.name, [torch.ones(3)] * ((method.members[1] or 0) + 1))
