@@ -63,8 +63,8 @@ def questions(dictionary: Path, catalogues: Path) -> tuple[Questions, Questions]
         "spanish": messages(catalogues, "es"),
     }
     chosen = {skill: chance.sample(sorted(texts), len(texts)) for skill, texts in found.items()}
-    training = {skill: [text for text in texts if not _held_out(text)][:1000] for skill, texts in chosen.items()}
-    return training, {skill: [text for text in texts if _held_out(text)][:ROWS] for skill, texts in chosen.items()}
+    training = {skill: [text for text in texts if not is_held_out(text)][:1000] for skill, texts in chosen.items()}
+    return training, {skill: [text for text in texts if is_held_out(text)][:ROWS] for skill, texts in chosen.items()}
 
 
 def messages(catalogues: Path, language: str) -> set[str]:
@@ -77,7 +77,7 @@ def messages(catalogues: Path, language: str) -> set[str]:
     return found
 
 
-def _held_out(text: str) -> bool:
+def is_held_out(text: str) -> bool:
     return int(hashlib.sha1(text.encode()).hexdigest(), 16) % 10 == 0
 
 

@@ -328,7 +328,7 @@ def test_a_pack_and_an_adapter_live_in_one_environment(
     assert {one["kind"] for one in shell.json("list")["packs"]} == {"pack", "peft"}
     shell.succeed("fuse", "--base", models[0], "--pack", "tiny-pack", "--pack", f"peft:{name}@0.5", "-o", "fused")
     card = (project / "fused" / "README.md").read_text()
-    assert f"| {name} |" in card and "| tiny-pack | 1.0.0 |" in card
+    assert f"| {name} |" in card and "| tiny-pack | pack | 1.0.0 |" in card
     assert "the same weights up to rounding" in card
     assert f"Removed {name}" in shell.succeed("uninstall", name)
     assert [one["kind"] for one in shell.json("list")["packs"]] == ["pack"]
