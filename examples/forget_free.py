@@ -38,8 +38,8 @@ FUSED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "average": ("linear", {"weights": 1, "options": {"normalize": 1}}),
     "linear": ("linear", {"weights": 0.4}),
 }
-"""Ways to fuse: the method, and what it is told for each pack. Weights and densities of ``ties`` and ``linear`` are those that the paper of
-TIES (arXiv 2306.01708) uses where there is nothing to tune them with; ``average`` is the mean of the fine-tunes."""
+"""Ways to fuse: the method, and what it is told for each pack. ``average`` is the mean of the fine-tunes; the weights and the density of
+``ties`` and ``linear`` are usual ones, and not tuned for these skills."""
 LEAST_KEPT = 0.95
 """What is promised of routing: so much of every skill's gain stays, whatever comes after it."""
 

@@ -176,8 +176,8 @@ def report(figures: Facts) -> str:
 
 {figures["model"]} in bf16; {figures["steps"]} steps of AdamW a skill on all weights, {figures["batch"]} rows a step; {figures["rows"]} held-out rows a
 skill, asked in a wording that was never trained on. NLL is per answer token, teacher forced, in bf16. *Sequential* trains one model on
-one skill after the other. Three ways fuse all packs into the weights ({fused}; those of *ties* and *linear* are what the TIES paper uses
-where there is nothing to tune them with). *Routed* is `graft(mode="routed")`, which chooses a pack, or the base, for each row by the packs' routing
+one skill after the other. Three ways fuse all packs into the weights ({fused}; usual weights, not
+tuned). *Routed* is `graft(mode="routed")`, which chooses a pack, or the base, for each row by the packs' routing
 cards. *Kept* is the share of the gain in NLL that the skill's own fine-tune has over the base.
 
 ![The share kept of earlier skills by stage, and of each skill by stage](../../examples/forget_free.png)
