@@ -4,22 +4,26 @@ A bf16 base sits on the bf16 grid, so a delta below half a step disappears when 
 goes to the upper neighbour with a probability equal to the distance from the lower one, so the expectation is the unrounded value.
 
 The random bits are a function of (key, element index) alone, so chunking, threads and devices do not change them. With 32-bit words,
-``low`` and ``high`` the halves of the 64-bit key (plus ``0x9e3779b97f4a7c15`` for every 2**32 elements before this one) and ``>>``
-shifting in zeros, the word of element ``i`` is::
+``low`` and ``high`` the halves of the 64-bit key (plus ``0x9e3779b97f4a7c15`` for every 2**32 words before this one) and ``>>``
+shifting in zeros, the random word ``w`` is::
 
-    x  = (i mod 2**32) ^ low
+    x  = (w mod 2**32) ^ low
     x ^= x >> 16;  x *= 0x21f0aaad;  x ^= high
     x ^= x >> 15;  x *= 0xd35a2d97;  x ^= x >> 15
 
-which is the ``lowbias32`` mixing function (C. Wellons, "Hash Function Prospector", 2018–2022) with the key's second half added midway. Its
-low bits, as many as the target's mantissa lacks, are added to the magnitude's bits before those are cut off.
+which is the ``lowbias32`` mixing function (C. Wellons, "Hash Function Prospector", 2018–2022) with the key's second half added midway.
+Two elements share a word: element ``i`` takes the low half of word ``i // 2`` when ``i`` is even, else the high half. The low bits of
+that half, as many as the target's mantissa lacks, are added to the magnitude's bits before those are cut off.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from skillhub.errors import UsageError
@@ -35,6 +39,8 @@ TARGETS = (torch.bfloat16, torch.float16, torch.float32)
 _WORD = 1 << 32
 _BLOCK_STEP = 0x9E3779B97F4A7C15
 _SMALLEST_NORMAL_HALF = 2.0**-14
+
+Words = TypeVar("Words", npt.NDArray[np.int32], torch.Tensor)
 
 
 def rounding_key(digests: Sequence[str], name: str) -> int:
@@ -90,13 +96,11 @@ def round_to(
     flat = values.contiguous().view(-1)
     result = torch.empty(flat.shape, dtype=dtype, device=flat.device)
     chunk = CHUNK if flat.device.type == "cpu" else ACCELERATOR_CHUNK
-    counter = torch.arange(min(chunk, flat.numel()), dtype=torch.int32, device=flat.device)
     start = 0
     while start < flat.numel():
         index = offset + start
-        stop = min(start + chunk - index % chunk, flat.numel())  # never across a multiple of 2**32
-        words = _random_words(counter[: stop - start], index, number)
-        _round_chunk(flat[start:stop], words, result[start:stop])
+        stop = min(start + chunk - index % chunk, flat.numel())  # never across a multiple of 2**33
+        _round_chunk(flat[start:stop], _random_halves(index, stop - start, number, flat.device), result[start:stop])
         start = stop
     return result.view(values.shape)
 
@@ -114,29 +118,34 @@ def random_words(first: int, count: int, key: int, device: torch.device | None =
         int32 ``[count]``, all 32 bits of each random.
     """
     before = min(count, _WORD - first % _WORD)
-    words = _random_words(torch.arange(before, dtype=torch.int32, device=device), first, key)
+    words = _mix(torch.arange(before, dtype=torch.int32, device=device), first, key)
     if before == count:
         return words
     return torch.cat([words, random_words(first + before, count - before, key, device)])
 
 
-def _random_words(counter: torch.Tensor, index: int, key: int) -> torch.Tensor:
-    """Return int32 words for the elements ``index``, ``index`` + 1 and so on; ``counter`` counts from 0."""
-    key += (index // _WORD) * _BLOCK_STEP
-    words = counter.add(_signed(index)).bitwise_xor_(
-        torch.tensor(_signed(key), dtype=torch.int32, device=counter.device)
-    )
-    scratch = torch.empty_like(words)
-    _fold(words, scratch, 16).mul_(0x21F0AAAD)
-    words.bitwise_xor_(torch.tensor(_signed(key // _WORD), dtype=torch.int32, device=counter.device))
-    _fold(words, scratch, 15).mul_(_signed(0xD35A2D97))
-    return _fold(words, scratch, 15)
+def _random_halves(first: int, count: int, key: int, device: torch.device) -> torch.Tensor:
+    """Return the uint16 halves of words that some elements take; they do not cross a multiple of 2**33."""
+    begin, end = first // 2, (first + count + 1) // 2
+    if device.type == "cpu":  # the same integers; numpy goes through a small chunk in half the time
+        words = torch.from_numpy(_mix(np.arange(end - begin, dtype=np.int32), begin, key))
+    else:
+        words = _mix(torch.arange(end - begin, dtype=torch.int32, device=device), begin, key)
+    return words.view(torch.uint16)[first % 2 :][:count]
 
 
-def _fold(words: torch.Tensor, scratch: torch.Tensor, shift: int) -> torch.Tensor:
-    """``words ^= words >> shift`` in place, shifting in zeros."""
-    torch.bitwise_right_shift(words, shift, out=scratch)
-    return words.bitwise_xor_(scratch.bitwise_and_((1 << (32 - shift)) - 1))
+def _mix(words: Words, first: int, key: int) -> Words:
+    """Turn the numbers 0, 1 and so on (int32) into the random words ``first``, ``first`` + 1 and so on, in place."""
+    key += (first // _WORD) * _BLOCK_STEP
+    words += _signed(first)
+    words ^= _signed(key)
+    words ^= (words >> 16) & 0xFFFF
+    words *= 0x21F0AAAD
+    words ^= _signed(key // _WORD)
+    words ^= (words >> 15) & 0x1FFFF
+    words *= _signed(0xD35A2D97)
+    words ^= (words >> 15) & 0x1FFFF
+    return words
 
 
 def _signed(value: int) -> int:
@@ -144,17 +153,21 @@ def _signed(value: int) -> int:
     return ((value + (1 << 31)) % _WORD) - (1 << 31)
 
 
-def _round_chunk(values: torch.Tensor, words: torch.Tensor, out: torch.Tensor) -> None:
-    """Round one-dimensional fp32 ``values`` stochastically into ``out``; ``words`` (int32) are used up."""
-    if out.dtype == torch.bfloat16:
-        bits = words.bitwise_and_(0xFFFF).add_(values.view(torch.int32)).bitwise_right_shift_(16)
-        out.view(torch.int16).copy_(bits)
-    else:
+def _round_chunk(values: torch.Tensor, halves: torch.Tensor, out: torch.Tensor) -> None:
+    """Round one-dimensional fp32 ``values`` stochastically into ``out``, with a uint16 half of a random word for each."""
+    if out.dtype == torch.float16:
         magnitude = values.abs()
         # In the subnormal range all steps are 2**-24; one binade up they are the same and the mantissa holds them.
         lift = (magnitude < _SMALLEST_NORMAL_HALF).to(torch.float32).mul_(_SMALLEST_NORMAL_HALF)
-        bits = words.bitwise_and_(0x1FFF).add_((magnitude + lift).view(torch.int32)).bitwise_and_(~0x1FFF)
+        missing = halves.to(torch.int32).bitwise_and_(0x1FFF)
+        bits = missing.add_((magnitude + lift).view(torch.int32)).bitwise_and_(~0x1FFF)
         out.copy_(bits.view(torch.float32).sub_(lift).copysign_(values))
+    elif values.device.type == "cpu":
+        sums = np.add(values.view(torch.int32).numpy(), halves.numpy(), dtype=np.int32)
+        out.view(torch.int16).numpy()[...] = np.right_shift(sums, 16, out=sums)
+    else:
+        bits = halves.to(torch.int32).add_(values.view(torch.int32)).bitwise_right_shift_(16)
+        out.view(torch.int16).copy_(bits)
     largest = torch.finfo(out.dtype).max
     low, high = torch.aminmax(values)
     if not (-largest <= low.item() and high.item() <= largest):  # NaN compares false
