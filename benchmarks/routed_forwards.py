@@ -6,6 +6,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def route_tables(work: Path) -> list[str]:
     logging.disable()
     lines = [
         f"Batches of {ROWS} rows of {LENGTH} tokens over three packs (rank {RANK}, all linear layers) and the base, bf16, one thread; CPU "
-        f"milliseconds, medians of {TURNS} turns. Decoding is one token for every row. The router runs the base up to ¼ of its depth.",
+        f"milliseconds, medians of {TURNS} turns. Decoding is one token for every row. The router runs the base up to a layer: ¼ of the depth "
+        "is the deepest that a routing card may name, ⅙ the deepest that cards of the three skills of `benchmarks/routing.py` do.",
     ]
     for size, config in SIZES.items():
         lines += [
@@ -68,11 +70,13 @@ def _rows(folder: Path, config: dict[str, Any]) -> list[str]:
     inputs = {"input_ids": torch.randint(3, 500, (ROWS, LENGTH)), "attention_mask": torch.ones(ROWS, LENGTH).long()}
     rows: list[str] = []
     for executor in ("factored", "grouped"):
-        graft_routed(model, packs, router=EarlyRouter(model), executor=executor, trust_base=True)
-        calls: dict[str, dict[str, Any]] = {
-            f"{executor}: rows agree": {"pack_choices": ["p1"] * ROWS},
-            f"{executor}: rows differ": {"pack_choices": MIXED},
-            f"{executor}: rows differ, routing included": {},
+        router = EarlyRouter(model)
+        graft_routed(model, packs, router=router, executor=executor, trust_base=True)
+        calls: dict[str, Callable[..., Any]] = {
+            f"{executor}: rows agree": lambda run: run(pack_choices=["p1"] * ROWS),
+            f"{executor}: rows differ": lambda run: run(pack_choices=MIXED),
+            f"{executor}: rows differ, routing at ⅙ included": lambda run, router=router: router.at(6, run),
+            f"{executor}: rows differ, routing at ¼ included": lambda run, router=router: router.at(4, run),
         }
         rows += _compare(model, inputs, calls)
         rows.append(_switching(model, inputs, executor))
@@ -84,11 +88,17 @@ class EarlyRouter:
     """Does what a card's router does, and then decides as the measurement wants."""
 
     def __init__(self, model: Any) -> None:
-        self.layer = model.config.num_hidden_layers // 4
+        self.layers = model.config.num_hidden_layers
+        self.layer = self.layers // 4
         self.centres = torch.randn(3, model.config.hidden_size)
 
+    def at(self, part: int, run: Callable[[], Any]) -> Any:
+        """Run something while the router looks at the layer that is such a part of the depth."""
+        self.layer = self.layers // part
+        return run()
+
     def route(self, prefill: Prefill) -> list[str | None]:
-        """Run the base up to a quarter of its depth, pool and compare; then return the fixed choices."""
+        """Run the base up to the layer, pool and compare; then return the fixed choices."""
         states = early_states(prefill, self.layer).float().mean(1)
         (states @ self.centres.T).argmax(1)
         return list(MIXED)
@@ -130,7 +140,7 @@ def _steps(model: Any, inputs: dict[str, Any], **choices: Any) -> Forward:
     return decode
 
 
-def _compare(model: Any, inputs: dict[str, Any], calls: dict[str, dict[str, Any]]) -> list[str]:
+def _compare(model: Any, inputs: dict[str, Any], calls: dict[str, Callable[..., Any]]) -> list[str]:
     """Measure calls of a routed model beside the same model without its hooks."""
     routing = model.__dict__["_skillhub_routing"]
 
@@ -144,9 +154,9 @@ def _compare(model: Any, inputs: dict[str, Any], calls: dict[str, dict[str, Any]
     base_steps = plain(lambda: _steps(model, inputs))
     prefills: dict[str, Forward] = {"base": lambda: plain(lambda: _prefill(model, inputs))}
     decodes: dict[str, Forward] = {"base": lambda: plain(base_steps)}
-    for name, choices in calls.items():
-        prefills[name] = lambda choices=choices: _prefill(model, inputs, **choices)  # type: ignore[misc]
-        decodes[name] = _steps(model, inputs, **choices)
+    for name, call in calls.items():
+        prefills[name] = partial(call, partial(_prefill, model, inputs))
+        decodes[name] = call(partial(_steps, model, inputs))
     first, then = in_turns(prefills), in_turns(decodes)
     return [
         f"| {name} | {first[name]:.0f} | {first[name] / first['base']:.2f} | {then[name] / STEPS:.1f} | {then[name] / then['base']:.2f} |"
