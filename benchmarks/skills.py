@@ -6,6 +6,8 @@ DIR holds the packs ``math``, ``phonemes`` and ``spanish`` of fine-tunes of Smol
 asked in a wording that neither training nor cards saw, teacher forced; fp32 weights and forwards. The *oracle* gives each row its own
 skill's pack. Rows of all skills are scored in mixed batches where packs are routed. One thread.
 
+A second table has what bf16 costs: the error of the answers' logits, in a bf16 model, against those of the fp32 model with the same pack.
+
 Covers one base and three skills that are far apart, with default weights; tuned weights would help the fused ones.
 """
 
@@ -16,7 +18,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,8 @@ def main() -> None:
         print(name, f"{time.process_time() - started:.0f} CPU s", file=sys.stderr, flush=True)
     right = sum(skill == label for skill, label in chosen) / len(chosen)
     lines = table(scores, options.rows)
-    lines += ["", f"Rightly routed: {right:.1%}.", "", "Command: `python benchmarks/skills.py --packs DIR`"]
+    lines += ["", f"Rightly routed: {right:.1%}.", "", *errors(model, tokenizer, rows, packs)]
+    lines += ["", "Command: `python benchmarks/skills.py --packs DIR`"]
     write_report("skills", "Three skills: routed, and fused", lines)
 
 
@@ -142,6 +145,17 @@ def score(
 ) -> dict[str, tuple[float, float]]:
     """Return for each skill the NLL per answer token and the share of answer tokens that were the likeliest."""
     sums = {skill: [0.0, 0, 0] for skill in SKILLS}
+    for skill, logits, wanted in answers(model, tokenizer, rows, choose):
+        sums[skill][0] += float(F.cross_entropy(logits, wanted, reduction="sum"))
+        sums[skill][1] += int((logits.argmax(-1) == wanted).sum())
+        sums[skill][2] += len(wanted)
+    return {skill: (nll / count, right / count) for skill, (nll, right, count) in sums.items()}
+
+
+def answers(
+    model: Any, tokenizer: Any, rows: list[tuple[str, Row]], choose: Choose | None = None
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield for each row its skill, the logits of its answer, fp32 (tokens, vocabulary), and the answer's tokens."""
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         tokens, mask, labels = tokenized(
@@ -152,13 +166,46 @@ def score(
         extra = {"pack_choices": choose(batch, inputs)} if choose else {}
         with torch.inference_mode():
             output = model(**inputs, logits_to_keep=longest + 1, use_cache=False, **extra)
-        logits, expected = output.logits[:, :-1], labels[:, -longest:]
-        for (skill, _), some, wanted in zip(batch, logits, expected, strict=True):
-            counted = wanted != IGNORED
-            sums[skill][0] += float(F.cross_entropy(some[counted], wanted[counted], reduction="sum"))
-            sums[skill][1] += int((some[counted].argmax(-1) == wanted[counted]).sum())
-            sums[skill][2] += int(counted.sum())
-    return {skill: (nll / count, right / count) for skill, (nll, right, count) in sums.items()}
+        for (skill, _), some, wanted in zip(batch, output.logits[:, :-1], labels[:, -longest:], strict=True):
+            yield skill, some[wanted != IGNORED].float(), wanted[wanted != IGNORED]
+
+
+def errors(model: Any, tokenizer: Any, rows: list[tuple[str, Row]], packs: list[Path]) -> list[str]:
+    """Return the table of root mean square errors in bf16: one pack grafted fused, and mixed batches by both executors."""
+    import transformers
+
+    narrow = transformers.AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).eval()
+    squares: dict[str, dict[str, list[float]]] = {}
+
+    def compare(
+        way: str, expected: dict[str, list[torch.Tensor]], choose: Choose | None, skills: Sequence[str]
+    ) -> None:
+        left = {skill: iter(expected[skill]) for skill in skills}
+        for skill, logits, _ in answers(narrow, tokenizer, rows, choose):
+            if skill in left:
+                error = float((logits - next(left[skill])).square().mean())
+                squares.setdefault(way, {}).setdefault(skill, []).append(error)
+
+    expected: dict[str, list[torch.Tensor]] = {}
+    for skill, pack in zip(SKILLS, packs, strict=True):
+        with skillhub.grafted(model, [pack]):
+            expected[skill] = [logits for own, logits, _ in answers(model, tokenizer, rows) if own == skill]
+        with skillhub.grafted(narrow, [pack]):
+            compare("one pack, fused", expected, None, [skill])
+    for executor in ("factored", "grouped"):
+        skillhub.graft(narrow, packs, mode="routed", executor=executor, memory="factors")
+        compare(f"routed, {executor}", expected, lambda batch, _: [skill for skill, _ in batch], SKILLS)
+        skillhub.ungraft(narrow)
+    lines = [
+        "Root mean square error of the answers' logits in bf16, against the fp32 model with the same pack:",
+        "",
+        f"| | {' | '.join(SKILLS)} |",
+        f"|{'---|' * (len(SKILLS) + 1)}",
+    ]
+    for way, found in squares.items():
+        cells = [f"{(sum(found[skill]) / len(found[skill])) ** 0.5:.4f}" for skill in SKILLS]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return lines
 
 
 def table(scores: dict[str, dict[str, tuple[float, float]]], rows: int) -> list[str]:
