@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,8 +146,6 @@ def _emit(
     prompts: Sequence[str],
     rows: Sequence[dict[str, Any]],
 ) -> None:
-    from math import isfinite
-
     from skillhub.routing.cardrouter import CardRouter
 
     console.emit_json(
@@ -154,10 +153,18 @@ def _emit(
             "base": base,
             "router": "cards" if isinstance(router, CardRouter) else "weights",
             "template": "chat" if is_chat else "none",
-            "thresholds": {name: limit if isfinite(limit) else None for name, limit in thresholds.items()},
-            "prompts": [{"prompt": prompt, **row} for prompt, row in zip(prompts, rows, strict=True)],
+            "thresholds": _finite(thresholds),
+            "prompts": [
+                {"prompt": prompt, **row, "scores": _finite(row["scores"])}
+                for prompt, row in zip(prompts, rows, strict=True)
+            ],
         }
     )
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """Return values as JSON can hold them."""
+    return {name: value if isfinite(value) else None for name, value in values.items()}
 
 
 def _print_many(prompts: Sequence[str], rows: Sequence[dict[str, Any]], thresholds: dict[str, float]) -> None:

@@ -7,7 +7,6 @@ Cards come from strangers: everything is checked before it is used.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +31,8 @@ MAX_HEADER_BYTES = 1 << 16
 MAX_LAYERS = 16
 MAX_MARKER = 64
 """Most token ids of one marker."""
+LARGEST_VALUE = 1e8
+"""Largest magnitude of a value: far beyond any state, and small enough for every score to be finite."""
 
 _LAYER = re.compile(r"0|[1-9][0-9]{0,3}", re.ASCII)
 
@@ -215,14 +216,23 @@ def _take(values: dict[str, torch.Tensor], name: str, dtype: torch.dtype, dimens
     tensor = values.pop(name)
     if tensor.dtype != dtype or tensor.dim() != dimensions:
         raise _damaged(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-    if tensor.is_floating_point() and not all(map(math.isfinite, (tensor.min(), tensor.max()) if len(tensor) else ())):
-        raise _damaged(f"{name} holds values that are infinite or no numbers")
+    if tensor.is_floating_point() and not _is_bounded(tensor):
+        raise _damaged(f"{name} holds values that are infinite, no numbers, or beyond {LARGEST_VALUE:g}")
     return tensor
+
+
+def _is_bounded(tensor: torch.Tensor) -> bool:
+    if tensor.numel() == 0:
+        return True
+    low, high = map(float, torch.aminmax(tensor))
+    return low >= -LARGEST_VALUE and high <= LARGEST_VALUE  # not so for NaN
 
 
 def _values(info: TensorInfo) -> torch.Tensor:
     if info.dtype not in DTYPES:
         raise _damaged(f"{info.name[:60]!r} is stored as {info.dtype}")
+    if not info.nbytes:  # torch takes no bytes for no values of another dtype
+        return torch.empty(info.shape, dtype=DTYPES[info.dtype])
     return torch.from_numpy(np.array(raw_bytes(info))).view(DTYPES[info.dtype]).reshape(info.shape)
 
 
