@@ -114,7 +114,7 @@ def export_adapters(
             _check_fit(one, fit, partial=partial, rank=rank)
     tell_declared_bases(recipe, found.located.repo, notice)
     written = []
-    with staged_folder(folder) as staged:
+    with staged_folder(folder, is_new=True) as staged:
         for name, one, fit in sorted(zip(_names(recipe), contributions, fits, strict=True), key=lambda item: item[0]):
             written.append(_write(staged / name, one, fit, found, format))
             if progress:

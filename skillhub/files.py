@@ -217,14 +217,19 @@ def new_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
+def staged_folder(path: Path, *, is_new: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path`` that takes its place when the block ends well.
 
     An existing folder at ``path`` is replaced by two renames, so an interrupted process leaves the old or the new one,
     or (between the renames) none; never a mixture. What killed processes left behind for the same ``path`` is removed.
 
+    Args:
+        path: the folder.
+        is_new: it was not there (or empty) when the work began (:func:`new_folder`), so that what is there at its end is another's.
+
     Raises:
         DiskError: the disk is full or the folder may not be written.
+        UsageError: a new folder has come into being meanwhile, with something in it; that stays.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +240,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
             staged.mkdir()
             _sweep(path)
             yield staged
+            if is_new:
+                new_folder(path)
             try:
                 if os.path.lexists(path):
                     path.rename(old)

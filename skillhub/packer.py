@@ -87,7 +87,7 @@ def pack(
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
     changed = _changed_names(delta)
     record = fingerprint_checkpoint(found.folder)
-    with staged_folder(out) as staged:
+    with staged_folder(out, is_new=True) as staged:
         folder = staged / variant_folder(record.fingerprint)
         folder.mkdir(parents=True)
         router = _write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)

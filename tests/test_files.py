@@ -22,7 +22,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skillhub import files
-from skillhub.errors import DiskError, EnvironmentLockedError, UnsafeContentError
+from skillhub.errors import DiskError, EnvironmentLockedError, UnsafeContentError, UsageError
 from skillhub.files import (
     check_relative_path,
     disk_errors,
@@ -284,6 +284,18 @@ def test_staged_folder_replaces_whatever_was_there(folder: Path) -> None:
         if old != "nothing":
             files.shutil.rmtree(target)
     assert (folder.parent / "outside.txt").read_text() == "untouched"
+
+
+def test_a_new_folder_does_not_take_the_place_of_what_came_into_being_meanwhile(folder: Path) -> None:
+    target = folder / "target"
+    with staged_folder(target, is_new=True) as staged:
+        (staged / "mine.txt").touch()
+        target.mkdir()
+    assert names_in(target) == ["mine.txt"]
+    with pytest.raises(UsageError, match="exists already"), staged_folder(folder / "other", is_new=True):
+        (folder / "other").mkdir()
+        (folder / "other" / "theirs.txt").touch()
+    assert names_in(folder / "other") == ["theirs.txt"] and names_in(folder) == ["other", "target"]
 
 
 @pytest.mark.parametrize("failing", [1, 2])
