@@ -2,86 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from skillhub.cli import console, options
+from skillhub.cli.amounts import choose_amounts, read_options, read_size
 from skillhub.cli.measuring import measure
 from skillhub.cli.mergefiles import fuse_config
-from skillhub.errors import NotFoundError, UsageError
-from skillhub.files import disk_errors
+from skillhub.errors import SkillhubError, UsageError
+from skillhub.files import new_folder
 
 if TYPE_CHECKING:
     from skillhub.compose.plans import FusionPlan
 
 DTYPES = ("bfloat16", "float16", "float32")
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def read_size(text: str) -> int:
-    """Read a number of bytes, such as ``5GB``.
-
-    Raises:
-        ValueError: it is none.
-    """
-    number = text.strip().upper().rstrip("KMGTB")
-    unit = text.strip().upper()[len(number) :]
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not a size; write 5GB or 500MB.") from error
-    if size < 1:
-        raise ValueError(f"{text!r} is no size for a file.")
-    return size
-
-
-def read_options(texts: Sequence[str]) -> dict[str, float]:
-    """Read ``NAME=VALUE`` of each option of a method.
-
-    Raises:
-        UsageError: one is not of that form.
-    """
-    read = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            read[name] = {"true": 1.0, "false": 0.0}.get(value.lower()) or float(value)
-        except ValueError as error:
-            raise UsageError(f"{text!r} is not an option.", hint="Write NAME=NUMBER, such as lambda=0.5.") from error
-    return read
-
-
-def read_amounts(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a file (TOML or JSON) that says of each pack its ``weight`` and ``density``, which may differ from module to module.
-
-    Raises:
-        NotFoundError: there is no such file.
-        UsageError: it does not say that.
-    """
-    if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.", hint="Correct the path.", path=str(path))
-    with disk_errors(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid: {error}", hint="Write TOML, or JSON in a file named .json.") from error
-    right = isinstance(content, dict) and all(
-        isinstance(entry, dict) and entry.keys() <= {"weight", "density"} for entry in content.values()
-    )
-    if not right:
-        raise UsageError(
-            f"{path} does not say what each pack weighs.",
-            hint='Write a table for each pack as --pack names it: ["acme/math-pack"], and in it weight = 0.5, a list over the '
-            "layers, or a table from patterns of module names to either; density likewise.",
-        )
-    return dict(content)
 
 
 @click.command("fuse")
@@ -214,10 +151,12 @@ def fuse_command(
         "dtype": dtype,
         "environment": options.chosen_environment(environment),
         "shard_bytes": shard_size,
-        **_amounts(names, weights, densities, amounts),
+        **choose_amounts(names, weights, densities, amounts),
     }
     if only_plan:
-        _show_plan(base, names, out, request, as_json)
+        if picture is not None:
+            raise UsageError("--plan reads no weights, and --interference does.", hint="Leave one of them out.")
+        _show_plan(base, names, out, request, {"tokenizer": tokenizer, "device": device}, as_json)
         return
     measured = measure(base, names, picture, request, as_json) if picture else {}
     if out is not None:
@@ -228,28 +167,6 @@ def fuse_command(
             console.emit_json({**result, "method": method, **measured})
         elif out is not None:
             click.echo(f"Wrote {out}: {base} with {', '.join(packs)}.")
-
-
-def _amounts(
-    names: Sequence[str], weights: Sequence[float], densities: Sequence[float], path: Path | None
-) -> dict[str, list[Any] | None]:
-    """Return weights and densities, one per pack."""
-    if len(densities) > 1 and len(densities) != len(names):
-        raise UsageError(
-            f"There are {len(names)} packs and {len(densities)} densities.", hint="Give one for all, or one for each."
-        )
-    chosen: list[Any] = list(weights)
-    shares: list[Any] = [1.0] * len(names) if not densities else list(densities) * (len(names) // len(densities))
-    read = read_amounts(path) if path else {}
-    unknown = sorted(read.keys() - set(names))
-    if unknown:
-        raise UsageError(
-            f"{path} weighs {unknown[0]}, which no --pack names.", hint="Write it as --pack has it, without the weight."
-        )
-    for number, name in enumerate(names):
-        chosen[number] = read.get(name, {}).get("weight", chosen[number])
-        shares[number] = read.get(name, {}).get("density", shares[number])
-    return {"weights": chosen, "densities": shares}
 
 
 def _fuse(base: str, names: Sequence[str], out: Path, request: dict[str, Any]) -> None:
@@ -266,17 +183,39 @@ def _is_leader() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _show_plan(base: str, names: Sequence[str], out: Path | None, request: dict[str, Any], as_json: bool) -> None:
+def _show_plan(
+    base: str, names: Sequence[str], out: Path | None, request: dict[str, Any], writing: dict[str, str], as_json: bool
+) -> None:
     """Print the plan; fail with its first problem."""
+    from dataclasses import replace
+
     from skillhub.compose.plans import plan_fusion
 
     plan = plan_fusion(base, list(names), out or ".", **request)
+    plan = replace(plan, problems=(*plan.problems, *_writing_problems(plan, out, **writing)))
     if as_json:
         console.emit_json(_plan_json(plan, names))
     else:
         _print_plan(plan, base)
     if plan.problems:
         click.get_current_context().exit(plan.problems[0].exit_code)
+
+
+def _writing_problems(plan: FusionPlan, out: Path | None, *, tokenizer: str, device: str) -> Iterator[SkillhubError]:
+    """Yield what is wrong with where and how the checkpoint is to be written."""
+    from skillhub.compose.companions import choose_tokenizer
+    from skillhub.compose.ranks import choose_device
+
+    checks: list[Callable[[], object]] = [
+        lambda: None if out is None else new_folder(out),
+        lambda: choose_device(device),
+        lambda: choose_tokenizer(tokenizer, plan.checkpoint, plan.contributions, console.say),
+    ]
+    for check in checks:
+        try:
+            check()
+        except SkillhubError as error:
+            yield error
 
 
 def _plan_json(plan: FusionPlan, names: Sequence[str]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def shared_stage(ranks: Ranks, folder: Path) -> Iterator[Path]:
         return
     told = written = False
     try:
-        with staged_folder(folder) as staged:
+        with staged_folder(folder, is_new=True) as staged:
             ranks.gather((str(staged), ""))
             told = True
             with _all_done(ranks):
@@ -157,7 +157,7 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.empty(1, device=found).cpu()  # from the device "meta" nothing comes back
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"There is no device {device!r} here.", hint="Use auto, cpu or cuda.") from error
     return found
