@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,32 @@ def test_a_checkpoint_of_an_unknown_class_cannot_tell_its_modules(bases: Callabl
             (unknown / "config.json").write_text(config)
         with pytest.raises(UsageError, match="does not say which class"):
             fuse(unknown, [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            ({"architectures": [name]}, "does not say which class")
+            for name in ("TrainingArguments", "AutoModelForCausalLM", "pipeline", "utils", 5)
+        ),
+        ({"model_type": ["llama"]}, "does not say which class"),
+        ({"hidden_act": "none such"}, "No LlamaForCausalLM can be made of"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "does not say which class"),
+    ],
+)
+def test_a_config_that_means_harm_is_refused_and_its_code_never_run(
+    changes: dict[str, Any], message: str, bases: Callable[[str], Path], tmp_path: Path
+):
+    base = tmp_path / "base"
+    shutil.copytree(bases("llama"), base)
+    adapter = make_adapter(base, tmp_path / "lora", target_modules=ATTENTION)
+    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(UsageError, match=message):
+        fuse(base, [adapter], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lora"]
 
 
 def test_that_the_base_is_only_declared_is_told(bases: Callable[[str], Path], tmp_path: Path):

@@ -36,12 +36,15 @@ def load_model(base: str | Path, *, encoder: bool = False, threads: int | None =
     if threads:
         torch.set_num_threads(threads)
     kind: Any = AutoModel if encoder else AutoModelForCausalLM
+    here_alone: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         if not encoder:
-            _check_generates(base, AutoConfig.from_pretrained(folder, local_files_only=True))
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
-    except (OSError, ValueError) as error:
+            _check_generates(base, AutoConfig.from_pretrained(folder, **here_alone))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **here_alone)
+        model: Any = kind.from_pretrained(folder, dtype="auto", **here_alone)
+    except UsageError:
+        raise
+    except Exception as error:  # a stranger's config or tokenizer may make transformers raise anything
         what = "an encoder" if encoder else "a causal language model"
         raise UsageError(
             f"{base} could not be loaded as {what} with a tokenizer: {error}",

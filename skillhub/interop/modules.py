@@ -100,20 +100,26 @@ def empty_model(folder: Path) -> Any:
     """Return a model of the class that a checkpoint's config names, without weights.
 
     Raises:
-        UsageError: there is no config, or transformers has no such class.
+        UsageError: there is no config, or one that no model can be made of, or transformers has no such class.
     """
     import transformers
 
+    hint = "Load the model, and graft the adapter onto it: skillhub.graft(model, packs)."
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         kind = getattr(transformers, (config.architectures or [""])[0])
-    except (OSError, ValueError, AttributeError) as error:
+        if not issubclass(kind, transformers.PreTrainedModel):
+            raise ValueError(f"{kind} is no model")
+    except Exception as error:  # a stranger's config may make transformers raise anything
         raise UsageError(
             f"{folder} does not say which class of transformers it is of, and adapters name the modules of that class.",
-            hint="Load the model, and graft the adapter onto it: skillhub.graft(model, packs).",
+            hint=hint,
         ) from error
-    with torch.device("meta"):
-        return kind(config)
+    try:
+        with torch.device("meta"):
+            return kind(config)
+    except Exception as error:
+        raise UsageError(f"No {kind.__name__} can be made of {folder / 'config.json'}: {error}", hint=hint) from error
 
 
 def _without_wrapper(name: str) -> str:

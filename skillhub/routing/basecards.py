@@ -63,10 +63,11 @@ def load_reader(folder: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoTokenizer
 
+    here_alone: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModel.from_pretrained(folder, dtype="auto", local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **here_alone)
+        model: Any = AutoModel.from_pretrained(folder, dtype="auto", **here_alone)
+    except Exception as error:  # a stranger's config or tokenizer may make transformers raise anything
         raise UsageError(
             f"{folder} could not be loaded as a model with a tokenizer, which routing cards need: {error}",
             hint="Give a base with config.json and a tokenizer, or leave the prompts out.",
