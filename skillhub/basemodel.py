@@ -57,7 +57,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: it is not a JSON object.
     """
-    return _read_json(folder / CONFIG_FILE) or {}
+    return read_object(folder / CONFIG_FILE) or {}
 
 
 def architecture_of(config: dict[str, Any]) -> str | None:
@@ -93,7 +93,7 @@ def tokenizer_digest(folder: Path) -> str | None:
     Raises:
         IntegrityError: the file is not a JSON object.
     """
-    tokenizer = _read_json(folder / TOKENIZER_FILE)
+    tokenizer = read_object(folder / TOKENIZER_FILE)
     if tokenizer is None:
         return None
     parts = {name: tokenizer.get(name) for name in TOKENIZER_PARTS}
@@ -107,7 +107,12 @@ def tokenizer_digest(folder: Path) -> str | None:
         raise _damaged(folder / TOKENIZER_FILE) from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object that a file of a model holds; None where there is no such file.
+
+    Raises:
+        IntegrityError: it holds something else.
+    """
     if not path.is_file():
         return None
     try:

@@ -19,7 +19,7 @@ from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
 from skillhub.compose.plans import plan_fusion
 from skillhub.compose.tunedcheckpoints import open_tuned
-from skillhub.errors import DiskError, NotFoundError, UsageError, WrongBaseError
+from skillhub.errors import DiskError, IntegrityError, NotFoundError, UsageError, WrongBaseError
 from skillhub.fingerprint import fingerprint_checkpoint
 from tests.support.peft_adapters import make_adapter
 from tests.support.tiny_models import add_tokenizer, bits, build_pack, load_model, raw, rewrite, save_model, tune
@@ -187,6 +187,31 @@ def test_untouched_tensors_take_the_other_dtype_too_and_integers_do_not(llama: P
     assert found["steps"].tolist() == [7] and torch.equal(
         found["model.norm.weight"], tensors(base)["model.norm.weight"].float()
     )
+
+
+def test_a_value_that_the_other_dtype_cannot_hold_is_refused_in_untouched_tensors_too(llama: Path, tmp_path: Path):
+    def large(values: Tensors) -> Tensors:
+        return {**values, "model.norm.weight": values["model.norm.weight"].clone().fill_(1e5)}
+
+    base = rewrite(llama / "base", tmp_path / "base", large)
+    pack = build_pack(tune(base, tmp_path / "tuned", only="mlp"), base, tmp_path / "pack")
+    for source in (pack, tmp_path / "tuned"):
+        with pytest.raises(UsageError, match=r"norm.weight would have values that torch.float16 cannot hold"):
+            fuse(base, [source], tmp_path / "fused", dtype="float16")
+    assert not (tmp_path / "fused").exists()
+
+
+def test_a_damaged_config_is_told_before_a_weight_is_read(llama: Path, tmp_path: Path):
+    base = rewrite(llama / "base", tmp_path / "base", dict)
+    for text in ("{", "[]", "[" * 100_000):
+        (base / "config.json").write_text(text)
+        with pytest.raises(IntegrityError, match=r"config\.json is not a JSON object"):
+            plan_fusion(base, [llama / "tuned1"])
+
+
+def test_a_layer_of_5000_digits_is_none(llama: Path, tmp_path: Path):
+    odd = rewrite(llama / "base", tmp_path / "odd", lambda values: {**values, f"layers.{'9' * 5000}.x": torch.ones(2)})
+    assert [one.layers for one in plan_fusion(odd, [odd], weights=[[0.0, 1.0]]).contributions] == [2]
 
 
 def test_a_plan_names_everything_that_would_fail_and_reads_no_weight(

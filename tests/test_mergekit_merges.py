@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -321,6 +322,42 @@ def test_chat_templates_are_written_as_asked(here: Path, tmp_path: Path) -> None
         with pytest.raises(UsageError, match="chat_template"):
             run(tmp_path, f"{ONE}chat_template: {asked}\n")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "asked", "message"),
+    [
+        ("tokenizer_config.json", b"[]", "chat_template: auto", "is not a JSON object"),
+        ("tokenizer_config.json", b"{", "chat_template: auto", "is not a JSON object"),
+        (
+            "tokenizer_config.json",
+            b'{"chat_template": ["a", {"name": 5}]}',
+            "chat_template: auto",
+            "has a chat template",
+        ),
+        ("chat_template.jinja", b"\xff\xfe", "chat_template: auto", "is not UTF-8 text"),
+        ("generation_config.json", b"[]", "tokenizer_source: base", "is not a JSON object"),
+        ("tokenizer.json", b"{}", "tokenizer_source: base", "has no tokenizer"),
+        (
+            "tokenizer_config.json",
+            b'{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}',
+            "tokenizer_source: base",
+            "has no tokenizer",
+        ),
+    ],
+)
+def test_a_model_whose_files_are_damaged_is_told_and_its_code_never_run(
+    name: str, content: bytes, asked: str, message: str, here: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(here / "llama" / "one", model)
+    if name == "tokenizer_config.json":  # else it would be told of by the file alone
+        (model / "tokenizer.json").unlink()
+    (model / name).write_bytes(content)
+    (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(SkillhubError, match=message):
+        run(tmp_path, f"{ONE.replace('llama/one', str(model))}{asked}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merge.yml", "model"]
 
 
 def test_the_card_holds_the_file_and_names_the_models(here: Path, tmp_path: Path) -> None:

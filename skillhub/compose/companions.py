@@ -7,9 +7,8 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from skillhub.basemodel import TOKENIZER_FILE, tokenizer_digest
+from skillhub.basemodel import TOKENIZER_FILE, read_config, tokenizer_digest
 from skillhub.canonical import HEADS, alias_candidates, is_vocabulary_tensor
 from skillhub.checkpoints import DTYPES, Checkpoint
 from skillhub.compose.merging import Contribution
@@ -93,7 +92,7 @@ def adapt_config(
     """
     if not path.is_file():
         return
-    config: dict[str, Any] = json.loads(path.read_bytes())
+    config = read_config(path.parent)
     before = json.dumps(config)
     sizes = {
         checkpoint.stored[tensor.name].shape[0]: tensor.shape[0]
@@ -102,8 +101,9 @@ def adapt_config(
     }
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     for part in parts:
-        if part.get("vocab_size") in sizes:
-            part["vocab_size"] = sizes[part["vocab_size"]]
+        size = part.get("vocab_size")
+        if isinstance(size, int) and size in sizes:
+            part["vocab_size"] = sizes[size]
         for key in ("dtype", "torch_dtype"):
             if dtype and key in part:
                 part[key] = str(DTYPES[dtype]).removeprefix("torch.")

@@ -115,10 +115,10 @@ def fuse(
         tell_declared_bases(plan.recipe, plan.located.repo, tell)
         chosen = choose_tokenizer(tokenizer, plan.checkpoint, plan.contributions, tell)
         with shared_stage(ranks, folder) as staged:
+            if ranks.leads:  # what may be wrong with these comes out before the hours of merging
+                _write_companions(staged, plan, chosen)
             own = ranks.own(plan.shards)
             write_shards(staged, own, plan.base, plan.recipe, plan.contributions, device=place, progress=progress)
-            if ranks.leads:
-                _write_companions(staged, plan, chosen)
     return folder
 
 

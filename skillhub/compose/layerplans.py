@@ -15,6 +15,9 @@ from skillhub.interop.mergekit.models import ModelName
 Names = Mapping[ModelName, Collection[str]]
 """Model → canonical names of its tensors."""
 
+_MOST_DIGITS = 9
+"""Of a layer's number; what has more is a name that someone made up."""
+
 
 @dataclass(frozen=True)
 class LayerName:
@@ -71,7 +74,7 @@ def split_layer(name: str) -> LayerName | None:
     """Cut a canonical name at the number of its layer; None for a tensor outside of layers."""
     components = name.split(".")
     for place, component in enumerate(components[:-1]):
-        if component.isdecimal() and place:
+        if place and component.isdecimal() and len(component) <= _MOST_DIGITS:
             return LayerName(".".join(components[:place]), int(component), ".".join(components[place + 1 :]))
     return None
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillhub.basemodel import read_config
+from skillhub.basemodel import read_config, read_object
 from skillhub.canonical import HEADS
 from skillhub.compose.companions import GENERATION_FILE, TOKENIZER_FILES
 from skillhub.compose.layerplans import LayerOrigin, layer_origins, stack_lengths
@@ -134,8 +134,8 @@ def _write_tokenizer(folder: Path, merge: ModelMerge, vocabulary: Vocabulary) ->
         (folder / name).unlink(missing_ok=True)
     vocabulary.tokenizer.save_pretrained(folder)
     path = folder / GENERATION_FILE
-    if path.is_file():
-        settings = json.loads(path.read_bytes())
+    settings = read_object(path)
+    if settings is not None:
         _renumber(settings, merge, vocabulary)
         _write_json(path, settings)
 
@@ -164,22 +164,30 @@ def chosen_template(merge: ModelMerge) -> str:
 
 
 def read_template(source: ModelSource) -> str | None:
-    """Return a model's chat template; None where it has none."""
+    """Return a model's chat template; None where it has none.
+
+    Raises:
+        UsageError, IntegrityError: the file that would hold it is damaged.
+    """
     folder = source.checkpoint.folder
-    if (folder / TEMPLATE_FILE).is_file():
-        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8").strip()
-    path = folder / TOKENIZER_CONFIG_FILE
-    template = json.loads(path.read_bytes()).get("chat_template") if path.is_file() else None
+    path = folder / TEMPLATE_FILE
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise source.model.place.error(f"{path} is not UTF-8 text.", "Fetch or save the model again.") from error
+    template = (read_object(folder / TOKENIZER_CONFIG_FILE) or {}).get("chat_template")
     if isinstance(template, list):
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+        named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template.strip() if isinstance(template, str) and template.strip() else None
 
 
 def _write_template(folder: Path, template: str) -> None:
     (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     path = folder / TOKENIZER_CONFIG_FILE
-    if path.is_file():
-        settings: Mapping[str, Any] = json.loads(path.read_bytes())
+    settings = read_object(path)
+    if settings is not None:
         _write_json(path, {key: value for key, value in settings.items() if key != "chat_template"})
 
 

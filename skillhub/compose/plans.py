@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skillhub.basemodel import read_config
 from skillhub.bases import LocatedBase, find_base
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.compose.compatibility import common_fingerprints, find_problems, open_contributions
@@ -145,6 +146,7 @@ def plan_fusion(
     located = find_base(base)
     tensors = CheckpointBase(open_checkpoint(located.folder))
     files = tensors.checkpoint.files
+    read_config(tensors.checkpoint.folder)  # a damaged one is told here, and not when all has been merged
     recipe = make_recipe(
         packs,
         method=method,

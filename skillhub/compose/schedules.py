@@ -19,7 +19,7 @@ Gradient: TypeAlias = float | Sequence[float]
 Amount: TypeAlias = Gradient | Mapping[str, Gradient]
 """What a user may give: a number, a gradient, or pattern → either."""
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d{1,9})\.")
 _LARGEST = 1e30
 _BEFORE_LAYERS = re.compile(r"embed(?!_out)|(?:^|\.)(?:wte|wpe|shared)\.")
 

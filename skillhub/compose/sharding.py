@@ -19,10 +19,10 @@ from skillhub.codecs.streams import tensor_bytes
 from skillhub.compose.merging import Contribution, changed_names, merge_chunks, result_dtype, result_shape
 from skillhub.compose.methods.interface import CHUNK
 from skillhub.compose.recipes import Recipe
+from skillhub.compose.sums import check_finite, fits, rounded
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.errors import UsageError
 from skillhub.progress import Progress
-from skillhub.rounding import round_to
 from skillhub.tensorfiles import BITS, TensorInfo, write_tensors
 from skillhub.tensorreaders import FileReader
 
@@ -226,5 +226,8 @@ def _converted(info: TensorInfo, dtype: torch.dtype) -> Iterator[NDArray[np.uint
     reader = FileReader(info)
     step = max(1, CHUNK // max(1, math.prod(reader.shape[1:])))
     for begin in range(0, reader.shape[0], step):
-        values = reader.read(begin, min(begin + step, reader.shape[0])).to(torch.float32)
-        yield tensor_bytes(values if dtype == torch.float32 else round_to(dtype, values, key=0, mode="nearest"))
+        values = reader.read(begin, min(begin + step, reader.shape[0]))
+        result = rounded(values, dtype, key=0, mode="nearest")
+        if not fits(values, dtype):
+            check_finite(result, [values], info.name)
+        yield tensor_bytes(result)
