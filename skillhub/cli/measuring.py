@@ -27,12 +27,15 @@ def measure(base: str, names: Sequence[str], picture: Path, request: dict[str, A
     plan.check()
     with console.progress("tensors") as progress:
         found = measure_interference(plan.recipe, plan.contributions, plan.base, progress=progress)
-    draw_interference(found, picture)
+    if found.modules:
+        draw_interference(found, picture)
     if not as_json:
-        _print_interference(found)
+        if found.modules:
+            _print_interference(found)
         click.echo(advise(found))
-        click.echo(f"Drawn in {picture}.")
-    return {"interference": _interference_json(found), "advice": advise(found), "picture": str(picture)}
+        click.echo(f"Drawn in {picture}." if found.modules else "No tensor is changed by two packs: nothing was drawn.")
+    drawn = str(picture) if found.modules else None
+    return {"interference": _interference_json(found), "advice": advise(found), "picture": drawn}
 
 
 def _interference_json(found: Interference) -> dict[str, Any]:
