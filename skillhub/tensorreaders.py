@@ -6,7 +6,8 @@ A *row* is everything under one index of the first dimension; a tensor without d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ class TensorReader(Protocol):
         """Its shape, of at least one dimension."""
 
     def read(self, begin: int, end: int) -> torch.Tensor:
-        """Return the rows ``begin`` to ``end`` on the CPU, contiguous, in fp32 (fp64 for tensors that are stored in it).
+        """Return the rows ``begin`` to ``end``, contiguous, in fp32 (fp64 for tensors that are stored in it).
 
         The result may share memory with the source: it is not to be changed.
         """
@@ -51,9 +52,15 @@ class MemoryReader:
 
 @dataclass(frozen=True, eq=False)
 class FileReader:
-    """Reads a tensor of a safetensors file, into memory of its own: pages of a mapped file would stay and count."""
+    """Reads a tensor of a safetensors file, into memory of its own: pages of a mapped file would stay and count.
+
+    Attributes:
+        info: where it lies.
+        device: where rows are moved to, as they are stored, and widened there; None for the CPU.
+    """
 
     info: TensorInfo
+    device: torch.device | None = None
 
     @property
     def shape(self) -> Shape:
@@ -66,10 +73,11 @@ class FileReader:
         Raises:
             IntegrityError: the file has become shorter.
         """
-        return widened(self.read_stored(begin, end))
+        stored = self.read_stored(begin, end)
+        return widened(stored if self.device is None else stored.to(self.device))
 
     def read_stored(self, begin: int, end: int) -> torch.Tensor:
-        """Return some rows in the dtype that they are stored in; errors as for :meth:`read`."""
+        """Return some rows on the CPU, in the dtype that they are stored in; errors as for :meth:`read`."""
         end = min(end, self.shape[0])
         elements = math.prod(self.shape[1:])
         row = elements * BITS[self.info.dtype] // 8
@@ -198,10 +206,18 @@ class FactorReader:
 
 @dataclass(frozen=True, eq=False)
 class MovedReader:
-    """Reads what another reader does and moves it to a device, where all that is done with it then happens."""
+    """Reads what another reader does and moves it to a device.
+
+    Attributes:
+        reader: the other reader, which is asked for ``rows`` rows at a time: a product of factors then has the bits that it has when
+            the CPU merges it.
+        device: where to.
+        rows: rows at a time.
+    """
 
     reader: TensorReader
     device: torch.device
+    rows: int
 
     @property
     def shape(self) -> Shape:
@@ -210,7 +226,9 @@ class MovedReader:
 
     def read(self, begin: int, end: int) -> torch.Tensor:
         """Return some rows, on the device."""
-        return self.reader.read(begin, end).to(self.device)
+        begins = range(begin, max(end, begin + 1), self.rows)
+        parts = [self.reader.read(first, min(first + self.rows, end)).to(self.device) for first in begins]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -222,6 +240,35 @@ class ZeroReader:
     def read(self, begin: int, end: int) -> torch.Tensor:
         """Return some rows."""
         return torch.zeros(min(end, self.shape[0]) - begin, *self.shape[1:])
+
+
+def moved(readers: Sequence[TensorReader], device: torch.device, rows: int) -> list[TensorReader]:
+    """Return readers of the same tensors whose rows lie on a device; what several of them read from is read and moved once.
+
+    Args:
+        readers: the readers.
+        device: where to.
+        rows: how many rows what cannot read onto the device itself is asked for at a time.
+    """
+    known: dict[int, TensorReader] = {}
+
+    def move(reader: TensorReader) -> TensorReader:
+        if id(reader) not in known:
+            known[id(reader)] = make(reader)
+        return known[id(reader)]
+
+    def make(reader: TensorReader) -> TensorReader:
+        if isinstance(reader, FileReader):
+            return replace(reader, device=device)
+        if isinstance(reader, DifferenceReader):
+            return DifferenceReader(replace(reader.tuned, device=device), move(reader.base))
+        if isinstance(reader, RememberingReader):
+            return RememberingReader(move(reader.reader))
+        if isinstance(reader, ResizedReader):
+            return replace(reader, reader=move(reader.reader))
+        return MovedReader(reader, device, rows)
+
+    return [move(reader) for reader in readers]
 
 
 def resized(reader: TensorReader, rows: int) -> TensorReader:

@@ -15,6 +15,7 @@ import torch
 
 from skillhub.codecs import exact
 from skillhub.compose.methods import MergeInputs, MergeMethod, find_method
+from skillhub.compose.methods.interface import CHUNK, chunk_rows
 from skillhub.compose.methods.linear import LINEAR
 from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.compose.sums import add_delta, check_finite, fits, rounded
@@ -27,9 +28,9 @@ from skillhub.tensorreaders import (
     FactorReader,
     KeepingReader,
     MemoryReader,
-    MovedReader,
     TensorReader,
     ZeroReader,
+    moved,
     resized,
     row_shape,
 )
@@ -260,8 +261,11 @@ def _kept(deltas: Sequence[TensorReader]) -> list[TensorReader]:
 
 def _moved(inputs: MergeInputs, device: torch.device) -> MergeInputs:
     """Return what a method sees, on a device."""
-    base = None if inputs.base is None else MovedReader(inputs.base, device)
-    return replace(inputs, base=base, deltas=[MovedReader(delta, device) for delta in inputs.deltas])
+    readers = [*inputs.deltas, *([] if inputs.base is None else [inputs.base])]
+    *deltas, last = moved(readers, device, chunk_rows(inputs.shape, CHUNK))
+    if inputs.base is None:
+        return replace(inputs, deltas=[*deltas, last], device=device)
+    return replace(inputs, deltas=deltas, base=last, device=device)
 
 
 def result_shape(contributions: Sequence[Contribution], name: str, base: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ def merge_tensors(
 
     Args:
         method: name of the method.
-        deltas: at least one, fp32, of one shape; not modified.
+        deltas: at least one, fp32, of one shape, on one device; not modified.
         base: the base's tensor, fp32; None counts as zeros.
         weights: one per delta; 1 by default.
         densities: one per delta; 1 by default.
@@ -107,6 +107,7 @@ def merge_tensors(
         densities=densities or [1.0] * len(deltas),
         options={**defaults, **(options or {})},
         keys=[rounding_key([str(seed), str(index)], "") for index in range(len(deltas))],
+        device=None if deltas[0].device.type == "cpu" else deltas[0].device,
     )
     measured = found.begin(inputs)
     merged = [found.merge(inputs, chunk, measured) for chunk in inputs.chunks()]

@@ -8,6 +8,7 @@ import torch
 
 from skillhub.compose.methods.arithmetic import Thinning, arithmetic_method
 from skillhub.compose.methods.interface import MergeInputs, Option
+from skillhub.compose.methods.linear import divisor_of
 from skillhub.compose.methods.masks import uniforms_for
 
 RESCALE = Option(1, 0, 1, "divide what is kept by the probability of keeping it")
@@ -35,7 +36,7 @@ def drop_at_random(
     if density <= 0:
         return torch.zeros_like(delta)
     kept = delta * (uniforms < density)
-    return kept.div_(density) if rescale else kept
+    return kept.div_(divisor_of(kept, density)) if rescale else kept
 
 
 def _thin(inputs: MergeInputs, index: int, delta: torch.Tensor, first: int, _: Any) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from skillhub.compose.methods.arithmetic import Thinning, arithmetic_method
 from skillhub.compose.methods.dare import RESCALE
 from skillhub.compose.methods.interface import MergeInputs, Option
+from skillhub.compose.methods.linear import divisor_of
 from skillhub.compose.methods.masks import uniforms_for
 
 EPSILON = Option(
@@ -63,7 +64,8 @@ def relative_ranks(delta: torch.Tensor) -> torch.Tensor:
     if count == 1:
         return torch.full_like(delta, 0.5)
     order = rows.abs().argsort(dim=1, stable=True)
-    ranks = torch.arange(count, dtype=torch.float32, device=delta.device).div_(max(1, count - 1))
+    ranks = torch.arange(count, dtype=torch.float32, device=delta.device)
+    ranks.div_(divisor_of(ranks, max(1, count - 1)))
     return torch.empty_like(rows).scatter_(1, order, ranks.expand_as(rows)).reshape(delta.shape)
 
 

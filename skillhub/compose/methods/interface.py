@@ -2,7 +2,8 @@
 
 A method may look at a tensor twice. *Measuring* reads all of it, a chunk at a time, and returns what has to be known of the whole
 (a threshold, inner products); *merging* then turns one chunk after another into its part of the result. So a method never needs
-memory for a whole tensor. Chunks are cut by a tensor's shape alone, hence sums over chunks do not depend on who asks for them.
+memory for a whole tensor. Chunks are cut by a tensor's shape alone (on accelerators, larger ones), hence sums over chunks do not
+depend on who asks for them.
 
 A *row* is everything under one index of the first dimension, and a chunk holds whole rows; a vector is one row.
 """
@@ -21,6 +22,9 @@ from skillhub.tensorreaders import Shape, TensorReader
 
 CHUNK = 1 << 17
 """Elements of a chunk (of one row, where a row is longer): what merging needs of it stays in the processor's cache."""
+
+ACCELERATOR_CHUNK = 1 << 22
+"""The same on an accelerator, where each operation costs more to start than so many elements cost to compute."""
 
 _SAMPLED = 1 << 20
 """A tensor of at least so many elements is worth a look at a few of them first."""
@@ -64,6 +68,7 @@ class MergeInputs:
         options: of the method, all that it has.
         keys: one 64-bit key per delta, for :func:`skillhub.rounding.random_words`: random masks depend on the pack, the tensor's name, the
             element's index and the user's seed alone. Without keys a delta's place among the deltas is its key.
+        device: the accelerator that rows are read onto; None for the CPU.
     """
 
     name: str
@@ -73,6 +78,7 @@ class MergeInputs:
     densities: Sequence[float]
     options: Options = field(default_factory=dict)
     keys: Sequence[int] = ()
+    device: torch.device | None = None
 
     @property
     def shape(self) -> Shape:
@@ -93,14 +99,17 @@ class MergeInputs:
         rows = self.shape[0]
         if self.elements == 0:
             return
-        step = max(1, CHUNK // math.prod(self.shape[1:])) if len(self.shape) > 1 else rows
+        step = chunk_rows(self.shape, CHUNK if self.device is None else ACCELERATOR_CHUNK)
         for begin in range(0, rows, step):
             yield begin, min(begin + step, rows)
 
     def sample_spans(self) -> Iterator[tuple[int, int]]:
-        """Yield spans that are spread over a large tensor, of some hundred thousand elements together; none for a small one."""
+        """Yield spans that are spread over a large tensor, of some hundred thousand elements together; none for a small one.
+
+        None on an accelerator either, where another look at everything takes less time than many small ones.
+        """
         rows, row = self.shape[0], math.prod(self.shape[1:])
-        if self.elements < _SAMPLED or len(self.shape) < 2:
+        if self.elements < _SAMPLED or len(self.shape) < 2 or self.device is not None:
             return
         places = max(1, min(_SAMPLE_PLACES, rows, _SAMPLE // row))
         step = max(1, _SAMPLE // row // places)
@@ -123,6 +132,11 @@ class MergeInputs:
         deltas = [self.deltas[index] for index in indices]
         for begin, end in self.sample_spans() if sample else self.spans():
             yield [delta.read(begin, end).to(torch.float32) for delta in deltas]
+
+
+def chunk_rows(shape: Shape, elements: int) -> int:
+    """Return how many rows of a tensor are about so many elements, at least one; a vector stays whole."""
+    return max(1, elements // max(1, math.prod(shape[1:]))) if len(shape) > 1 else max(1, shape[0])
 
 
 @dataclass(frozen=True)

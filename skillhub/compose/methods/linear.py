@@ -44,6 +44,11 @@ def weighted(delta: torch.Tensor, weight: float) -> torch.Tensor:
     return delta if weight == 1 else delta * weight
 
 
+def divisor_of(values: torch.Tensor, number: float) -> torch.Tensor:
+    """Return a number to divide values by, to the same bits on every device: a GPU multiplies by a plain one's reciprocal."""
+    return torch.full((), number, dtype=values.dtype, device=values.device)
+
+
 def scaled_sum(deltas: Sequence[torch.Tensor], weights: Sequence[float], options: Options) -> torch.Tensor:
     """Return :func:`linear`, divided by the sum of the weights where options say ``normalize``, times their ``lambda``.
 

@@ -10,7 +10,7 @@ import torch
 
 from skillhub.compose.methods.consensus import consensus
 from skillhub.compose.methods.interface import Chunk, MergeInputs, MergeMethod, Option
-from skillhub.compose.methods.linear import linear
+from skillhub.compose.methods.linear import divisor_of, linear
 from skillhub.compose.methods.selection import kth_largest
 from skillhub.compose.methods.sums import total_square
 
@@ -69,11 +69,12 @@ def selected(deltas: Sequence[torch.Tensor], least: float) -> list[torch.Tensor]
 
 def variance(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the variance between deltas, element by element (the mean squared distance from their mean), fp32."""
-    mean = linear(deltas, [1.0] * len(deltas)) / len(deltas)
+    mean = linear(deltas, [1.0] * len(deltas))
+    mean = mean / divisor_of(mean, len(deltas))
     total = torch.zeros_like(mean)
     for delta in deltas:
         total.add_(torch.sub(delta, mean).square_())
-    return total.div_(len(deltas))
+    return total.div_(divisor_of(total, len(deltas)))
 
 
 def shares(squares: Sequence[float]) -> tuple[float, ...]:

@@ -90,11 +90,25 @@ def _search(
             bins = torch.empty_like(ones, dtype=torch.int32)
         counts = counts or [torch.zeros(width + 2, dtype=counter, device=ones.device) for _ in ranks]
         for count, (tensor, _), low in zip(counts, ranks, lowest, strict=True):
-            torch.sub(_bits(parts[tensor]), low - 1, out=bins).clamp_(0, width + 1)
-            count.index_add_(0, bins, ones)
+            torch.sub(_bits(parts[tensor]), low - 1, out=bins)
+            _add_counts(count, bins, ones)
     if not counts:
         return [None] * len(ranks)
     return [_placed(count, rank, low) for count, (_, rank), low in zip(counts, ranks, lowest, strict=True)]
+
+
+def _add_counts(counts: torch.Tensor, bins: torch.Tensor, ones: torch.Tensor) -> None:
+    """Count values by bin; those below the window are in the first, those above it in the last."""
+    last = len(counts) - 1
+    if bins.device.type == "cpu":
+        counts.index_add_(0, bins.clamp_(0, last), ones)
+        return
+    # On a GPU the additions to one bin wait for each other, and most values are in the first and the last.
+    below, above = bins < 1, bins >= last
+    inside = bins[~(below | above)]
+    counts.index_add_(0, inside, ones[: len(inside)])
+    counts[0] += below.sum()
+    counts[last] += above.sum()
 
 
 def _placed(counts: torch.Tensor, rank: int, lowest: int) -> Placed | None:

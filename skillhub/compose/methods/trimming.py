@@ -71,7 +71,7 @@ def kept_elements(elements: int, density: float) -> int:
     return max(1, int(density * elements)) if density > 0 else 0
 
 
-def cut_at(placed: Placed, rank: int, key: int) -> Cut:
+def cut_at(placed: Placed, rank: int, key: int, device: torch.device | None = None) -> Cut:
     """Return the cut that keeps ``rank`` elements, up to chance among those of equal magnitude.
 
     Cuts of one key keep more the larger the rank is, and nothing that a cut of a smaller rank does not drop.
@@ -80,11 +80,12 @@ def cut_at(placed: Placed, rank: int, key: int) -> Cut:
         placed: the magnitude of that rank.
         rank: from 1 on.
         key: of the random choice.
+        device: of the deltas; the CPU by default.
     """
     share = (rank - placed.above) / max(1, placed.equal)
     if share >= _NEARLY_ALL or (placed.equal - rank + placed.above) <= (1 - _NEARLY_ALL) * rank:
         return Cut(placed.value)
-    return Cut(placed.value, (uniforms(0, TILE, key) < share).to(torch.float32))
+    return Cut(placed.value, (uniforms(0, TILE, key, device) < share).to(torch.float32))
 
 
 def cuts_at(inputs: MergeInputs, ranks: Sequence[Rank]) -> list[Cut]:
@@ -102,7 +103,10 @@ def cuts_at(inputs: MergeInputs, ranks: Sequence[Rank]) -> list[Cut]:
 
     places = [(indices.index(index), rank) for index, rank in ranks]
     found = kth_largest(magnitudes, places, elements=inputs.elements, sample=magnitudes(sample=True)) if ranks else []
-    return [cut_at(placed, rank, inputs.key(index)) for placed, (index, rank) in zip(found, ranks, strict=True)]
+    return [
+        cut_at(placed, rank, inputs.key(index), inputs.device)
+        for placed, (index, rank) in zip(found, ranks, strict=True)
+    ]
 
 
 def cut_to_density(delta: torch.Tensor, density: float, key: int = 0) -> Cut:
@@ -117,4 +121,4 @@ def cut_to_density(delta: torch.Tensor, density: float, key: int = 0) -> Cut:
     if not 0 < kept < delta.numel():
         return Cut(float("inf") if kept == 0 else 0.0)
     placed = kth_largest(lambda: iter([[delta.abs()]]), [(0, kept)], elements=delta.numel())[0]
-    return cut_at(placed, kept, key)
+    return cut_at(placed, kept, key, delta.device)
