@@ -35,6 +35,9 @@ Scores = dict[str, float]
 ANSWER_KEYS = frozenset({"prompt", "answer"})
 PAIR_KEYS = frozenset({"a", "b"})
 
+_ROOM = 3.5
+"""Memory for the weights in bf16, in fp32 beside these, and for logits, in sizes of the weights."""
+
 _TASK_HINT = "Say in a few words what the rows measure, such as --task 'math held-out'."
 
 
@@ -205,12 +208,12 @@ def evaluate_pack(
     folder = locate_base(base)
     fingerprint = pack.variant_for(fingerprint_checkpoint(folder).fingerprint).base.fingerprint
     is_encoder = frozenset(rows[0]) == PAIR_KEYS
-    model, tokenizer = load_model(folder, encoder=is_encoder)
+    model, tokenizer = load_model(folder, encoder=is_encoder, room=_ROOM)
     base_scores = score(model, tokenizer, "base")
     graft(model, [pack])
     pack_scores = score(model, tokenizer, "pack")
     del model
-    tuned_scores = {} if tuned is None else score(*load_model(tuned, encoder=is_encoder), "tuned")
+    tuned_scores = {} if tuned is None else score(*load_model(tuned, encoder=is_encoder, room=_ROOM), "tuned")
     count = len(rows)
     measured = [
         Evaluation(

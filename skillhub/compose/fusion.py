@@ -73,7 +73,7 @@ def fuse(
         tokenizer: whose tokenizer and chat template the checkpoint gets: ``base``; a checkpoint's; ``auto``: the base's, or that of
             the fine-tuned checkpoint that resizes the vocabulary.
         verify: one of :data:`VERIFICATIONS`.
-        device: where chunks are merged: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``.
+        device: where chunks are merged: ``auto`` (CUDA where there is one with 2 GB left), ``cpu``, ``cuda``.
         environment: where pack names are looked up; the per-user environments by default.
         shard_bytes: most bytes of one safetensors file, unless one tensor is larger.
         progress: called with (``tensors``, done, all).

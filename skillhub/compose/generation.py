@@ -9,19 +9,23 @@ from typing import Any
 import torch
 
 from skillhub.bases import locate_base
+from skillhub.devices import device_for
 from skillhub.errors import UsageError
 
 _GENERATING = re.compile("CausalLM|ConditionalGeneration|LMHead|DoubleHeads")
 """What names of classes with a head that predicts tokens contain."""
 
 
-def load_model(base: str | Path, *, encoder: bool = False, threads: int | None = None) -> tuple[Any, Any]:
-    """Load a model in its own dtype, on a GPU when there is one.
+def load_model(
+    base: str | Path, *, encoder: bool = False, threads: int | None = None, room: float = 1.2
+) -> tuple[Any, Any]:
+    """Load a model in its own dtype, on a GPU when there is one with room for it.
 
     Args:
         base: a checkpoint folder or ``repo[@revision]``.
         encoder: load it without a head, instead of as a causal language model.
         threads: for torch on the CPU; None leaves torch's choice.
+        room: memory that what follows takes, in sizes of the model's weights.
 
     Returns:
         The model (in evaluation mode) and its tokenizer.
@@ -51,8 +55,7 @@ def load_model(base: str | Path, *, encoder: bool = False, threads: int | None =
             hint="`skillhub run`, and `evaluate` with prompts and answers, need a causal language model; `evaluate` with pairs "
             "an encoder. For other models use skillhub.graft(model, packs).",
         ) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    return model.to(device_for(model, room=room)).eval(), tokenizer
 
 
 def _check_generates(base: str | Path, config: Any) -> None:

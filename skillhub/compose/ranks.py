@@ -14,11 +14,15 @@ import torch
 from torch import distributed
 
 from skillhub.compose.sharding import Shard
+from skillhub.devices import device_with
 from skillhub.errors import SkillhubError, UsageError
 from skillhub.files import staged_folder
 
 _PATIENCE = timedelta(days=2)
 """How long ranks wait for each other: for the slowest to merge its files."""
+
+_ROOM = 2 << 30
+"""Bytes of a GPU's memory that merging may take, to be on the safe side."""
 
 T = TypeVar("T")
 
@@ -146,15 +150,13 @@ def choose_device(device: str) -> torch.device:
     """Return where chunks are merged.
 
     Args:
-        device: ``auto`` (a CUDA device where there is one, each local rank its own; else the CPU), or the name of one.
+        device: ``auto`` (a CUDA device where there is one with 2 GB left, each local rank its own; else the CPU), or the name of one.
 
     Raises:
         UsageError: there is no such device.
     """
     if device == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return device_with(_ROOM)
     try:
         found = torch.device(device)
         torch.empty(1, device=found).cpu()  # from the device "meta" nothing comes back

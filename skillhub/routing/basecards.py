@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from skillhub.devices import device_for
 from skillhub.errors import UsageError
 from skillhub.progress import Progress
 from skillhub.routing.cardmaking import CardReport, choose_prompts, make_card
@@ -56,7 +55,7 @@ def router_info(card: RoutingCard, tokenizer: Any, path: str) -> RouterInfo:
 
 
 def load_reader(folder: Path) -> tuple[Any, Any]:
-    """Load the part of a model that reads a prompt, without a head and in its own dtype, and its tokenizer.
+    """Load the part of a model that reads a prompt, without a head and in its own dtype, and its tokenizer; onto a GPU with room for it.
 
     Raises:
         UsageError: the folder holds no model of transformers with a tokenizer.
@@ -72,4 +71,4 @@ def load_reader(folder: Path) -> tuple[Any, Any]:
             f"{folder} could not be loaded as a model with a tokenizer, which routing cards need: {error}",
             hint="Give a base with config.json and a tokenizer, or leave the prompts out.",
         ) from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return model.to(device_for(model)).eval(), tokenizer

@@ -20,11 +20,12 @@ from skillhub.compose.routed.choices import as_router, pack_labels
 from skillhub.compose.routed.construction import EXECUTORS, Plan, build_sites, plan_sites
 from skillhub.compose.routed.entries import Entry, Generate, Rules
 from skillhub.compose.routed.sites import Site
-from skillhub.compose.routed.weights import PackWeights, available_bytes, check_room, parameter_families, readable_bytes
+from skillhub.compose.routed.weights import PackWeights, check_room, parameter_families, readable_bytes
 from skillhub.compose.schedules import Amount
 from skillhub.compose.selection import grafted_digest
 from skillhub.compose.verification import verify_base
 from skillhub.deltas import PackDelta
+from skillhub.devices import available_bytes
 from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import Target
 from skillhub.interop.modules import modules_of

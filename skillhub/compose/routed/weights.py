@@ -5,25 +5,22 @@ They are the bits that grafting the one pack fused would write.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from skillhub.compose.merging import Contribution, merge_tensor
 from skillhub.compose.recipes import Recipe
+from skillhub.devices import available_bytes
 from skillhub.errors import UsageError
 from skillhub.layout import Layout
 
 Key: TypeAlias = tuple[str, tuple[str, ...]]
 """Pack, weight and rounding; and names of parameters."""
-
-_MEMORY_FILE = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -164,22 +161,6 @@ class PackWeights:
 
 def _size(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Return how much memory a device has left; None where that is unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    if _MEMORY_FILE.is_file():
-        for line in _MEMORY_FILE.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def check_room(needed: int, device: torch.device) -> None:

@@ -1,0 +1,54 @@
+"""Where models run and weights are merged: on a GPU where there is one with room for it, else on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+_MEMORY_FILE = Path("/proc/meminfo")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return how much memory a device has left; None where that is unknown."""
+    if device.type == "cuda":  # what torch holds and nobody uses is there, too
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type != "cpu":
+        return None
+    if _MEMORY_FILE.is_file():
+        for line in _MEMORY_FILE.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def device_with(needed: float) -> torch.device:
+    """Return the GPU that this process is to use where it has so many bytes left, else the CPU.
+
+    Under ``torchrun`` each process has its own GPU, as far as there are so many.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        left = available_bytes(found)
+    except RuntimeError:  # others have taken all of it
+        return torch.device("cpu")
+    return found if left is not None and left >= needed else torch.device("cpu")
+
+
+def device_for(model: nn.Module, *, room: float = 1.2) -> torch.device:
+    """Return the device that a model which was loaded into CPU memory is to run on.
+
+    Args:
+        model: the model.
+        room: what running it takes, in sizes of its weights.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return device_with(room * sum(tensor.numel() * tensor.element_size() for tensor in tensors))
