@@ -40,7 +40,8 @@ def pooled_states(prefill: Prefill, layers: Sequence[int], markers: ChatMarkers 
     def pool(states: torch.Tensor) -> torch.Tensor:
         states = states.to(torch.float32)
         attended = torch.where(content.to(states.device)[..., None], states, 0)  # padding may hold NaN
-        return torch.einsum("rl,rlh->rh", share.to(states.device), attended).cpu()
+        # no matrix product, which autocast and the process's matmul precision would compute in fewer bits
+        return attended.mul_(share.to(states.device)[..., None]).sum(1).cpu()
 
     def keep(layer: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

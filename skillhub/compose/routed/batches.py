@@ -20,6 +20,9 @@ Widths = tuple[tuple[int, int], ...]
 BASE = -1
 """Stands for the base where packs are told by their index."""
 
+KEPT = 8
+"""Things of one kind that are kept for the next forward: factors of sets of packs side by side, indices."""
+
 
 @dataclass(frozen=True, eq=False)
 class Groups:
@@ -34,6 +37,7 @@ class Groups:
     packs: tuple[int, ...]
     sizes: tuple[int, ...]
     order: torch.Tensor | None
+    _indices: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -51,7 +55,7 @@ class Groups:
             return [tensor] * len(self.sizes)
         positions = positions_per_row(tensor, self.rows)
         if self.order is not None:
-            tensor = tensor.index_select(0, _spread(self.order, positions).to(tensor.device))
+            tensor = tensor.index_select(0, self._index(self.order, positions, tensor.device))
         return torch.split(tensor, [size * positions for size in self.sizes])
 
     def join(self, parts: Sequence[Any]) -> Any:
@@ -69,8 +73,17 @@ class Groups:
         joined = torch.cat(list(parts))
         if self.inverse is None:
             return joined
-        index = _spread(self.inverse, positions_per_row(joined, self.rows))
-        return joined.index_select(0, index.to(joined.device))
+        positions = positions_per_row(joined, self.rows)
+        return joined.index_select(0, self._index(self.inverse, positions, joined.device))
+
+    def _index(self, rows: torch.Tensor, positions: int, device: torch.device) -> torch.Tensor:
+        """Return indices of rows as indices of their positions, flattened; a GPU would wait for them at every module."""
+        key = (rows is self.order, positions, device)
+        found = self._indices.get(key)
+        if found is None:
+            found = _spread(rows, positions).to(device)
+            remember(self._indices, key, found)
+        return found
 
 
 def positions_per_row(tensor: torch.Tensor, rows: int) -> int:
@@ -86,6 +99,13 @@ def positions_per_row(tensor: torch.Tensor, rows: int) -> int:
             hint="Graft with mode='fused', or leave out the packs that change this module.",
         )
     return positions
+
+
+def remember(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep a value, and forget the oldest beyond :data:`KEPT`."""
+    kept[key] = value
+    for old in list(kept)[:-KEPT]:
+        kept.pop(old, None)
 
 
 def _spread(rows: torch.Tensor, positions: int) -> torch.Tensor:
@@ -111,6 +131,7 @@ class Batch:
     scratch: Any = None
     _groups: dict[tuple[int, ...], Groups] = field(default_factory=dict)
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict)
+    _places: dict[Any, torch.Tensor] = field(default_factory=dict)
     _shares: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     @cached_property
@@ -165,6 +186,15 @@ class Batch:
             is_sorted = order == list(range(len(order)))
             found = Groups(tuple(present), sizes, None if is_sorted else torch.tensor(order))
             self._groups[packs] = found
+        return found
+
+    def places(self, packs: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Return for each row the place of its pack among these, from 1; 0 where it has none of them."""
+        found = self._places.get((packs, device))
+        if found is None:
+            numbers = {pack: place for place, pack in enumerate(packs, start=1)}
+            found = torch.tensor([numbers.get(choice, 0) for choice in self.choices], device=device)
+            self._places[packs, device] = found
         return found
 
     def shares(self, site: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

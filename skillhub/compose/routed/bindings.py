@@ -91,14 +91,14 @@ def is_cache(value: Any) -> bool:
 
 
 def _reordered(carrier: Any, beam_idx: torch.Tensor) -> None:
-    _change(carrier, [int(row) for row in beam_idx])
+    _change(carrier, torch.as_tensor(beam_idx).tolist())  # at once: a GPU is waited for every time
 
 
 def _selected(carrier: Any, indices: torch.Tensor) -> None:
-    rows = range(len(carrier.__dict__[_ATTRIBUTE].decision.choices)) if _ATTRIBUTE in carrier.__dict__ else ()
     index = torch.as_tensor(indices)
-    chosen = [row for row in rows if bool(index[row])] if index.dtype == torch.bool else [int(row) for row in index]
-    _change(carrier, chosen)
+    if index.dtype == torch.bool:
+        index = index.nonzero()[:, 0]
+    _change(carrier, index.tolist())
 
 
 def _repeated(carrier: Any, repeats: int) -> None:

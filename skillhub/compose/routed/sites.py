@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row
+from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row, remember
 from skillhub.compose.routed.factors import Factors, Stack, factor_dtype, is_transposed, join_stacks, stack_factors
 from skillhub.compose.routed.weights import PackWeights
 from skillhub.errors import UsageError
@@ -28,9 +28,6 @@ SIDE_BY_SIDE = (
     ("wi_0", "wi_1"),
 )
 """Names of linear modules of one parent that mostly read the same input, so that their right factors make one matrix."""
-
-_STACKS_KEPT = 8
-"""Sets of packs whose factors a module keeps side by side."""
 
 
 @dataclass(eq=False)
@@ -183,8 +180,7 @@ class Site:
             shares = torch.stack([batch.rest(packs), *(batch.weights[pack] for pack in packs)], dim=1)
             rows = (shares.to(table.device) @ table.float()).to(own.dtype)
         else:
-            places = {pack: place for place, pack in enumerate(packs, start=1)}
-            rows = table[torch.tensor([places.get(choice, 0) for choice in batch.choices], device=table.device)]
+            rows = table[batch.places(packs, table.device)]
         return {"weight": rows.view(batch.rows, *[1] * (inputs.dim() - 2), -1)}
 
     # Factored
@@ -279,13 +275,6 @@ class Siblings:
             found = (join_stacks(stacks), places)
             remember(self._stacks, key, found)
         return found
-
-
-def remember(stacks: dict[Any, Any], key: Any, stack: Any) -> None:
-    """Keep a stack, and forget the oldest beyond so many."""
-    stacks[key] = stack
-    for old in list(stacks)[:-_STACKS_KEPT]:
-        stacks.pop(old, None)
 
 
 def stand_in(module: nn.Module, values: Mapping[str, torch.Tensor], *, without: str = "") -> nn.Module:
