@@ -195,7 +195,10 @@ class Layout:
 
         def equal(first: str, second: str) -> bool:
             one, other = self.slots[first], self.slots[second]
-            return one.shape == other.shape and torch.equal(one.read(), other.read())
+            if one.shape != other.shape:
+                return False
+            values = one.read()
+            return torch.equal(values, other.read().to(values.device))
 
         return tied_aliases(self.slots, equal)
 
