@@ -190,7 +190,7 @@ def merge_rows(
         if inputs.base is not None and dtype == torch.float64:
             wide = inputs.base.read(begin, end)
         merged = method.merge(inputs, chunk, measured)
-        total = merged if wide is None or method.gives_values else add_delta(wide, merged)
+        total = merged if wide is None else add_delta(wide, merged)
         result = rounded(total, dtype, key=key, first=chunk.first, mode=mode)
         if not fits(total, dtype):
             check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], inputs.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skillhub.basemodel import read_config
@@ -217,10 +217,12 @@ def _open_all(
     if fingerprint is None and fingerprints:
         fingerprint = _likely(recipe, fingerprints, base)
     contributions = []
-    for number in range(len(recipe.packs)):
-        one = Recipe(recipe.packs[number : number + 1], recipe.method, recipe.rounding, recipe.options, recipe.seed)
+    for item in recipe.packs:
+        alone = replace(recipe, packs=(item,))
         try:
-            contributions += open_contributions(one, fingerprint, base.shapes, lambda: target_of(base.checkpoint), base)
+            contributions += open_contributions(
+                alone, fingerprint, base.shapes, lambda: target_of(base.checkpoint), base
+            )
         except SkillhubError as error:
             problems.append(error)
     problems += find_problems(contributions, base.shapes, in_memory=False)

@@ -8,7 +8,7 @@ not saved (they follow it to other devices), and a hook adds what they compute.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -120,8 +120,7 @@ class SideSlot(Slot):
         found = _product(recipe, contributions, name, transposed=self.transposed, is_needed=self.trainable)
         if found is None:  # not so where the slot is trainable
             # Beside the weight a small difference is not lost on the grid of large values, so the nearest value is best.
-            nearest = Recipe(recipe.packs, recipe.method, "nearest", recipe.options, recipe.seed)
-            delta = merge_tensor(nearest, contributions, name, self.read(), self.dtype)
+            delta = merge_tensor(replace(recipe, rounding="nearest"), contributions, name, self.read(), self.dtype)
             return {DELTA: delta.T.contiguous() if self.transposed else delta}
         left, right = found
         return {RIGHT: right.to(self.dtype), LEFT: left.T.to(self.dtype).contiguous()}

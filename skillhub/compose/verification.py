@@ -40,6 +40,8 @@ def verify_base(
 ) -> str | None:
     """Return which of the packs' bases a model is; None where no pack says what its base is.
 
+    A quantized model is verified by the folder that it was loaded from.
+
     Args:
         model: the model.
         layout: its tensors by canonical name.
@@ -48,8 +50,6 @@ def verify_base(
         originals: what the tensors held that packs have been grafted onto.
         verify: one of :data:`VERIFICATIONS`.
         trust_base: believe that the model is the packs' only base.
-
-    A quantized model is verified by the folder that it was loaded from.
 
     Raises:
         WrongBaseError: it is none of them; the message says how it differs.
@@ -130,7 +130,7 @@ def wrong_base(recipe: Recipe, records: Mapping[str, BaseRecord], actual: BaseRe
     )
 
 
-def read_base_record(pack: Pack, fingerprint: str) -> BaseRecord:
+def _read_base_record(pack: Pack, fingerprint: str) -> BaseRecord:
     """Read a variant's ``base.json.zst``.
 
     Raises:
@@ -149,7 +149,7 @@ def base_records(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, BaseR
     """Return the records of the bases that the first pack has at hand; an installed pack has one variant's files only."""
     pack = recipe.skill_packs[0]
     return {
-        fingerprint: read_base_record(pack, fingerprint)
+        fingerprint: _read_base_record(pack, fingerprint)
         for fingerprint in fingerprints
         if (pack.folder / pack.variant_for(fingerprint).folder / BASE_RECORD_FILE).is_file()
     }

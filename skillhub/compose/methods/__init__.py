@@ -91,7 +91,7 @@ def merge_tensors(
         seed: of random masks.
 
     Returns:
-        The merged delta, fp32, of the deltas' shape; the merged tensor itself from a method that ``gives_values``.
+        The merged delta, fp32, of the deltas' shape.
 
     Raises:
         UsageError: there is no such method, or it takes another number of packs.

@@ -163,9 +163,8 @@ class MergeMethod:
     Attributes:
         name: what users write.
         source: the paper and its section.
-        merge: (inputs, chunk, what was measured) → the merged delta's rows, fp32; with ``gives_values`` the result's own rows.
+        merge: (inputs, chunk, what was measured) → the merged delta's rows, fp32.
         measure: inputs → what ``merge`` has to know of the whole tensor.
-        gives_values: whether the result is the tensor itself and not a difference to the base.
         counts_every_pack: whether a pack that leaves a tensor as it is takes part, with a delta of zeros.
         averages_packs: whether that is so where the option ``normalize`` is on: an average of models is over all of them.
         uses_weights: whether weights other than 1 mean anything to it.
@@ -178,7 +177,6 @@ class MergeMethod:
     source: str
     merge: Callable[[MergeInputs, Chunk, Any], torch.Tensor]
     measure: Callable[[MergeInputs], Any] | None = None
-    gives_values: bool = False
     counts_every_pack: bool = False
     averages_packs: bool = False
     uses_weights: bool = True
