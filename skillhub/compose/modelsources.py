@@ -18,9 +18,8 @@ from skillhub.compose.recipes import EnvironmentSource, find_pack
 from skillhub.deltas import open_delta
 from skillhub.errors import NetworkError, NotFoundError, UsageError, WrongBaseError, located
 from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.interop.adapterdeltas import Target, open_adapter_delta
+from skillhub.interop.adapterdeltas import open_adapter_delta, target_of
 from skillhub.interop.mergekit.models import ModelName
-from skillhub.interop.modules import empty_model, modules_of
 from skillhub.manifest import MANIFEST_FILE
 from skillhub.packs import Pack, describe_base
 from skillhub.tensorreaders import DifferenceReader, FileReader, MemoryReader, Shape, TensorReader, ZeroReader, resized
@@ -275,5 +274,4 @@ def _own_base(pack: Pack | Adapter) -> LocatedBase:
 def _open_delta(pack: Pack | Adapter, checkpoint: Checkpoint) -> AnyDelta:
     if isinstance(pack, Pack):
         return open_delta(pack, fingerprint_checkpoint(checkpoint.files).fingerprint).with_checked_files()
-    modules = modules_of(empty_model(checkpoint.folder))
-    return open_adapter_delta(pack, Target(modules, checkpoint.tensor, checkpoint.aliases))
+    return open_adapter_delta(pack, target_of(checkpoint))

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from skillhub.basemodel import read_config
@@ -23,8 +24,7 @@ from skillhub.compose.verification import base_records, wrong_base
 from skillhub.deltas import PackDelta
 from skillhub.errors import DiskError, SkillhubError, UsageError
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint, known_fingerprint
-from skillhub.interop.adapterdeltas import AdapterDelta, Target
-from skillhub.interop.modules import empty_model, modules_of
+from skillhub.interop.adapterdeltas import AdapterDelta, target_of
 from skillhub.tensorfiles import BITS
 
 DTYPE_TAGS: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -216,23 +216,16 @@ def _open_all(
         return []
     if fingerprint is None and fingerprints:
         fingerprint = _likely(recipe, fingerprints, base)
+    find_target = cache(partial(target_of, base.checkpoint))  # one empty model does for all adapters
     contributions = []
     for item in recipe.packs:
         alone = replace(recipe, packs=(item,))
         try:
-            contributions += open_contributions(
-                alone, fingerprint, base.shapes, lambda: target_of(base.checkpoint), base
-            )
+            contributions += open_contributions(alone, fingerprint, base.shapes, find_target, base)
         except SkillhubError as error:
             problems.append(error)
     problems += find_problems(contributions, base.shapes, in_memory=False)
     return contributions
-
-
-def target_of(checkpoint: Checkpoint) -> Target:
-    """Return what adapters are applied to: the checkpoint, by the modules of an empty model of its class."""
-    modules = modules_of(empty_model(checkpoint.folder))
-    return Target(modules, checkpoint.tensor, checkpoint.aliases)
 
 
 def _likely(recipe: Recipe, fingerprints: Sequence[str], base: CheckpointBase) -> str:

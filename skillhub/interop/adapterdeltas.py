@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import torch
 
 from skillhub.adapters import Adapter
+from skillhub.checkpoints import Checkpoint
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.interop.factors import Change, Shape, read_changes, read_values
-from skillhub.interop.modules import Modules
+from skillhub.interop.modules import Modules, empty_model, modules_of
 from skillhub.layout import Slot, ViewSlot
 from skillhub.manifest import TensorEntry
 from skillhub.tensorreaders import MemoryReader, TensorReader
@@ -45,6 +46,16 @@ class Target:
     modules: Modules
     read_base: Callable[[str], torch.Tensor]
     repeats: Mapping[str, str] = field(default_factory=dict)
+
+
+def target_of(checkpoint: Checkpoint) -> Target:
+    """Return a checkpoint as what adapters are applied to, by the modules of an empty model of its class.
+
+    Raises:
+        UsageError: as :func:`skillhub.interop.modules.empty_model`.
+    """
+    modules = modules_of(empty_model(checkpoint.folder))
+    return Target(modules, checkpoint.tensor, checkpoint.aliases)
 
 
 @dataclass(frozen=True, eq=False)
