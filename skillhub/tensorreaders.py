@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from skillhub.checkpoints import DTYPES
-from skillhub.errors import IntegrityError
+from skillhub.errors import IntegrityError, UsageError
 from skillhub.tensorfiles import BITS, TensorInfo
 
 Shape: TypeAlias = tuple[int, ...]
@@ -134,7 +134,8 @@ class KeepingReader:
 class DifferenceReader:
     """Reads tuned − base, both widened before they are subtracted; rows that only one has are taken against zero.
 
-    Elements whose bits are the same in both differ by zero, whatever they are: infinities and NaN too.
+    Elements whose bits are the same in both differ by zero, whatever they are: infinities and NaN too. Others have no difference
+    that could be merged, which is an error.
     """
 
     tuned: FileReader
@@ -146,7 +147,11 @@ class DifferenceReader:
         return self.tuned.shape
 
     def read(self, begin: int, end: int) -> torch.Tensor:
-        """Return some rows in fp32, in memory of their own."""
+        """Return some rows in fp32, in memory of their own.
+
+        Raises:
+            UsageError: a value of one of them, and not of the other, is infinite or no number.
+        """
         tuned, base = self.tuned.read(begin, end), self.base.read(begin, min(end, max(begin, self.base.shape[0])))
         if base.dtype == torch.float64:
             tuned = tuned.to(torch.float64)
@@ -156,6 +161,8 @@ class DifferenceReader:
         if not math.isfinite(float(torch.dot(flat, flat))):  # the cheapest look at all of it; rarely so
             before = self.tuned.read(begin, begin + len(base))
             shared.masked_fill_(before.eq(base) | (before.isnan() & base.isnan()), 0.0)
+            if not bool(shared.isfinite().all()):
+                raise _no_difference(self.tuned.info)
         return tuned.to(torch.float32)
 
 
@@ -274,6 +281,14 @@ def moved(readers: Sequence[TensorReader], device: torch.device, rows: int) -> l
 def resized(reader: TensorReader, rows: int) -> TensorReader:
     """Return a reader of ``rows`` rows; the reader itself where it has as many."""
     return reader if reader.shape[0] == rows else ResizedReader(reader, rows)
+
+
+def _no_difference(info: TensorInfo) -> UsageError:
+    return UsageError(
+        f"{info.name} in {info.file} has values that are infinite or no numbers where the base has others, or the base has.",
+        hint="Do not merge it: it may have diverged in training.",
+        tensor=info.name,
+    )
 
 
 def row_shape(shape: Shape) -> Shape:

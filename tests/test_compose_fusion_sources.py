@@ -112,6 +112,26 @@ def test_what_is_equal_in_base_and_checkpoint_keeps_its_bytes_infinities_too(lla
     assert raw(fused["model.norm.weight"][:4]) == raw(before[:4])
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("method", ["linear", "ties", "karcher", "arcee_fusion", "model_stock"])
+def test_values_that_only_one_of_base_and_checkpoint_has_infinite_are_refused(
+    value: float, method: str, llama: Path, tmp_path: Path
+):
+    def odd(values: Tensors) -> Tensors:
+        weight = values["model.layers.0.mlp.up_proj.weight"].clone()
+        weight[3, 5] = value
+        return {**values, "model.layers.0.mlp.up_proj.weight": weight}
+
+    others = [] if method == "arcee_fusion" else [llama / "tuned2"]
+    for base, tuned in ((llama / "base", llama / "tuned1"), (llama / "tuned1", llama / "base")):
+        changed = rewrite(tuned, tmp_path / tuned.name, odd)
+        with pytest.raises(UsageError, match=r"up_proj\.weight in .* has values that are infinite or no numbers"):
+            fuse(base, [changed, *others], tmp_path / "fused", method=method)
+    with pytest.raises(UsageError, match="infinite or no numbers"):
+        fuse(rewrite(llama / "base", tmp_path / "odd", odd), [llama / "tuned1", *others], tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()
+
+
 def test_a_base_in_fp64_is_merged_in_fp64(llama: Path, tmp_path: Path):
     double = lambda values: {name: value.double() + 1e-12 for name, value in values.items()}  # noqa: E731
     base = rewrite(llama / "base", tmp_path / "base", double)

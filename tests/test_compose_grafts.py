@@ -383,7 +383,7 @@ def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     assert "packs must be a list" in refused(model, 3)
     assert "weights must be a list" in refused(model, [one], weights=0.5)
     for weight in (1e7, -1e7, [0, 1e7], {"mlp": 1e7}):
-        assert "1 packs and weights" in refused(model, [one], weights=[weight])
+        assert "too much for weights" in refused(model, [one], weights=[weight])
     for weight in (None, "x", True, 10**400, float("nan"), float("inf"), 1j, [], {}, [1, None], {"mlp": "x"}):
         assert "no number for weights" in refused(model, [one], weights=[weight])
     assert "not a pattern" in refused(model, [one], weights=[{"(": 1}])

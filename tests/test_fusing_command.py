@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from skillhub.cli.amounts import choose_amounts, read_amounts, read_options, read_size
+from skillhub.compose.schedules import read_amount
 from skillhub.errors import UnsafeContentError, UsageError
 from tests.support.commands import Shell
 from tests.support.tiny_models import save_model, tune
@@ -59,6 +60,12 @@ def test_a_file_of_weights_has_an_end(tmp_path: Path) -> None:
     (tmp_path / "w.toml").write_bytes(b"#" * (2 << 20))
     with pytest.raises(UnsafeContentError):
         read_amounts(tmp_path / "w.toml")
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "(" * 5000 + ")" * 5000])
+def test_a_pattern_that_is_none_is_a_mistake(pattern: str) -> None:
+    with pytest.raises(UsageError, match="is not a pattern"):
+        read_amount("weights", {pattern: 1})
 
 
 def test_what_the_file_says_and_what_the_command_says_go_together(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def merge_rows(
         total = merged if wide is None else add_delta(wide, merged)
         result = rounded(total, dtype, key=key, first=chunk.first, mode=mode)
         if not fits(total, dtype):
-            check_finite(result, [*chunk.deltas, *([] if wide is None else [wide])], inputs.name)
+            check_finite(result, chunk.deltas, inputs.name, base=wide)
         yield result
 
 

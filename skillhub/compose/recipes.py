@@ -177,7 +177,7 @@ def make_recipe(
         raise UsageError(f"There is no rounding {rounding!r}.", hint=f"Use one of: {', '.join(ROUNDINGS)}.")
     chosen = find_method(method)
     chosen_weights = _one_each("weights", weights, len(packs), WEIGHT_LIMIT)
-    chosen_densities = _one_each("densities", densities, len(packs), 1.0)
+    chosen_densities = _one_each("densities", densities, len(packs))
     chosen_options = _check_options(chosen, options or {})
     _check_use(chosen, len(packs), chosen_weights, chosen_densities)
     opened = [find_pack(source, environment=environment, fingerprint=fingerprint) for source in packs]
@@ -320,13 +320,18 @@ def sort_packs(packs: Iterable[WeightedPack]) -> tuple[WeightedPack, ...]:
     return ordered
 
 
-def _one_each(what: str, values: Sequence[Amount] | None, count: int, limit: float) -> list[float | Schedule]:
+def _one_each(
+    what: str, values: Sequence[Amount] | None, count: int, limit: float = float("inf")
+) -> list[float | Schedule]:
     given: list[Any] = [1.0] * count if values is None else _listed(what, values)
     chosen = [read_amount(what, value) for value in given]
-    if len(chosen) != count or not all(abs(number) <= limit for amount in chosen for number in amounts_in(amount)):
-        raise UsageError(
-            f"There are {count} packs and {what} {given}.", hint=f"Give one number per pack, of {limit:g} at most."
-        )
+    if len(chosen) != count:
+        raise UsageError(f"There are {count} packs and {what} {given}.", hint="Give one per pack.")
+    for number in (number for amount in chosen for number in amounts_in(amount)):
+        if abs(number) > limit:
+            raise UsageError(
+                f"{number:g} is too much for {what}.", hint=f"Give numbers of {limit:g} at most, of either sign."
+            )
     return chosen
 
 

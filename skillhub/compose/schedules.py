@@ -125,7 +125,7 @@ def _interpolated(values: tuple[float, ...], position: float) -> float:
 def _pattern(what: str, pattern: Any) -> str:
     try:
         re.compile(pattern)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"{pattern!r}, in {what}, is not a pattern: {error}.", hint="Write a regular expression, such as 'mlp'."
         ) from error

@@ -48,20 +48,34 @@ def fits(values: torch.Tensor, dtype: torch.dtype) -> bool:
     return -largest <= float(low) and float(high) <= largest  # not so for NaN
 
 
-def check_finite(result: torch.Tensor, before: Sequence[torch.Tensor], name: str) -> None:
-    """Refuse a result that is not finite where all that it was made of is.
+def check_finite(
+    result: torch.Tensor, sources: Sequence[torch.Tensor], name: str, *, base: torch.Tensor | None = None
+) -> None:
+    """Refuse a result that is not finite where the base is, or without one where any of the sources is.
+
+    Args:
+        result: what is about to be written.
+        sources: what was added to the base, or merged.
+        name: canonical name of the tensor.
+        base: what the sources were added to.
 
     Raises:
-        UsageError: a value has become infinite.
+        UsageError: a value has become infinite, or a source brings one that is infinite or no number.
     """
     if result.dtype not in (*TARGETS, torch.float64) or bool(result.isfinite().all()):
         return
-    overflown = ~result.isfinite()
-    for tensor in before:
-        overflown &= tensor.isfinite()
-    if overflown.any():
+    finite = [tensor.isfinite() for tensor in ([*sources] if base is None else [base, *sources])]
+    lost = ~result.isfinite() & (torch.stack(finite).any(0) if base is None else finite[0])
+    if not lost.any():
+        return
+    if (lost & torch.stack(finite).all(0)).any():
         raise UsageError(
             f"{name} would have values that {result.dtype} cannot hold.",
             hint="Use smaller weights, or a wider dtype.",
             tensor=name,
         )
+    raise UsageError(
+        f"{name} would have values that are infinite or no numbers, as one of the sources has.",
+        hint="Leave that source out: it may have diverged in training.",
+        tensor=name,
+    )
