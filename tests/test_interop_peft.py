@@ -312,6 +312,7 @@ def test_a_checkpoint_of_an_unknown_class_cannot_tell_its_modules(bases: Callabl
             for name in ("TrainingArguments", "AutoModelForCausalLM", "pipeline", "utils", 5)
         ),
         ({"model_type": ["llama"]}, "does not say which class"),
+        ({"num_hidden_layers": 10**9}, "does not say which class"),
         ({"hidden_act": "none such"}, "No LlamaForCausalLM can be made of"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "does not say which class"),
     ],

@@ -22,6 +22,9 @@ from skillhub.layout import Layout, Slot, layout_of
 
 Shape = tuple[int, ...]
 
+_MOST_PARTS = 2048
+"""Of layers, and of experts in one."""
+
 
 @dataclass(frozen=True, eq=False)
 class Modules:
@@ -110,6 +113,7 @@ def empty_model(folder: Path) -> Any:
         kind = getattr(transformers, (config.architectures or [""])[0])
         if not issubclass(kind, transformers.PreTrainedModel):
             raise ValueError(f"{kind} is no model")
+        _check_counts(config.to_dict())
     except Exception as error:  # a stranger's config may make transformers raise anything
         raise UsageError(
             f"{folder} does not say which class of transformers it is of, and adapters name the modules of that class.",
@@ -120,6 +124,15 @@ def empty_model(folder: Path) -> Any:
             return kind(config)
     except Exception as error:
         raise UsageError(f"No {kind.__name__} can be made of {folder / 'config.json'}: {error}", hint=hint) from error
+
+
+def _check_counts(config: Mapping[str, Any]) -> None:
+    """Refuse a config with more layers or experts than any model: to build them would take for ever."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_counts(value)
+        if isinstance(value, int) and value > _MOST_PARTS and key.endswith(("layers", "layer", "experts")):
+            raise ValueError(f"{key} is {value}, more than {_MOST_PARTS}")
 
 
 def _without_wrapper(name: str) -> str:
