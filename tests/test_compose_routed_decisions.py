@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from skillhub.compose.grafts import graft
@@ -32,11 +32,13 @@ class ByLastToken:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self.saw_padding = False
 
     def route(self, prefill: Prefill) -> Decision:
         self.asked.append(prefill.rows)
         assert prefill.input_ids is not None
         ids, mask = prefill.input_ids, prefill.attention_mask
+        self.saw_padding |= mask is not None
         mask = torch.ones_like(ids) if mask is None else mask
         last = [int(row[real.bool()][-1]) for row, real in zip(ids, mask, strict=True)]
         choices = [LABELS[token % 3] for token in last]
@@ -124,9 +126,62 @@ def test_generating_keeps_what_was_decided_for_the_prompt(
         assert [one[:end] for one, end in zip(found[own], ends, strict=True)] == [
             other[:end] for other, end in zip(expected[own], ends, strict=True)
         ]
-    assert len(router.asked) == 1  # by the whole prompt, and never again
+    assert router.asked == [len(labels)]  # by the whole prompt, and never again
+    assert router.saw_padding
     decision = last_decision(model)
     assert decision is not None and set(decision.labels) <= set(LABELS)
+
+
+def test_a_cache_that_the_caller_made_changes_nothing(places: Callable[[str], Path]):
+    folder = places("llama")
+    ids, mask, labels = prompts()
+    for options in ({}, {"prefill_chunk_size": 2}):
+        for make in (DynamicCache, functools.partial(StaticCache, max_cache_len=16)):
+            model, router = routed(folder)
+            found = generated(model, ids, mask, past_key_values=make(config=model.config), **options)
+            for row, name in enumerate(labels):
+                expected = generated(fused(folder, name), ids, mask)[row]
+                end = min(len(found[row]), len(expected))
+                assert found[row][:end] == expected[:end]
+            assert router.asked == [4] and router.saw_padding
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+def test_labels_by_the_number_of_a_row_are_for_prompts(places: Callable[[str], Path], options: dict[str, Any]):
+    folder = places("llama")
+    model = load_model(folder / "base")
+    packs = [folder / "low", folder / "dense"]
+    graft_routed(model, packs, router={1: "low", 3: "dense"}, trust_base=True, notice=lambda _: None)
+    ids, mask, _ = prompts()
+    model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2, **options)
+    decision, answers = last_decision(model), max(options.values())
+    assert decision is not None
+    assert list(decision.labels) == [name for name in (None, "low", None, "dense") for _ in range(answers)]
+
+
+def test_padding_is_known_without_a_mask_where_generate_knows_it(places: Callable[[str], Path]):
+    model, _ = routed(places("llama"))
+    ids = torch.tensor([[7, 8, 9, 3], [PAD, PAD, 7, 4], [7, 5, PAD, PAD]])
+    for config in (None, GenerationConfig(pad_token_id=PAD, eos_token_id=[1])):
+        model.generate(ids, config, max_new_tokens=2)
+        decision = last_decision(model)
+        assert decision is not None and decision.labels == ("low", "dense", None)
+
+
+def test_a_router_may_generate_with_the_base(places: Callable[[str], Path]):
+    folder = places("llama")
+    model = load_model(folder / "base")
+    ids = torch.tensor([[7, 8, 9]])
+    plain = model.generate(ids, max_new_tokens=3, do_sample=False)
+    answers = []
+
+    def route(prefill: Prefill) -> list[str]:
+        answers.append(model.generate(prefill.input_ids, max_new_tokens=3, do_sample=False))
+        return ["low"]
+
+    graft_routed(model, [folder / "low"], router=route, trust_base=True, notice=lambda _: None)
+    model.generate(ids, max_new_tokens=3)
+    assert [one.tolist() for one in answers] == [plain.tolist()]
 
 
 def test_the_packs_of_these_tests_generate_different_tokens(places: Callable[[str], Path]):
@@ -369,6 +424,19 @@ def test_choices_of_the_caller_come_first(places: Callable[[str], Path]):
     assert list(found.labels) == labels and router.asked == [2]
     model(input_ids=ids, pack_choices=found)
     assert decided() == labels and router.asked == [2]
+
+
+def test_every_model_has_its_own_choices_and_decision(places: Callable[[str], Path]):
+    folder = places("llama")
+    (model, asked), (assistant, also_asked) = routed(folder), routed(folder)
+    ids = torch.tensor([[7, 8, 9, 5]])
+    with choose(model, ["low"]), choose(assistant, ["dense"]):
+        found = generated(model, ids, torch.ones_like(ids), assistant_model=assistant)
+    assert found == generated(fused(folder, "low"), ids, torch.ones_like(ids))
+    assert asked.asked == also_asked.asked == []
+    for one, name in ((model, "low"), (assistant, "dense")):
+        decision = last_decision(one)
+        assert decision is not None and decision.labels == (name,)
 
 
 def test_what_is_no_choice_is_refused(places: Callable[[str], Path]):

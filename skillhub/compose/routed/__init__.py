@@ -13,15 +13,16 @@ a cache with a decision        keeps it. It follows ``reorder_cache``, ``batch_r
                                ``crop`` (assisted decoding) leaves it; ``reset`` drops it.
 an empty cache, or none        the router decides, from this call's tokens; the cache (the one that the model makes, too) keeps it.
 a filled cache without one     an error: nothing says what its tokens were. ``pack_choices`` says so, and the cache keeps that.
-chunked prefill                the first chunk that has any token of a row decides for the row; ``generate(prefill_chunk_size=…)``
-                               decides by the whole prompt.
+``generate``                   decides by the prompt as it is given, once: before rows are repeated for beams or several answers, and
+                               whatever the cache, chunks or an assistant make of it.
+chunked prefill                the first chunk that has any token of a row decides for the row.
 ``use_cache=False``            every forward decides anew; inside one ``generate`` the first decides for all.
 encoder-decoder                the encoder's input decides; its outputs and then the decoder's cache keep it. Encoder outputs of
                                unknown origin need ``pack_choices``.
 no cache (BERT)                every call decides.
 beams, several answers         the rows of a prompt stand together, and each gets the decision for its prompt.
 padding                        either side. A row of nothing but padding counts as the base until it has tokens.
-assisted decoding              ``generate`` decides by the prompt alone; the assistant is a model of its own, which may be routed too.
+assisted decoding              the assistant is a model of its own, which may be routed too; each has its own ``choose`` and decision.
 threads, async tasks           independent; ``last_decision`` tells each its own.
 several sequences in a row     an error (continuous batching, packed sequences with ``cu_seq_lens``).
 =============================  ======================================================================================================

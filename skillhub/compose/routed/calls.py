@@ -13,6 +13,12 @@ from skillhub.compose.routed.bindings import is_cache
 from skillhub.errors import UsageError
 from skillhub.routing.decisions import Prefill
 
+_INPUTS = (
+    *("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds"),
+    *("pixel_values", "input_features", "input_values"),
+)
+"""Arguments that have a row for each of the batch; of images and sounds alone routers see nothing, but callers may choose."""
+
 
 @dataclass(eq=False)
 class Call:
@@ -42,14 +48,28 @@ class Call:
         return [] if states is None else [states]
 
     @property
+    def past(self) -> int:
+        """How many tokens the cache holds; 1 for one that holds states and does not count."""
+        if self.cache is None:
+            return 0
+        layers = getattr(self.cache, "layers", ())
+        if layers and all(hasattr(layer, "has_previous_state") for layer in layers):  # Mamba's, which count nothing
+            return int(any(any(layer.has_previous_state.values()) for layer in layers))
+        return int(self.cache.get_seq_length())
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether there are tokens from before, or outputs of an encoder."""
+        return self.past > 0 or bool(self.encoded)
+
+    @property
     def rows(self) -> int:
         """How many rows the batch has.
 
         Raises:
             UsageError: there is no input.
         """
-        names = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
-        found = [self.given[name] for name in names if isinstance(self.given.get(name), torch.Tensor)]
+        found = [self.given[name] for name in _INPUTS if isinstance(self.given.get(name), torch.Tensor)]
         found += [one for one in self.encoded if isinstance(one, torch.Tensor)]
         if not found:
             raise UsageError("There is no input to route by.", hint="Pass input_ids or inputs_embeds.")
@@ -64,7 +84,12 @@ class Call:
             mask = None
         elif mask.shape[1] != inputs.shape[1]:
             mask = mask[:, -inputs.shape[1] :]
-        return Prefill(model, ids, mask, embeds if ids is None else None)
+        place = next(model.parameters()).device  # generate() moves inputs there, and only later
+
+        def placed(value: Any) -> Any:
+            return value.to(place) if isinstance(value, torch.Tensor) else value
+
+        return Prefill(model, placed(ids), placed(mask), placed(embeds) if ids is None else None)
 
     def carriers(self, outputs: Any, *, encodes: bool) -> list[Any]:
         """Return what can keep a decision for the next forward: caches, and the outputs of an encoder."""

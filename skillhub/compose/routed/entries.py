@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,62 +15,15 @@ from skillhub.compose.routed.batches import Batch, Identity, activated, active_b
 from skillhub.compose.routed.bindings import Bound, bind, bound_to
 from skillhub.compose.routed.calls import Call
 from skillhub.compose.routed.choices import as_decision, merged
+from skillhub.compose.routed.generations import generation, generation_of, note_decision
 from skillhub.errors import UsageError
 from skillhub.routing.decisions import Decision, Prefill, Router, base_alone, is_base_alone
 
 CHOICES = "pack_choices"
 """Argument of a routed model's forward and ``generate``: the choices that a caller fixes for this call."""
 
-_PROMPT_HIDING = ("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-"""Options of ``generate`` by which its first forward does not get the prompt as it is."""
-
 _PAGED = ("cu_seq_lens_q", "block_table", "block_tables")
 """Arguments of forwards that hold several sequences in one row."""
-
-
-@dataclass(eq=False)
-class Generation:
-    """What holds for all forwards inside one block or one call of ``generate``.
-
-    Attributes:
-        owner: the routed model's identity.
-        choices: what the caller fixed; None where the router decides.
-        bound: what was decided, for forwards that have no cache to keep it.
-    """
-
-    owner: Identity
-    choices: Any = None
-    bound: Bound | None = None
-    keeps: bool = False
-
-
-_generation: ContextVar[Generation | None] = ContextVar("skillhub_generation", default=None)
-_last: ContextVar[tuple[Identity, Decision] | None] = ContextVar("skillhub_last_decision", default=None)
-
-
-@contextmanager
-def generation(owner: Identity, choices: Any = None, *, keeps: bool = False) -> Iterator[None]:
-    """Let forwards inside the block use fixed choices, or keep one decision for those without a cache.
-
-    Args:
-        owner: the routed model's identity.
-        choices: anything that :func:`as_decision` reads; None leaves the decision to the router (or to the block around).
-        keeps: whether forwards without a cache take what the first of them decided.
-    """
-    around = _generation.get()
-    if choices is None and around is not None and around.owner is owner:
-        choices = around.choices
-    token = _generation.set(Generation(owner, choices, keeps=keeps))
-    try:
-        yield
-    finally:
-        _generation.reset(token)
-
-
-def last_decision_of(owner: Identity) -> Decision | None:
-    """Return what this thread (or task) decided last for a routed model."""
-    found = _last.get()
-    return found[1] if found is not None and found[0] is owner else None
 
 
 @dataclass(eq=False)
@@ -234,7 +185,7 @@ class Entry:
         rules.check()
         call = Call({**dict(zip(self.names, args, strict=False)), **kwargs}, rules.has_encoder)
         bound = _bound_for(rules, call, choices)
-        _last.set((rules.owner, bound.decision))
+        note_decision(rules.owner, bound.decision)
         with activated(rules.batch(bound)):
             outputs = self.original(*args, **kwargs)
         for carrier in call.carriers(outputs, encodes=self.encodes):
@@ -250,32 +201,49 @@ class Generate:
     model: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate; what the first forward decides holds for all of them, with a cache or without."""
-        choices = kwargs.pop(CHOICES, None)
+        """Generate; what is decided by the prompt holds for all forwards, with a cache or without."""
+        choices: Any = kwargs.pop(CHOICES, None)
         past = kwargs.get("past_key_values")
         if choices is not None and bound_to(past, self.rules.owner) is not None:
             bind(past, Bound(self.rules.owner, as_decision(choices, self.rules.labels)))
-        elif choices is None and past is None and self._hides_prompt(kwargs):
+        elif choices is None and not is_base_alone() and not self._is_decided(kwargs):
             choices = self._decide_by_prompt(args, kwargs)
         with generation(self.rules.owner, choices, keeps=True):
             return type(self.model).generate(self.model, *args, **kwargs)
 
-    def _hides_prompt(self, kwargs: Mapping[str, Any]) -> bool:
-        """Say whether the first forward gets less than the prompt (its first chunk) or more (tokens of an assistant)."""
-        config = kwargs.get("generation_config") or self.model.generation_config
-        options = [kwargs.get(name, getattr(config, name, None)) for name in _PROMPT_HIDING]
-        around = _generation.get()
-        is_fixed = around is not None and around.owner is self.rules.owner and around.choices is not None
-        return any(option is not None for option in options) and not is_fixed
+    def _is_decided(self, kwargs: Mapping[str, Any]) -> bool:
+        """Say whether a block around, the cache or the encoder's outputs say what is chosen, or have to."""
+        around = generation_of(self.rules.owner)
+        is_fixed = around is not None and around.choices is not None
+        call = Call(kwargs, self.rules.has_encoder)
+        return is_fixed or bound_to(call.cache, self.rules.owner) is not None or call.is_continued
 
-    def _decide_by_prompt(self, args: Any, kwargs: Mapping[str, Any]) -> Decision | None:
+    def _decide_by_prompt(self, args: Any, kwargs: Mapping[str, Any]) -> Bound | None:
+        """Ask the router before anything is done to the prompt; None where there is none, or not of tokens.
+
+        The first forward may get a chunk of it, a row several times for beams, an assistant's tokens behind it, or a mask that no
+        router reads.
+        """
+        self.rules.check()
         ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-        given = {**kwargs, "input_ids": ids}
-        config = kwargs.get("generation_config") or self.model.generation_config
-        pad, end = (kwargs.get(name, getattr(config, name)) for name in ("pad_token_id", "eos_token_id"))
-        if isinstance(ids, torch.Tensor) and pad not in (None, end) and "attention_mask" not in kwargs:
-            given["attention_mask"] = ids != pad  # as generate() guesses
-        return self.rules.decide_rows(Call(given, self.rules.has_encoder).prefill(self.model)).decision
+        prefill = Call({**kwargs, "input_ids": ids}, self.rules.has_encoder).prefill(self.model)
+        if not isinstance(prefill.input_ids if prefill.input_ids is not None else prefill.inputs_embeds, torch.Tensor):
+            return None  # generate() makes up a prompt, or says what is wrong
+        if prefill.input_ids is not None and kwargs.get("attention_mask") is None:
+            pad = self._pad_token(args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
+            mask = None if pad is None else prefill.input_ids != pad
+            prefill = replace(prefill, attention_mask=mask)
+        return self.rules.decide_rows(prefill)
+
+    def _pad_token(self, config: Any, kwargs: Mapping[str, Any]) -> int | None:
+        """Return the token by which ``generate`` tells padding where it gets no mask; None where it does not."""
+
+        def option(name: str) -> Any:
+            given = kwargs.get(name, getattr(config, name, None))
+            return getattr(self.model.generation_config, name) if given is None else given
+
+        pad, ends = option("pad_token_id"), option("eos_token_id")
+        return pad if isinstance(pad, int) and pad not in torch.as_tensor(ends if ends is not None else []) else None
 
     def install(self) -> None:
         """Put this in its place."""
@@ -293,15 +261,15 @@ def _bound_for(rules: Rules, call: Call, choices: Any) -> Bound:
             "A row of this batch holds several sequences, which cannot be routed apart.",
             hint="Generate with one sequence a row, not with continuous batching.",
         )
-    around = _generation.get()
-    around = around if around is not None and around.owner is rules.owner else None
+    around = generation_of(rules.owner)
     if choices is None:
         kept = _kept(rules, call)
         if kept is not None:
             return rules.complete(kept, call.prefill(rules.model)) if kept.undecided else kept
         choices = around.choices if around is not None else None
     if choices is not None:
-        return Bound(rules.owner, as_decision(choices, rules.labels)).fitted(call.rows, "The choice")
+        bound = choices if isinstance(choices, Bound) else Bound(rules.owner, as_decision(choices, rules.labels))
+        return bound.fitted(call.rows, "The choice")
     _refuse_unknown_past(call)
     before = around.bound if around is not None and call.cache is None else None
     if before is not None and call.rows % len(before.decision.choices) == 0:
@@ -335,8 +303,8 @@ def _kept(rules: Rules, call: Call) -> Bound | None:
 
 def _refuse_unknown_past(call: Call) -> None:
     """Refuse tokens from before for which nobody decided: this call alone does not say what they were."""
-    past = call.cache.get_seq_length() if call.cache is not None else 0
-    if past or call.encoded:
+    if call.is_continued:
+        past = call.past
         what = f"a cache of {past} tokens" if past else "outputs of an encoder"
         raise UsageError(
             f"This call brings {what} that the routed model did not make, so nothing says which packs its rows have.",

@@ -11,7 +11,7 @@ from torch import nn
 
 from skillhub.compose.routed.bindings import any_decision
 from skillhub.compose.routed.choices import as_decision
-from skillhub.compose.routed.entries import generation, last_decision_of
+from skillhub.compose.routed.generations import generation, last_decision_of
 from skillhub.compose.routed.grafting import Routing, routing_of
 from skillhub.errors import UsageError
 from skillhub.routing.decisions import Decision, Prefill
