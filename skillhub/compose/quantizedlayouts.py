@@ -12,13 +12,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 
 from skillhub.compose.merging import Contribution, changed_names, contributing
 from skillhub.compose.methods import find_method, merge_tensors
 from skillhub.compose.recipes import Recipe
 from skillhub.compose.sidepaths import HiddenSlot, SideSlot, hidden_error
 from skillhub.errors import UsageError
+from skillhub.interop.modules import is_transposed
 from skillhub.layout import Layout, Slot, ViewSlot, layout_of
 from skillhub.rounding import TARGETS
 
@@ -67,7 +67,7 @@ def quantized_layout(model: Any) -> Layout:
         if all(_is_plain(model, name, twin.get_parameter_or_buffer(name)) for name in own.parameter_names):
             return replace(own, _model=model)
         module_name, _, last = own.parameter_name.rpartition(".")
-        transposed = _linear_kind(twin.get_submodule(module_name))
+        transposed = is_transposed(twin.get_submodule(module_name))
         if not (isinstance(own, ViewSlot) and own.is_whole and last == "weight" and transposed is not None):
             return HiddenSlot(own.name, own.saved_name, own.shape, (), model)
         return SideSlot(own.name, own.saved_name, own.shape, (), model, module_name, transposed)
@@ -133,10 +133,3 @@ def _is_plain(model: Any, name: str, expected: torch.Tensor) -> bool:
     if not isinstance(found, torch.Tensor) or found.shape != expected.shape or type(found.data) is not torch.Tensor:
         return False
     return found.dtype in (*TARGETS, torch.float64) or not expected.is_floating_point()
-
-
-def _linear_kind(module: nn.Module) -> bool | None:
-    """Say whether a linear layer keeps its weight as inputs × outputs; None for other modules."""
-    from transformers.pytorch_utils import Conv1D
-
-    return False if type(module) is nn.Linear else True if type(module) is Conv1D else None

@@ -20,7 +20,7 @@ from skillhub.compose.recipes import Recipe
 from skillhub.deltas import PackDelta
 from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import AdapterDelta
-from skillhub.interop.products import product_of
+from skillhub.interop.products import balanced, product_of
 from skillhub.layout import Layout, Slot
 from skillhub.rounding import TARGETS
 
@@ -218,7 +218,7 @@ def _product(
     options = recipe.options_at(name, members[0].layers)
     if recipe.method != "linear" or options.get("normalize") or options.get("lambda", 1) != 1:
         return None
-    found = [read_factors(one, name) for one in members]
+    found = [weighted_factors(one, name) for one in members]
     if not all(found):
         return None
     rows = torch.cat([one[0] for one in found if one])
@@ -231,7 +231,7 @@ def _product(
     return (columns, rows) if transposed else (rows, columns)
 
 
-def read_factors(contribution: Contribution, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+def weighted_factors(contribution: Contribution, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return (rank, rows) and (rank, columns), fp32, of what a pack adds to a matrix by its weight, where it is stored so; else None.
 
     Raises:
@@ -245,13 +245,6 @@ def read_factors(contribution: Contribution, name: str) -> tuple[torch.Tensor, t
     if found is None:
         return None
     return balanced(found[0] * contribution.item.weight_at(name, contribution.layers), found[1])
-
-
-def balanced(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move powers of two between factors until both are of about the same size: no bit changes, and float16 holds them."""
-    sizes = [side.abs().amax(dim=1, keepdim=True).clamp_(min=2.0**-100) for side in (left, right)]
-    power = torch.exp2(((sizes[0].log2() - sizes[1].log2()) / 2).round())
-    return left / power, right * power
 
 
 def _remove(module: nn.Module) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from skillhub.compose.merging import Contribution
-from skillhub.compose.sidepaths import SideSlot, read_factors
+from skillhub.compose.sidepaths import SideSlot, weighted_factors
 from skillhub.errors import UsageError
+from skillhub.interop.modules import is_transposed
 from skillhub.layout import Layout, Slot, ViewSlot
 
 
@@ -24,7 +25,7 @@ def trainable_names(model: nn.Module, layout: Layout, contribution: Contribution
     names = frozenset(
         name
         for name in contribution.names
-        if _beside(model, layout.slots[name]) and read_factors(contribution, name) is not None
+        if _beside(model, layout.slots[name]) and weighted_factors(contribution, name) is not None
     )
     if not names:
         raise UsageError(
@@ -52,16 +53,15 @@ def require_gradients(model: nn.Module, names: Iterable[str], value: bool) -> No
 
 def _beside(model: nn.Module, slot: Slot) -> SideSlot | None:
     """Return the place beside the linear layer whose weight a slot is; None where there is no such layer."""
-    from transformers.pytorch_utils import Conv1D
-
     if isinstance(slot, SideSlot):
         module_name, transposed = slot.module_name, slot.transposed
     elif isinstance(slot, ViewSlot) and slot.is_whole and slot.parameter_name.endswith(".weight"):
         module_name = slot.parameter_name.removesuffix(".weight")
         module: Any = model.get_submodule(module_name)
-        if type(module) not in (nn.Linear, Conv1D) or _is_shared(model, module.weight):
+        kind = is_transposed(module)
+        if kind is None or _is_shared(model, module.weight):
             return None
-        transposed = type(module) is Conv1D
+        transposed = kind
     else:
         return None
     return SideSlot(slot.name, slot.saved_name, slot.shape, (), model, module_name, transposed, trainable=True)

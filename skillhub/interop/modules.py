@@ -99,6 +99,15 @@ def modules_of(model: nn.Module, layout: Layout | None = None) -> Modules:
     return Modules(layout, shapes, kept, frozenset(transposed))
 
 
+def is_transposed(module: nn.Module) -> bool | None:
+    """Say whether a linear module keeps its weight as inputs × outputs; None for modules that factors cannot be added to."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) is nn.Linear:  # a subclass may compute something else
+        return False
+    return True if type(module) is Conv1D else None
+
+
 def empty_model(folder: Path) -> Any:
     """Return a model of the class that a checkpoint's config names, without weights.
 

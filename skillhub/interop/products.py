@@ -89,6 +89,18 @@ def nearest_product(name: str, matrix: torch.Tensor, rank: int) -> Product:
     return Product(left, right)
 
 
+def balanced(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move powers of two between factors until both are of about the same size: no bit changes, and float16 holds them.
+
+    Args:
+        left: (rank, rows) fp32.
+        right: (rank, columns) fp32.
+    """
+    sizes = [side.abs().amax(dim=1, keepdim=True).clamp_(min=2.0**-100) for side in (left, right)]
+    power = torch.exp2(((sizes[0].log2() - sizes[1].log2()) / 2).round())
+    return left / power, right * power
+
+
 def _multiplied_out(components: Components) -> Product:
     """Return integer components as factors of about the same size, so that none leaves the range of narrower dtypes."""
     exponents = np.concatenate([np.full(count, exponent) for count, exponent in components.groups])

@@ -11,10 +11,11 @@ from torch import nn
 
 from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Identity
-from skillhub.compose.routed.factors import Factors, is_transposed, read_factors
+from skillhub.compose.routed.factors import Factors, read_factors
 from skillhub.compose.routed.sites import SIDE_BY_SIDE, Siblings, Site
 from skillhub.compose.routed.weights import PackWeights
 from skillhub.errors import UsageError
+from skillhub.interop.modules import is_transposed
 from skillhub.layout import Slot, ViewSlot
 
 EXECUTORS = ("auto", "grouped", "factored")

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 from skillhub.codecs import lowrank
 from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Batch, Widths
+from skillhub.compose.sidepaths import weighted_factors
 from skillhub.deltas import PackDelta
-from skillhub.interop.adapterdeltas import AdapterDelta
 
 SMALL_PRODUCT = 1 << 21
 """Multiplications up to which fp32 is faster than bf16 (measured with AMX, which is bf16's best case)."""
@@ -58,37 +56,15 @@ def read_factors(contribution: Contribution, name: str, *, transposed: bool) -> 
         IntegrityError: the stored factors are damaged.
     """
     delta = contribution.delta
-    found = None  # of a whole checkpoint
     if isinstance(delta, PackDelta):
-        found = _stored_factors(delta, name)
-    elif isinstance(delta, AdapterDelta):
-        found = delta.factors(name)
+        codecs = {part.codec for part in delta.encoded(name).parts}
+        if codecs != {lowrank.ID}:  # a row that is stored exactly would be a component of its own
+            return None
+    found = weighted_factors(contribution, name)
     if found is None:
         return None
-    rows, columns = found  # (rank, rows) and (rank, columns) of the weight as it is stored
-    weight = contribution.item.weight_at(name, contribution.layers)
-    left, right = (columns, rows) if transposed else (rows, columns)
-    return Factors(*_balanced(left * weight, right))
-
-
-def _stored_factors(delta: PackDelta, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    encoded = delta.encoded(name)
-    if not encoded.parts or any(part.codec != lowrank.ID for part in encoded.parts) or len(encoded.shape) != 2:
-        return None
-    sides: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for part in encoded.parts:
-        found = lowrank.read_components(part, *lowrank.matrix_shape(encoded.shape))
-        powers = np.concatenate([np.full(count, 2.0**exponent) for count, exponent in found.groups])
-        left = found.left.astype(np.float64) * (found.scales * powers)[:, None]
-        sides.append((torch.from_numpy(left.astype(np.float32)), torch.from_numpy(found.right.astype(np.float32))))
-    return torch.cat([left for left, _ in sides]), torch.cat([right for _, right in sides])
-
-
-def _balanced(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move powers of two between the sides until both are of about the same size: no bit changes, and float16 holds them."""
-    sizes = [side.abs().amax(dim=1, keepdim=True).clamp_(min=2.0**-100) for side in (left, right)]
-    power = torch.exp2(((sizes[0].log2() - sizes[1].log2()) / 2).round())
-    return left / power, right * power
+    rows, columns = found
+    return Factors(columns, rows) if transposed else Factors(rows, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +142,3 @@ def join_stacks(stacks: Sequence[Stack]) -> Stack:
         constant = torch.cat([s.right.new_zeros(len(s.right)) if s.constant is None else s.constant for s in stacks])
     widths = tuple(width for stack in stacks for width in stack.widths)
     return Stack(torch.cat([stack.right for stack in stacks]), constant, stacks[0].left, widths)
-
-
-def is_transposed(module: nn.Module) -> bool | None:
-    """Say whether a linear module keeps its weight as inputs × outputs; None for modules that factors cannot be added to."""
-    from transformers.pytorch_utils import Conv1D
-
-    if type(module) is nn.Linear:
-        return False
-    return True if type(module) is Conv1D else None

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row, remember
-from skillhub.compose.routed.factors import Factors, Stack, factor_dtype, is_transposed, join_stacks, stack_factors
+from skillhub.compose.routed.factors import Factors, Stack, factor_dtype, join_stacks, stack_factors
 from skillhub.compose.routed.weights import PackWeights
 from skillhub.errors import UsageError
+from skillhub.interop.modules import is_transposed
 
 SIDE_BY_SIDE = (
     ("q_proj", "k_proj", "v_proj"),
