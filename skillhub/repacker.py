@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from skillhub.authorfile import AuthorFile
+from skillhub.basemodel import CONFIG_FILE
 from skillhub.bases import find_base
+from skillhub.checkpointfiles import WEIGHTS_FILE
 from skillhub.checkpoints import Checkpoint, dtype_tag, open_checkpoint
 from skillhub.compose.alterations import is_altered, take_marks
 from skillhub.compose.graftstates import Grafts, grafts_of, set_state
@@ -125,10 +127,10 @@ def _write(values: _Values, folder: Path) -> None:
         for _, compute in found.values():
             yield compute().detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
 
-    write_tensors(folder / "model.safetensors", specs, data(), {"format": "pt"})
-    config = values.checkpoint.folder / "config.json"
+    write_tensors(folder / WEIGHTS_FILE, specs, data(), {"format": "pt"})
+    config = values.checkpoint.folder / CONFIG_FILE
     if config.is_file():
-        shutil.copyfile(config, folder / "config.json")
+        shutil.copyfile(config, folder / CONFIG_FILE)
 
 
 def _source_of(model: Any) -> str:

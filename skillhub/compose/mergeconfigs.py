@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillhub.basemodel import read_config, read_object
+from skillhub.basemodel import CONFIG_FILE, read_config, read_object
 from skillhub.canonical import HEADS
 from skillhub.compose.companions import GENERATION_FILE, TOKENIZER_FILES
 from skillhub.compose.layerplans import LayerOrigin, layer_origins, stack_lengths
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource
 from skillhub.compose.vocabularies import Vocabulary
-from skillhub.interop.mergekit.configurations import DTYPES
+from skillhub.interop.mergekit.configurations import DTYPE_TAGS
 
-CONFIG_FILE = "config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
@@ -85,7 +84,7 @@ def adapted_config(merge: ModelMerge, tensors: Sequence[MergedTensor]) -> dict[s
 
 def _set_dtype(parts: Sequence[dict[str, Any]], merge: ModelMerge) -> None:
     tag = merge.configuration.out_dtype or merge.configuration.dtype
-    names = {own: name for name, own in DTYPES.items()}
+    names = {own: name for name, own in DTYPE_TAGS.items()}
     if tag is None:
         return
     for part in parts:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from skillhub.codecs.streams import Bytes
 from skillhub.compose.lineage import CARD_FILE
 from skillhub.compose.mergecards import merge_card
 from skillhub.compose.mergeconfigs import write_companions
-from skillhub.compose.modelmerges import Bytes, MergedTensor, ModelMerge
+from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
 from skillhub.compose.ranks import Ranks, choose_device, joined_ranks, shared_stage
 from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from skillhub.bfloat16 import FLOATS
 from skillhub.canonical import HEADS, is_vocabulary_tensor
 from skillhub.checkpoints import DTYPES, dtype_tag
-from skillhub.codecs.streams import tensor_bytes
+from skillhub.codecs.streams import Bytes, tensor_bytes
 from skillhub.compose.blends import Blend, Told, blend
 from skillhub.compose.layerplans import PlannedTensor, plan_layers
 from skillhub.compose.merging import merge_rows
@@ -29,8 +27,6 @@ from skillhub.interop.mergekit.models import ModelName
 from skillhub.rounding import rounding_key
 from skillhub.tensorfiles import BITS
 from skillhub.tensorreaders import FileReader, RememberingReader, Shape, TensorReader
-
-Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)

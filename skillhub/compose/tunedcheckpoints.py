@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from skillhub.basemodel import CONFIG_FILE
 from skillhub.bases import LocatedBase, find_base
 from skillhub.bfloat16 import FLOATS
 from skillhub.checkpointfiles import ADAPTER_FILE
@@ -86,7 +87,7 @@ def is_checkpoint(path: Path) -> bool:
     """Say whether a path is a checkpoint, by its files' names alone."""
     if path.is_file():
         return path.suffix == ".safetensors"
-    return any(file.name != ADAPTER_FILE for file in path.glob("*.safetensors")) or (path / "config.json").is_file()
+    return any(file.name != ADAPTER_FILE for file in path.glob("*.safetensors")) or (path / CONFIG_FILE).is_file()
 
 
 class BaseTensors(Protocol):

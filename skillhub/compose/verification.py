@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from skillhub.basemodel import CONFIG_FILE
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.compose.recipes import Recipe
 from skillhub.compose.sidepaths import is_hidden, readable
@@ -179,7 +180,7 @@ def _source_fingerprint(model: Any, layout: Layout, originals: Originals) -> str
     quantization. The folder counts where every tensor that can be read is its, cast to the dtype that it has in memory.
     """
     folder = Path(str(getattr(model, "name_or_path", "") or ""))
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         return None
     source = open_checkpoint(folder)
     if not all(_is_cast_of(source, slot, originals.get(name)) for name, slot in layout.slots.items()):

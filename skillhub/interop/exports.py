@@ -18,12 +18,10 @@ from skillhub.adapters import CONFIG_FILE, Adapter
 from skillhub.checkpointfiles import ADAPTER_FILE
 from skillhub.codecs.streams import Bytes, tensor_bytes
 from skillhub.deltas import PackDelta
-from skillhub.interop.factors import read_changes, read_values
+from skillhub.interop.factors import PREFIX, read_changes, read_values
 from skillhub.interop.fits import Fit, Layer, Reason, Whole
 from skillhub.interop.products import Product, nearest_product, product_of
 from skillhub.tensorfiles import write_tensors
-
-_PREFIX = "base_model.model."
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 """End of a class's name → what peft calls the task; other classes need no wrapper of their own."""
@@ -151,7 +149,7 @@ def write_factors(
         wholes: what is saved as a whole.
         read: returns the fp32 values of a tensor that is saved as a whole.
     """
-    vectors = {f"{_PREFIX}{one.module}.{role}": name for one in wholes for role, name in one.tensors.items()}
+    vectors = {f"{PREFIX}{one.module}.{role}": name for one in wholes for role, name in one.tensors.items()}
     values = {key: read(name) for key, name in vectors.items()} if read else {}
     specs: dict[str, tuple[str, Sequence[int]]] = {key: ("F32", one.shape) for key, one in values.items()}
     for layer in layers:
@@ -175,8 +173,8 @@ def write_factors(
 def _names_of(layer: Layer) -> tuple[str, str]:
     """Return the names of the factors A and B, as peft saves them."""
     if layer.is_embedding:
-        return f"{_PREFIX}{layer.module}.lora_embedding_A", f"{_PREFIX}{layer.module}.lora_embedding_B"
-    return f"{_PREFIX}{layer.module}.lora_A.weight", f"{_PREFIX}{layer.module}.lora_B.weight"
+        return f"{PREFIX}{layer.module}.lora_embedding_A", f"{PREFIX}{layer.module}.lora_embedding_B"
+    return f"{PREFIX}{layer.module}.lora_A.weight", f"{PREFIX}{layer.module}.lora_B.weight"
 
 
 def adapter_config(fit: Fit, model: nn.Module, *, base: str | None, revision: str | None = None) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from skillhub.tensorfiles import TensorInfo, read_header
 
 Shape = tuple[int, ...]
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What peft puts before the names of a model's modules in an adapter's file."""
+
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<role>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB])")
 _BEFORE_TRAINING = ".original_module."
 """In names of tensors that peft saves beside those that were trained in their place."""
@@ -120,7 +122,7 @@ def read_changes(adapter: Adapter) -> dict[str, Change]:
             continue
         if info.dtype not in FLOATS:
             raise IntegrityError(f"{adapter}: {key} is stored as {info.dtype}, which no weights are.", hint=_DAMAGED)
-        module, parameter, role = _read_key(adapter, key.removeprefix(_PREFIX))
+        module, parameter, role = _read_key(adapter, key.removeprefix(PREFIX))
         modules[parameter] = module
         arrays.setdefault(parameter, {})[role] = info
     changes = {parameter: Change(modules[parameter], found) for parameter, found in sorted(arrays.items())}

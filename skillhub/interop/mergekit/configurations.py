@@ -13,7 +13,7 @@ from skillhub.interop.mergekit.nodes import Entry, Place, read_documents
 from skillhub.interop.mergekit.rules import MethodRules, find_rules
 from skillhub.interop.mergekit.tokenizers import TokenizerChoice, read_tokenizer
 
-DTYPES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+DTYPE_TAGS: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 """Name of a dtype in a file → tag of it in safetensors."""
 
 _KEYS = "name merge_method base_model models slices modules parameters dtype out_dtype tokenizer tokenizer_source chat_template"
@@ -233,9 +233,9 @@ def _read_settings(fields: Mapping[str, Entry], rules: MethodRules) -> Settings:
 
 def _read_dtype(entry: Entry) -> str:
     name = entry.text().removeprefix("torch.")
-    if name not in DTYPES:
-        raise entry.place.error(f"{name!r} is no dtype of weights.", f"Use one of: {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    if name not in DTYPE_TAGS:
+        raise entry.place.error(f"{name!r} is no dtype of weights.", f"Use one of: {', '.join(DTYPE_TAGS)}.")
+    return DTYPE_TAGS[name]
 
 
 def _read_name(entry: Entry) -> str:
