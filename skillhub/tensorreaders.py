@@ -81,6 +81,8 @@ class FileReader:
         end = min(end, self.shape[0])
         elements = math.prod(self.shape[1:])
         row = elements * BITS[self.info.dtype] // 8
+        if begin >= end:  # bytes of nothing cannot be viewed as other elements
+            return torch.empty(0, *self.shape[1:], dtype=DTYPES[self.info.dtype])
         data = np.fromfile(self.info.file, np.uint8, count=(end - begin) * row, offset=self.info.begin + begin * row)
         if data.size != (end - begin) * row:
             raise IntegrityError(
@@ -152,7 +154,8 @@ class DifferenceReader:
         Raises:
             UsageError: a value of one of them, and not of the other, is infinite or no number.
         """
-        tuned, base = self.tuned.read(begin, end), self.base.read(begin, min(end, max(begin, self.base.shape[0])))
+        there = self.base.shape[0]
+        tuned, base = self.tuned.read(begin, end), self.base.read(min(begin, there), min(end, there))
         if base.dtype == torch.float64:
             tuned = tuned.to(torch.float64)
         shared = tuned[: len(base)]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from skillhub.compose import plans, sharding
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
+from skillhub.compose.methods import interface
 from skillhub.compose.plans import plan_fusion
 from skillhub.compose.tunedcheckpoints import open_tuned
 from skillhub.errors import DiskError, IntegrityError, NotFoundError, UsageError, WrongBaseError
@@ -171,6 +172,18 @@ def test_added_tokens_of_a_checkpoint_bring_their_tokenizer(llama: Path, tmp_pat
     pack = build_pack(tuned[0], base, tmp_path / "pack")
     fuse(base, [pack], tmp_path / "of-pack", notice=said.append)
     assert "the tokenizer is still the base's" in said[-1]
+
+
+def test_a_vocabulary_may_grow_by_more_rows_than_a_chunk(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def longer(values: Tensors) -> Tensors:
+        names = ("model.embed_tokens.weight", "lm_head.weight")
+        return {name: torch.cat([value, value[:20]]) if name in names else value for name, value in values.items()}
+
+    tuned = rewrite(llama / "tuned1", tmp_path / "tuned", longer)
+    monkeypatch.setattr(interface, "CHUNK", 64)  # four rows: the 26 of the base end within a chunk
+    pack = build_pack(tuned, llama / "base", tmp_path / "pack")
+    for number, source in enumerate((tuned, pack)):
+        assert same(tensors(fuse(llama / "base", [source], tmp_path / f"fused{number}")), tensors(tuned))
 
 
 def test_the_tokenizer_and_chat_template_of_a_named_checkpoint_are_taken(llama: Path, tmp_path: Path):
