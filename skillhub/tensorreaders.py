@@ -140,7 +140,7 @@ class DifferenceReader:
     that could be merged, which is an error.
     """
 
-    tuned: FileReader
+    tuned: TensorReader
     base: TensorReader
 
     @property
@@ -156,6 +156,8 @@ class DifferenceReader:
         """
         there = self.base.shape[0]
         tuned, base = self.tuned.read(begin, end), self.base.read(min(begin, there), min(end, there))
+        if not isinstance(self.tuned, FileReader):  # what it read may not be its own
+            tuned = tuned.clone()
         if base.dtype == torch.float64:
             tuned = tuned.to(torch.float64)
         shared = tuned[: len(base)]
@@ -165,8 +167,26 @@ class DifferenceReader:
             before = self.tuned.read(begin, begin + len(base))
             shared.masked_fill_(before.eq(base) | (before.isnan() & base.isnan()), 0.0)
             if not bool(shared.isfinite().all()):
-                raise _no_difference(self.tuned.info)
+                raise _no_difference(self.tuned)
         return tuned.to(torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class SumReader:
+    """Reads base + delta in fp32 (fp64 where the base is); rows that only the delta has are added to zeros."""
+
+    base: TensorReader
+    delta: TensorReader
+
+    @property
+    def shape(self) -> Shape:
+        """The delta's shape."""
+        return self.delta.shape
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Return some rows, in memory of their own."""
+        base = resized(self.base, self.shape[0]).read(begin, end)
+        return base + self.delta.read(begin, end)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,11 +306,13 @@ def resized(reader: TensorReader, rows: int) -> TensorReader:
     return reader if reader.shape[0] == rows else ResizedReader(reader, rows)
 
 
-def _no_difference(info: TensorInfo) -> UsageError:
+def _no_difference(tuned: TensorReader) -> UsageError:
+    info = tuned.info if isinstance(tuned, FileReader) else None
+    what = f"{info.name} in {info.file}" if info else "A tensor of a fine-tune"
     return UsageError(
-        f"{info.name} in {info.file} has values that are infinite or no numbers where the base has others, or the base has.",
+        f"{what} has values that are infinite or no numbers where the base has others, or the base has.",
         hint="Do not merge it: it may have diverged in training.",
-        tensor=info.name,
+        tensor=info.name if info else None,
     )
 
 

@@ -18,7 +18,7 @@ from skillhub.compose.layerplans import PlannedTensor, plan_layers
 from skillhub.compose.merging import merge_rows
 from skillhub.compose.methods import MergeInputs, find_method
 from skillhub.compose.methods.interface import CHUNK
-from skillhub.compose.modelsources import ModelSource, difference_of
+from skillhub.compose.modelsources import ModelSource
 from skillhub.compose.vocabularies import Vocabulary
 from skillhub.errors import UsageError
 from skillhub.fingerprint import same_content
@@ -26,7 +26,7 @@ from skillhub.interop.mergekit.configurations import Configuration
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.rounding import rounding_key
 from skillhub.tensorfiles import BITS
-from skillhub.tensorreaders import FileReader, RememberingReader, Shape, TensorReader
+from skillhub.tensorreaders import DifferenceReader, FileReader, RememberingReader, Shape, TensorReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ class ModelMerge:
         if self.vocabulary and is_vocabulary_tensor(tensor.planned.name):
             readers = self._aligned(tensor, sources)
             base = None if mix.base is None else RememberingReader(readers[mix.base])
-            deltas = [readers[one] if base is None else difference_of(readers[one], base) for one in mix.members]
+            deltas = [readers[one] if base is None else DifferenceReader(readers[one], base) for one in mix.members]
         elif mix.base is None:
             deltas = [sources[one].reader(tensor.inputs[one]) for one in mix.members]
         else:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from skillhub.adapters import Adapter, is_adapter
 from skillhub.bases import LocatedBase, find_base
 from skillhub.canonical import alias_candidates
@@ -22,49 +20,15 @@ from skillhub.interop.adapterdeltas import open_adapter_delta, target_of
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.manifest import MANIFEST_FILE
 from skillhub.packs import Pack, describe_base
-from skillhub.tensorreaders import DifferenceReader, FileReader, MemoryReader, Shape, TensorReader, ZeroReader, resized
-
-
-@dataclass(frozen=True, eq=False)
-class SumReader:
-    """Reads base + delta in fp32 (fp64 where the base is); rows that only the delta has are added to zeros."""
-
-    base: TensorReader
-    delta: TensorReader
-
-    @property
-    def shape(self) -> Shape:
-        """The delta's shape."""
-        return self.delta.shape
-
-    def read(self, begin: int, end: int) -> torch.Tensor:
-        """Return some rows."""
-        base = resized(self.base, self.shape[0]).read(begin, end)
-        return base + self.delta.read(begin, end)
-
-
-@dataclass(frozen=True, eq=False)
-class ChangeReader:
-    """Reads tuned − base, as :class:`skillhub.tensorreaders.DifferenceReader` does, of any readers of one shape."""
-
-    tuned: TensorReader
-    base: TensorReader
-
-    @property
-    def shape(self) -> Shape:
-        """The tensors' shape."""
-        return self.tuned.shape
-
-    def read(self, begin: int, end: int) -> torch.Tensor:
-        """Return some rows in fp32, in memory of their own."""
-        tuned, base = self.tuned.read(begin, end), self.base.read(begin, end)
-        same = tuned.eq(base) | (tuned.isnan() & base.isnan())
-        return (tuned - base).masked_fill_(same, 0.0).to(torch.float32)
-
-
-def difference_of(tuned: TensorReader, base: TensorReader) -> TensorReader:
-    """Return a reader of tuned − base."""
-    return DifferenceReader(tuned, base) if isinstance(tuned, FileReader) else ChangeReader(tuned, base)
+from skillhub.tensorreaders import (
+    DifferenceReader,
+    FileReader,
+    MemoryReader,
+    Shape,
+    SumReader,
+    TensorReader,
+    ZeroReader,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +126,7 @@ class ModelSource:
             return ZeroReader(reader.shape)
         if same and len(changing) == 1 and not changing[0].sets_values(name):
             return changing[0].reader(name)
-        return difference_of(self.reader(name), reader)
+        return DifferenceReader(self.reader(name), reader)
 
 
 def open_sources(
