@@ -173,7 +173,7 @@ def _fuse(base: str, names: Sequence[str], out: Path, request: dict[str, Any]) -
     from skillhub.compose.fusion import fuse
 
     with console.progress("tensors") as progress:
-        fuse(base, list(names), out, progress=progress if _is_leader() else None, notice=console.say, **request)
+        fuse(base, list(names), out, progress=progress, notice=console.say, **request)
 
 
 def _is_leader() -> bool:

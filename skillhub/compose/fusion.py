@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from skillhub.basemodel import CONFIG_FILE
@@ -15,7 +16,7 @@ from skillhub.compose.plans import FusionPlan, plan_fusion
 from skillhub.compose.ranks import choose_device, joined_ranks, shared_stage
 from skillhub.compose.recipes import EnvironmentSource, PackSource
 from skillhub.compose.schedules import Amount
-from skillhub.compose.sharding import SHARD_BYTES, write_index, write_shards
+from skillhub.compose.sharding import SHARD_BYTES, fused_pieces, write_index, write_shards
 from skillhub.deltas import PackDelta
 from skillhub.errors import UsageError
 from skillhub.files import new_folder
@@ -76,7 +77,7 @@ def fuse(
         device: where chunks are merged: ``auto`` (CUDA where there is one with 2 GB left), ``cpu``, ``cuda``.
         environment: where pack names are looked up; the per-user environments by default.
         shard_bytes: most bytes of one safetensors file, unless one tensor is larger.
-        progress: called with (``tensors``, done, all).
+        progress: called with (``tensors``, done, all); under ``torchrun`` in the first process, of its own share.
         notice: told what could not be verified; by default that is logged.
 
     Returns:
@@ -110,6 +111,7 @@ def fuse(
     plan.check()
     if verify == "files":
         plan = replace(plan, contributions=tuple(map(_with_checked_files, plan.contributions)))
+    pieces = partial(fused_pieces, base=plan.base, recipe=plan.recipe, contributions=plan.contributions, device=place)
     with joined_ranks() as ranks:
         tell = notice if ranks.leads else silence
         tell_declared_bases(plan.recipe, plan.located.repo, tell)
@@ -117,8 +119,8 @@ def fuse(
         with shared_stage(ranks, folder) as staged:
             if ranks.leads:  # what may be wrong with these comes out before the hours of merging
                 _write_companions(staged, plan, chosen)
-            own = ranks.own(plan.shards)
-            write_shards(staged, own, plan.base, plan.recipe, plan.contributions, device=place, progress=progress)
+            heard = progress if ranks.leads else None
+            write_shards(staged, ranks.own(plan.shards), pieces, progress=heard)
     return folder
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from skillhub.codecs.streams import Bytes
 from skillhub.compose.lineage import CARD_FILE
 from skillhub.compose.mergecards import merge_card
 from skillhub.compose.mergeconfigs import write_companions
@@ -17,14 +16,13 @@ from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
 from skillhub.compose.ranks import Ranks, choose_device, joined_ranks, shared_stage
 from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
-from skillhub.compose.sharding import SHARD_BYTES, FusedTensor, Shard, split_shards, write_index
+from skillhub.compose.sharding import SHARD_BYTES, FusedTensor, Shard, split_shards, write_index, write_shards
 from skillhub.compose.vocabularies import Vocabulary, make_vocabulary
 from skillhub.errors import DiskError, UsageError
 from skillhub.files import new_folder
 from skillhub.interop.mergekit.configurations import Configuration, read_configurations
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.progress import Notice, Progress, silence
-from skillhub.tensorfiles import write_tensors
 
 
 def fuse_file(
@@ -219,22 +217,14 @@ def _write_checkpoint(
     tensors = merge.plan()
     by_name = {tensor.name: tensor for tensor in tensors}
     shards = shards_of(tensors, shard_bytes)
-    own = ranks.own(shards)
     if ranks.leads:
         check_space(folder, shards)
         write_companions(folder, merge, tensors)  # what may be wrong with them comes out before the hours of merging
         (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")
         write_index(folder, shards)
-    done, count = 0, sum(len(shard.tensors) for shard in own)
-
-    def data(shard: Shard) -> Iterator[Iterator[Bytes]]:
-        nonlocal done
-        for tensor in shard.tensors:
-            yield merge.pieces(by_name[tensor.name])
-            done += 1
-            if progress and ranks.leads:
-                progress("tensors", done, count)
-
-    for shard in own:
-        specs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
-        write_tensors(folder / shard.file, specs, data(shard), {"format": "pt"})
+    write_shards(
+        folder,
+        ranks.own(shards),
+        lambda tensor: merge.pieces(by_name[tensor.name]),
+        progress=progress if ranks.leads else None,
+    )

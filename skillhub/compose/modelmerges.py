@@ -17,16 +17,16 @@ from skillhub.compose.blends import Blend, Told, blend
 from skillhub.compose.layerplans import PlannedTensor, plan_layers
 from skillhub.compose.merging import merge_rows
 from skillhub.compose.methods import MergeInputs, find_method
-from skillhub.compose.methods.interface import CHUNK
 from skillhub.compose.modelsources import ModelSource
+from skillhub.compose.sharding import stored_pieces
 from skillhub.compose.vocabularies import Vocabulary
 from skillhub.errors import UsageError
 from skillhub.fingerprint import same_content
 from skillhub.interop.mergekit.configurations import Configuration
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.rounding import rounding_key
-from skillhub.tensorfiles import BITS
-from skillhub.tensorreaders import DifferenceReader, FileReader, RememberingReader, Shape, TensorReader
+from skillhub.tensorfiles import BITS, TensorInfo
+from skillhub.tensorreaders import DifferenceReader, RememberingReader, Shape, TensorReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +139,7 @@ class ModelMerge:
         sources = [self.sources[source.model] for source in tensor.planned.part.sources]
         stored = self._copied(tensor, sources)
         if stored is not None:
-            step = max(1, CHUNK // max(1, math.prod(stored.shape[1:])))
-            for begin in range(0, stored.shape[0], step):
-                yield tensor_bytes(stored.read_stored(begin, min(begin + step, stored.shape[0])))
+            yield from stored_pieces(stored)
             return
         assert tensor.blend is not None
         merged = merge_rows(
@@ -155,15 +153,15 @@ class ModelMerge:
         for rows in merged:
             yield tensor_bytes(rows.contiguous())
 
-    def _copied(self, tensor: MergedTensor, sources: Sequence[ModelSource]) -> FileReader | None:
-        """Return a reader of the stored tensor that the result is, bit for bit; None where it is computed."""
+    def _copied(self, tensor: MergedTensor, sources: Sequence[ModelSource]) -> TensorInfo | None:
+        """Return the stored tensor that the result is, bit for bit; None where it is computed."""
         index = 0 if tensor.blend is None else tensor.blend.copies
         if index is None or (self.vocabulary and is_vocabulary_tensor(tensor.planned.name)):
             return None
         source, name = sources[index], tensor.inputs[index]
         info = source.checkpoint.tensors.get(name)
         changed = any(name in delta.tensors for delta in source.deltas)
-        return None if info is None or changed or info.dtype != tensor.dtype else FileReader(info)
+        return None if info is None or changed or info.dtype != tensor.dtype else info
 
     def _inputs(self, tensor: MergedTensor, mix: Blend, sources: Sequence[ModelSource]) -> MergeInputs:
         base: TensorReader | None = None

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from skillhub.bfloat16 import FLOATS
 from skillhub.checkpointfiles import INDEX_FILE, WEIGHTS_FILE
 from skillhub.checkpoints import DTYPES, Checkpoint, dtype_tag
-from skillhub.codecs.streams import tensor_bytes
+from skillhub.codecs.streams import Bytes, tensor_bytes
 from skillhub.compose.merging import Contribution, changed_names, merge_chunks, result_dtype, result_shape
 from skillhub.compose.methods.interface import CHUNK
 from skillhub.compose.recipes import Recipe
@@ -155,11 +154,8 @@ def split_shards(tensors: Sequence[FusedTensor], limit: int) -> list[Shard]:
 def write_shards(
     folder: Path,
     shards: Sequence[Shard],
-    base: CheckpointBase,
-    recipe: Recipe,
-    contributions: Sequence[Contribution],
+    pieces: Callable[[FusedTensor], Iterator[Bytes]],
     *,
-    device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write some files of weights.
@@ -167,18 +163,18 @@ def write_shards(
     Args:
         folder: where to.
         shards: the files.
-        base: the base.
-        recipe: how the packs are merged.
-        contributions: the packs.
-        device: where chunks are merged; None is the CPU.
+        pieces: gives the bytes of a tensor, some at a time.
         progress: called with (``tensors``, done, all).
+
+    Raises:
+        SkillhubError: as ``pieces``, and :func:`skillhub.tensorfiles.write_tensors`.
     """
     count, done = sum(len(shard.tensors) for shard in shards), 0
 
-    def data(shard: Shard) -> Iterator[Iterator[NDArray[np.uint8]]]:
+    def data(shard: Shard) -> Iterator[Iterator[Bytes]]:
         nonlocal done
         for tensor in shard.tensors:
-            yield _pieces(tensor, base, recipe, contributions, device)
+            yield pieces(tensor)
             done += 1
             if progress:
                 progress("tensors", done, count)
@@ -200,29 +196,43 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _pieces(
+def fused_pieces(
     tensor: FusedTensor,
     base: CheckpointBase,
     recipe: Recipe,
     contributions: Sequence[Contribution],
-    device: torch.device | None,
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield the bytes of one tensor."""
+    device: torch.device | None = None,
+) -> Iterator[Bytes]:
+    """Return the bytes of one tensor of a fused checkpoint, some at a time.
+
+    Args:
+        tensor: the tensor.
+        base: the base.
+        recipe: how the packs are merged.
+        contributions: the packs.
+        device: where chunks are merged; None is the CPU.
+
+    Raises:
+        IntegrityError: a pack's bytes are damaged, or a file has become shorter.
+        UsageError: a sum of finite values is too large for the dtype.
+    """
     checkpoint = base.checkpoint
     if tensor.source is None:
         info = checkpoint.stored[tensor.name]
-        return _copied(info) if info.dtype == tensor.dtype else _converted(info, DTYPES[tensor.dtype])
+        return stored_pieces(info) if info.dtype == tensor.dtype else _converted(info, DTYPES[tensor.dtype])
     reader = base.reader(tensor.source) if tensor.source in checkpoint.tensors else None
     chunks = merge_chunks(recipe, contributions, tensor.source, reader, DTYPES[tensor.dtype], device=device)
     return map(tensor_bytes, chunks)
 
 
-def _copied(info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
+def stored_pieces(info: TensorInfo) -> Iterator[Bytes]:
+    """Yield the bytes of a tensor as a file has them, a megabyte at a time."""
     for begin in range(info.begin, info.end, _PIECE_BYTES):
         yield np.fromfile(info.file, np.uint8, count=min(_PIECE_BYTES, info.end - begin), offset=begin)
 
 
-def _converted(info: TensorInfo, dtype: torch.dtype) -> Iterator[NDArray[np.uint8]]:
+def _converted(info: TensorInfo, dtype: torch.dtype) -> Iterator[Bytes]:
+    """Yield a tensor's bytes in another dtype, rounded to nearest."""
     reader = FileReader(info)
     step = max(1, CHUNK // max(1, math.prod(reader.shape[1:])))
     for begin in range(0, reader.shape[0], step):
