@@ -1,16 +1,9 @@
-"""Deltas: what a fine-tune changed, between two checkpoints (:class:`Delta`) and as a pack stores it (:class:`PackDelta`).
-
-A variant's ``delta-0000N.safetensors`` hold arrays of bytes only. The array ``codes`` of part 0 of the tensor
-``layers.0.mlp.up_proj.weight`` is named ``layers.0.mlp.up_proj.weight/0.codes``; one longer than a file may be is cut into
-``….codes#0``, ``….codes#1`` …. The metadata entry ``parts`` of each file says, for the tensors that begin in it, which codecs
-with which configs read those arrays.
-"""
+"""Deltas: what a fine-tune changed, between two checkpoints (:class:`Delta`) and as a pack stores it (:class:`PackDelta`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,20 +12,14 @@ import torch
 
 from skillhub.bfloat16 import FLOATS
 from skillhub.checkpoints import DTYPES, Checkpoint
-from skillhub.codecs import Arrays, EncodedPart, EncodedTensor, decode, decoded_digest
+from skillhub.codecs import EncodedTensor, decode, decoded_digest
+from skillhub.deltafiles import DAMAGED, DeltaFiles, open_delta_files
 from skillhub.deltareaders import reader_of
-from skillhub.documents import canonical_json
-from skillhub.errors import IntegrityError, NewerSchemaError, UsageError, WrongBaseError
+from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from skillhub.manifest import FileEntry, TensorEntry, Variant
 from skillhub.packs import Pack, check_file, describe_base
-from skillhub.tensorfiles import TensorInfo, raw_bytes, read_header, write_tensors
+from skillhub.tensorfiles import raw_bytes
 from skillhub.tensorreaders import MemoryReader, TensorReader
-
-DELTA_SCHEMA = 0
-FILE_LIMIT = 120 << 20
-"""Payload bytes of one delta file; with its header it stays below the 128 MB that the format allows."""
-
-_DAMAGED = "Install the pack again; if that does not help, tell its publisher."
 
 T = TypeVar("T")
 
@@ -134,60 +121,6 @@ class Delta:
         return max(0, tuned[0] - base[0]) if base and tuned else 0
 
 
-@dataclass
-class DeltaWriter:
-    """Writes encoded tensors into a variant's files of at most ``FILE_LIMIT`` payload bytes each.
-
-    Attributes:
-        folder: the variant's folder.
-        file_limit: payload bytes of a file.
-    """
-
-    folder: Path
-    file_limit: int = FILE_LIMIT
-    files: list[Path] = field(default_factory=list)
-    _pending: Arrays = field(default_factory=dict)
-    _pending_bytes: int = 0
-    _parts: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, name: str, encoded: EncodedTensor) -> None:
-        """Append one tensor; full files are written at once, so memory stays bounded by one file."""
-        self._parts[name] = {
-            "shape": list(encoded.shape),
-            "parts": [
-                {"codec": part.codec, "config": part.config, "arrays": sorted(part.arrays)} for part in encoded.parts
-            ],
-        }
-        for number, part in enumerate(encoded.parts):
-            for key, array in sorted(part.arrays.items()):
-                self._add_array(f"{name}/{number}.{key}", array)
-
-    def _add_array(self, key: str, array: np.ndarray[Any, Any]) -> None:
-        if self._pending and self._pending_bytes + array.nbytes > self.file_limit:
-            self._flush()
-        pieces = max(1, -(-array.nbytes // self.file_limit))
-        for piece in range(pieces):
-            cut = array[piece * self.file_limit : (piece + 1) * self.file_limit]
-            self._pending[key if pieces == 1 else f"{key}#{piece}"] = cut
-            self._pending_bytes += cut.nbytes
-            if piece + 1 < pieces:
-                self._flush()
-
-    def _flush(self) -> None:
-        path = self.folder / f"delta-{len(self.files) + 1:05d}.safetensors"
-        metadata = {"schema": str(DELTA_SCHEMA), "parts": canonical_json(self._parts).decode().strip()}
-        specs = {key: ("U8", array.shape) for key, array in self._pending.items()}
-        write_tensors(path, specs, self._pending.values(), metadata)
-        self.files.append(path)
-        self._pending, self._parts, self._pending_bytes = {}, {}, 0
-
-    def close(self) -> list[Path]:
-        """Write what is left and return the files, in order."""
-        if self._pending or self._parts or not self.files:
-            self._flush()
-        return self.files
-
-
 @dataclass(frozen=True)
 class PackDelta:
     """The delta of one variant of a pack, decoded tensor by tensor on demand.
@@ -200,8 +133,7 @@ class PackDelta:
 
     pack: Pack
     variant: Variant
-    _arrays: Mapping[str, TensorInfo]
-    _parts: Mapping[str, Any]
+    _files: DeltaFiles
     files_checked: bool = False
 
     @property
@@ -225,30 +157,9 @@ class PackDelta:
             IntegrityError: its description or an array is missing or not valid.
         """
         try:
-            description = self._parts[name]
-            parts = tuple(
-                EncodedPart(
-                    str(part["codec"]),
-                    dict(part["config"]),
-                    {str(key): self._array(f"{name}/{number}.{key}") for key in part["arrays"]},
-                )
-                for number, part in enumerate(description["parts"])
-            )
-            return EncodedTensor(tuple(description["shape"]), parts)
-        except (KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(
-                f"{self.pack}: the description of {name} is damaged.", hint=_DAMAGED, tensor=name
-            ) from error
-
-    def _array(self, key: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if key in self._arrays:
-            return raw_bytes(self._arrays[key])
-        pieces: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
-        while (piece := f"{key}#{len(pieces)}") in self._arrays:
-            pieces.append(raw_bytes(self._arrays[piece]))
-        if not pieces:
-            raise KeyError(key)
-        return np.concatenate(pieces)
+            return self._files.encoded(name)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self.pack}: {error.message}", hint=DAMAGED, tensor=name) from error
 
     def decode(self, name: str) -> torch.Tensor:
         """Decode a tensor: the fp32 delta, or where values are *set* the tuned tensor in its own dtype.
@@ -259,7 +170,7 @@ class PackDelta:
         tensor = self._read(name, decode)
         if decoded_digest(tensor) != self.entry(name).digest:
             raise IntegrityError(
-                f"{self.pack}: {name} does not decode to what the manifest promises.", hint=_DAMAGED, tensor=name
+                f"{self.pack}: {name} does not decode to what the manifest promises.", hint=DAMAGED, tensor=name
             )
         return tensor
 
@@ -280,13 +191,13 @@ class PackDelta:
         if list(encoded.shape) != entry.shape:
             raise IntegrityError(
                 f"{self.pack}: {name} is stored as {list(encoded.shape)}, the manifest says {entry.shape}.",
-                hint=_DAMAGED,
+                hint=DAMAGED,
                 tensor=name,
             )
         try:
             return read(encoded)
         except IntegrityError as error:
-            raise IntegrityError(f"{self.pack}, {name}: {error.message}", hint=_DAMAGED, tensor=name) from error
+            raise IntegrityError(f"{self.pack}, {name}: {error.message}", hint=DAMAGED, tensor=name) from error
 
     def with_checked_files(self) -> PackDelta:
         """Return this delta after its files were compared with the manifest's digests; of unchanged files only once a process.
@@ -318,18 +229,11 @@ def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:
     """
     variant = pack.only_variant() if fingerprint is None else pack.variant_for(fingerprint)
     _check_installed(pack, variant)
-    arrays: dict[str, TensorInfo] = {}
-    parts: dict[str, Any] = {}
-    for path in map(pack.path_of, _delta_entries(variant)):
-        if not path.is_file():
-            raise IntegrityError(f"{path} is missing.", hint=_DAMAGED, path=str(path))
-        header = read_header(path)
-        parts.update(_read_parts(path, header.metadata))
-        arrays.update(header.tensors)
-    missing = {name for name, entry in variant.codec.tensors.items() if entry.change != "removed"} - set(parts)
+    files = open_delta_files(map(pack.path_of, _delta_entries(variant)))
+    missing = {name for name, entry in variant.codec.tensors.items() if entry.change != "removed"} - set(files.parts)
     if missing:
-        raise IntegrityError(f"{pack} lacks {min(missing)} and {len(missing) - 1} more tensors.", hint=_DAMAGED)
-    return PackDelta(pack, variant, arrays, parts)
+        raise IntegrityError(f"{pack} lacks {min(missing)} and {len(missing) - 1} more tensors.", hint=DAMAGED)
+    return PackDelta(pack, variant, files)
 
 
 def _check_installed(pack: Pack, variant: Variant) -> None:
@@ -362,19 +266,3 @@ def _check_once(path: Path, entry: FileEntry) -> None:
         _checked.add(state)
     else:
         check_file(path, entry)
-
-
-def _read_parts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    schema = metadata.get("schema")
-    if schema != str(DELTA_SCHEMA):
-        raise NewerSchemaError(
-            f"{path.name} has delta schema {schema}; this version of skillhub reads schema {DELTA_SCHEMA}.",
-            hint="Upgrade skillhub: pip install --upgrade skillhub-packs.",
-        )
-    try:
-        parts = json.loads(metadata["parts"])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} does not describe its tensors.", hint=_DAMAGED, path=str(path)) from error
-    if not isinstance(parts, dict):
-        raise IntegrityError(f"{path} does not describe its tensors.", hint=_DAMAGED, path=str(path))
-    return parts

@@ -21,7 +21,8 @@ from skillhub.canonical import refuse_changed_layers
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact
 from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
-from skillhub.deltas import Delta, DeltaWriter
+from skillhub.deltafiles import DeltaWriter
+from skillhub.deltas import Delta
 from skillhub.documents import field_error
 from skillhub.errors import UsageError
 from skillhub.fields import Label

@@ -12,6 +12,7 @@ from skillhub.compose.compatibility import check_packs, open_contributions
 from skillhub.compose.fusion import fuse
 from skillhub.compose.merging import Contribution
 from skillhub.compose.recipes import find_pack, make_recipe
+from skillhub.deltafiles import DeltaFiles
 from skillhub.deltas import PackDelta
 from skillhub.errors import NotFoundError, UnsafeContentError
 from skillhub.packs import Pack
@@ -51,7 +52,7 @@ def test_checking_packs_takes_time_in_proportion_to_their_tensors(pack: Pack) ->
     entries = {f"layers.{number}.norm.weight": entry for number in range(20_000)}
     many = replace_struct(variant, codec=replace_struct(variant.codec, tensors=entries))
     (one,) = make_recipe([pack]).packs
-    delta = PackDelta(pack, many, {}, {})
+    delta = PackDelta(pack, many, DeltaFiles({}, {}))
     begin = time.process_time()
     check_packs([Contribution(one, delta)], dict.fromkeys(entries, (16,)), in_memory=True)
     assert time.process_time() - begin < 5  # a minute, when every tensor sorts all names

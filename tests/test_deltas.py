@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import EncodedTensor, exact
-from skillhub.deltas import Delta, DeltaWriter, open_delta
+from skillhub.deltafiles import DeltaWriter
+from skillhub.deltas import Delta, open_delta
 from skillhub.errors import IntegrityError, NewerSchemaError, WrongBaseError
 from skillhub.packs import Pack
 from skillhub.tensorfiles import read_header, write_tensors

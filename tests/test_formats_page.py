@@ -30,7 +30,7 @@ from skillhub import (
 from skillhub.canonical import is_buffer
 from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, rows, symbols, zero
 from skillhub.codecs.lowrank import choose_groups
-from skillhub.deltas import DeltaWriter
+from skillhub.deltafiles import DeltaWriter
 from skillhub.documents import canonical_json
 from skillhub.files import check_relative_path
 from skillhub.hub import folders

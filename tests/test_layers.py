@@ -45,7 +45,7 @@ COLUMNS = [
     (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer basechange"),
     (WEIGHTS, "codecs rounding checkpoints conversions devices"),
-    (WEIGHTS, "tensorreaders"),
+    (WEIGHTS, "tensorreaders deltafiles"),
     (WEIGHTS, "deltareaders"),
     (WEIGHTS, "layout deltas"),
     (WEIGHTS, "interop"),

@@ -12,7 +12,7 @@ import torch
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import EncodedTensor, exact, lowrank
 from skillhub.codecs.decoding import decode, decoded_digest
-from skillhub.deltas import DeltaWriter
+from skillhub.deltafiles import DeltaWriter
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.manifest import BASE_RECORD_FILE, MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant
 from skillhub.manifest import variant_folder as folder_of

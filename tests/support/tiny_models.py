@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import exact
 from skillhub.codecs.decoding import decode, decoded_digest
-from skillhub.deltas import Delta, DeltaWriter
+from skillhub.deltafiles import DeltaWriter
+from skillhub.deltas import Delta
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.manifest import (
     BASE_RECORD_FILE,
