@@ -17,6 +17,7 @@ from torch import nn
 
 from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row, remember
 from skillhub.compose.routed.factors import Factors, Stack, factor_dtype, join_stacks, stack_factors
+from skillhub.compose.routed.standins import stand_in
 from skillhub.compose.routed.weights import PackWeights
 from skillhub.errors import UsageError
 from skillhub.interop.modules import is_transposed
@@ -196,7 +197,7 @@ class Site:
             shape = (found.left.shape[1], found.right.shape[1])
             weight = self.module.weight  # type: ignore[assignment]
             if tuple(weight.shape if not is_transposed(self.module) else weight.shape[::-1]) != shape:
-                raise resized(f"The weight of {type(self.module).__name__}", tuple(weight.shape))
+                raise resized_error(f"The weight of {type(self.module).__name__}", tuple(weight.shape))
             remember(self._stacks, key, found)
         return found
 
@@ -278,28 +279,6 @@ class Siblings:
         return found
 
 
-def stand_in(module: nn.Module, values: Mapping[str, torch.Tensor], *, without: str = "") -> nn.Module:
-    """Return an object that is the module, but for some parameters or buffers; the module itself is not touched.
-
-    Args:
-        module: the module.
-        values: name, as ``module.get_parameter`` takes it, → tensor.
-        without: an attribute of the module that the stand-in does not get.
-    """
-    made = object.__new__(type(module))
-    made.__dict__.update(module.__dict__)
-    made.__dict__.pop(without, None)
-    own = {name: value for name, value in values.items() if "." not in name}
-    for kind in ("_parameters", "_buffers"):
-        held = getattr(module, kind)
-        made.__dict__[kind] = {**held, **{name: value for name, value in own.items() if name in held}}
-    for child in {name.partition(".")[0] for name in values if "." in name}:
-        inner = {name.partition(".")[2]: value for name, value in values.items() if name.partition(".")[0] == child}
-        replaced = stand_in(getattr(module, child), inner, without="forward")
-        made.__dict__["_modules"] = {**made.__dict__["_modules"], child: replaced}
-    return made
-
-
 def is_linear_in_weights(module: nn.Module) -> bool:
     """Say whether the module's output is linear in its parameters, but for a constant."""
     kinds = (nn.Embedding, nn.LayerNorm)
@@ -329,11 +308,11 @@ def _weighted(output: Any, weights: torch.Tensor, rows: int) -> torch.Tensor:
 def _fitting(value: torch.Tensor, own: torch.Tensor, parameter: str) -> torch.Tensor:
     """Return a pack's parameter in the dtype and on the device that the model has now."""
     if value.shape != own.shape:
-        raise resized(parameter, tuple(own.shape))
+        raise resized_error(parameter, tuple(own.shape))
     return value if (value.dtype, value.device) == (own.dtype, own.device) else value.to(own.device, own.dtype)
 
 
-def resized(parameter: str, shape: tuple[int, ...]) -> UsageError:
+def resized_error(parameter: str, shape: tuple[int, ...]) -> UsageError:
     """Return the error for a parameter that has another shape than when packs were grafted."""
     return UsageError(
         f"{parameter} was resized to {list(shape)} since packs were grafted.",
