@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Unpack
 
 from skillhub.basemodel import read_config
 from skillhub.bases import LocatedBase, find_base
@@ -16,8 +17,7 @@ from skillhub.compose.compatibility import common_fingerprints, find_problems, o
 from skillhub.compose.merging import KEPT_BYTES, Contribution, contributing
 from skillhub.compose.methods import find_method
 from skillhub.compose.methods.interface import CHUNK
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
-from skillhub.compose.schedules import Amount
+from skillhub.compose.recipes import Composition, PackSource, Recipe, make_recipe
 from skillhub.compose.sharding import SHARD_BYTES, Shard, plan_tensors, split_shards
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base
@@ -108,33 +108,21 @@ def plan_fusion(
     packs: Sequence[PackSource],
     out: str | Path = ".",
     *,
-    method: str = "linear",
-    weights: Sequence[Amount] | None = None,
-    densities: Sequence[Amount] | None = None,
-    options: Mapping[str, Amount] | None = None,
-    seed: int = 0,
-    rounding: str = "auto",
     dtype: str | None = None,
-    environment: EnvironmentSource | None = None,
     shard_bytes: int = SHARD_BYTES,
     reads_base: bool = False,
+    **composition: Unpack[Composition],
 ) -> FusionPlan:
     """Plan a fusion from headers and manifests alone: no weight is read, nothing is written.
 
     Args:
-        base: as :func:`skillhub.compose.fusion.fuse` takes it, and so all but the last.
+        base: as :func:`skillhub.compose.fusion.fuse` takes it, and so all but ``reads_base``.
         packs: what is fused.
         out: where the checkpoint is to be written.
-        method: how the packs are merged.
-        weights: one per pack.
-        densities: one per pack.
-        options: of the method.
-        seed: of random masks.
-        rounding: how sums are rounded.
         dtype: of all floating-point tensors.
-        environment: where pack names are looked up.
         shard_bytes: most bytes of one file.
         reads_base: fingerprint the base where its fingerprint is not remembered, which reads all of it.
+        composition: how the packs are merged.
 
     Raises:
         UsageError: what was asked for makes no sense on its own: an unknown method, weights of another number than packs.
@@ -147,20 +135,10 @@ def plan_fusion(
     tensors = CheckpointBase(open_checkpoint(located.folder))
     files = tensors.checkpoint.files
     read_config(tensors.checkpoint.folder)  # a damaged one is told here, and not when all has been merged
-    recipe = make_recipe(
-        packs,
-        method=method,
-        weights=weights,
-        densities=densities,
-        options=options,
-        seed=seed,
-        rounding=rounding,
-        environment=environment,
-        fingerprint=lambda: fingerprint_checkpoint(files).fingerprint,
-    )
+    recipe = make_recipe(packs, fingerprint=lambda: fingerprint_checkpoint(files).fingerprint, **composition)
     record = (fingerprint_checkpoint if reads_base else known_fingerprint)(files) if recipe.skill_packs else None
     tag = None if dtype is None else DTYPE_TAGS[dtype]
-    method_measures = find_method(method).measure is not None
+    method_measures = find_method(recipe.method).measure is not None
     problems: list[SkillhubError] = []
     contributions = _open_all(recipe, record, tensors, problems)
     shards = _shards(tensors, contributions, tag, shard_bytes, problems)

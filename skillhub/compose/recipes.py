@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from skillhub.adapters import Adapter, is_adapter, open_adapter
 from skillhub.compose.methods import MergeMethod, find_method
@@ -39,6 +39,18 @@ AnyPack: TypeAlias = Pack | Adapter | TunedCheckpoint
 
 EnvironmentSource: TypeAlias = "Path | str | Environment"
 """An environment or its folder."""
+
+
+class Composition(TypedDict, total=False):
+    """How packs are composed: the keyword arguments of :func:`make_recipe`, for functions that hand them on."""
+
+    method: str
+    weights: Sequence[Amount] | None
+    densities: Sequence[Amount] | None
+    options: Mapping[str, Amount] | None
+    seed: int
+    rounding: str
+    environment: EnvironmentSource | None
 
 
 @dataclass(frozen=True)
