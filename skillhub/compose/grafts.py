@@ -18,6 +18,7 @@ from skillhub.compose.compatibility import check_dtypes, check_packs, common_fin
 from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, grafts_of, state_of
 from skillhub.compose.layouts import graft_layout, graft_repeats, grafted_layout, open_grafts, plain_model
+from skillhub.compose.merging import Contribution
 from skillhub.compose.quantizedlayouts import check_hidden
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
 from skillhub.compose.routed.grafting import graft_routed, replace_routing, routing_of, ungraft_routed
@@ -128,7 +129,6 @@ def graft(
     base = plain_model(model)
     refuse_routed(base)
     layout, state = graft_layout(base), _refuse_trained(state_of(base))
-    originals = state.originals if state else {}
     added = make_recipe(
         packs,
         method=method,
@@ -138,22 +138,14 @@ def graft(
         seed=seed,
         rounding=rounding,
         environment=environment,
-        fingerprint=lambda: fingerprint_of(base, layout, originals),
+        fingerprint=lambda: fingerprint_of(base, layout, state.originals if state else {}),
     )
     if trainable:
         _check_trainable(added, state)
-    wanted = _verified(base, layout, added, verify=verify, trust_base=trust_base)
-    contributions = open_grafts(base, layout, wanted)
-    check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
-    check_dtypes(contributions, layout)
-    check_hidden(wanted.recipe, contributions, layout)
+    wanted, contributions = _opened(base, layout, added, verify=verify, trust_base=trust_base)
     if trainable:
-        wanted = replace(
-            wanted, trained=trainable_names(base, layout, contributions[0]), frozen=tuple(trained_names(base))
-        )
-        layout = train_beside(base, layout, wanted.trained)
-    if added.adapters:
-        tell_declared_bases(added, repository_of(base), notice)
+        wanted, layout = _trained(base, layout, wanted, contributions[0])
+    tell_declared_bases(added, repository_of(base), notice)
     apply(base, layout, wanted, contributions, progress)
     return model
 
@@ -291,8 +283,10 @@ def grafted_packs(model: nn.Module) -> tuple[GraftedPack, ...]:
     return state.packs if state else ()
 
 
-def _verified(model: nn.Module, layout: Layout, added: Recipe, *, verify: str, trust_base: bool) -> Grafts:
-    """Return what a model carries with more packs, after it was looked at whether it is their base."""
+def _opened(
+    model: nn.Module, layout: Layout, added: Recipe, *, verify: str, trust_base: bool
+) -> tuple[Grafts, list[Contribution]]:
+    """Return what a model carries with more packs and all their deltas, after it was checked that it is their base and can take them."""
     state = state_of(model)
     recipe = check_recipe(state.recipe.extended(added)) if state else added
     fingerprint = verify_base(
@@ -304,7 +298,19 @@ def _verified(model: nn.Module, layout: Layout, added: Recipe, *, verify: str, t
         verify=verify,
         trust_base=trust_base,
     )
-    return replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
+    wanted = replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
+    contributions = open_grafts(model, layout, wanted)
+    check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
+    check_dtypes(contributions, layout)
+    check_hidden(recipe, contributions, layout)
+    return wanted, contributions
+
+
+def _trained(model: nn.Module, layout: Layout, wanted: Grafts, contribution: Contribution) -> tuple[Grafts, Layout]:
+    """Return what a model carries whose one pack is trained, and its layout with the pack's factors beside their layers."""
+    names = trainable_names(model, layout, contribution)
+    wanted = replace(wanted, trained=names, frozen=tuple(trained_names(model)))
+    return wanted, train_beside(model, layout, names)
 
 
 def _changeable(model: nn.Module) -> Grafts:
