@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from skillhub.deltas import PackDelta, open_delta
+from skillhub.deltas import open_delta
 from skillhub.errors import UsageError
 from skillhub.layout import layout_of
 from skillhub.packer import pack
@@ -25,13 +24,6 @@ from skillhub.routing.decisions import Prefill
 from tests.routing_examples import save_base, shouts, sums, tuned
 from tests.support.tiny_models import build_pack, load_model, make_model, rewrite
 from tests.test_routing_cards import METADATA
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A pack as grafting opens it."""
-
-    delta: PackDelta
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +55,7 @@ def carded_pack(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 def test_auto_takes_cards_where_every_pack_has_one(model: Any, carded_pack: Pack) -> None:
     told: list[str] = []
-    router = find_router([Opened(open_delta(carded_pack))], model, notice=told.append)
+    router = find_router({"sums-pack": open_delta(carded_pack)}, model, notice=told.append)
     assert isinstance(router, CardRouter) and list(router.cards) == ["sums-pack"] and told == []
 
 
@@ -71,8 +63,8 @@ def test_auto_takes_the_weights_where_one_has_none_and_says_so(
     model: Any, tokenizer: Any, carded_pack: Pack, bare_pack: Pack
 ) -> None:
     told: list[str] = []
-    opened = [Opened(open_delta(one)) for one in (carded_pack, bare_pack)]
-    router = find_router(opened, model, names=["first", "second"], tokenizer=tokenizer, notice=told.append)
+    deltas = {"first": open_delta(carded_pack), "second": open_delta(bare_pack)}
+    router = find_router(deltas, model, tokenizer=tokenizer, notice=told.append)
     assert isinstance(router, ArrowRouter) and list(router.prototypes) == ["first", "second"]
     assert len(told) == 1 and "second has none" in told[0] and "first" not in told[0]
 
@@ -81,7 +73,7 @@ def test_without_a_tokenizer_the_weights_never_abstain_and_that_is_said(bare_pac
     told: list[str] = []
     made = load_model(base)
     made.config._name_or_path = made.name_or_path = ""
-    router = find_router([Opened(open_delta(bare_pack))], made, notice=told.append)
+    router = find_router({"bare-pack": open_delta(bare_pack)}, made, notice=told.append)
     assert "Without a tokenizer" in told[0]
     decision = router.route(Prefill(made, torch.randint(5, 261, (4, 9), generator=torch.Generator().manual_seed(0))))
     assert decision.choices == (0,) * 4 and decision.packs == ("bare-pack",)
@@ -165,7 +157,7 @@ def test_a_pack_that_changes_nothing_early_cannot_be_routed_by_weights(base: Pat
 
     built = build_pack(rewrite(base, tmp_path / "tuned", late), base, tmp_path / "pack")
     with pytest.raises(UsageError, match="tiny-pack has no routing card and changes no linear module"):
-        find_router([Opened(open_delta(built))], model, notice=lambda text: None)
+        find_router({"tiny-pack": open_delta(built)}, model, notice=lambda text: None)
 
 
 def test_a_classifier_learns_two_packs_and_the_base(model: Any, tokenizer: Any) -> None:

@@ -83,8 +83,6 @@ def route_command(
 
 def _router(base: str, sources: Sequence[str], environment: Any) -> tuple[Any, Any, Any]:
     """Return what decides, the base model and its tokenizer."""
-    from dataclasses import dataclass
-
     from skillhub.bases import locate_base
     from skillhub.compose.recipes import find_pack
     from skillhub.deltas import open_delta
@@ -93,22 +91,17 @@ def _router(base: str, sources: Sequence[str], environment: Any) -> tuple[Any, A
     from skillhub.routing import find_router
     from skillhub.routing.basecards import load_reader
 
-    @dataclass
-    class Opened:
-        delta: Any
-
     folder = locate_base(base)
     fingerprint = fingerprint_checkpoint(folder).fingerprint
     packs = [find_pack(source, environment=environment, fingerprint=lambda: fingerprint) for source in sources]
     for source, pack in zip(sources, packs, strict=True):
         if not isinstance(pack, Pack):
             raise UsageError(f"{source} is not a pack.", hint="Routes are found between packs; leave adapters out.")
-    opened = [Opened(open_delta(pack, fingerprint)) for pack in packs if isinstance(pack, Pack)]
-    names = [str(pack.name) for pack in packs]
-    if len(set(names)) < len(names):
+    deltas = {str(pack.name): open_delta(pack, fingerprint) for pack in packs if isinstance(pack, Pack)}
+    if len(deltas) < len(packs):
         raise UsageError("A pack is given twice.", hint="Name each pack once.")
     model, tokenizer = load_reader(folder)
-    return find_router(opened, model, names=names, tokenizer=tokenizer, notice=console.say), model, tokenizer
+    return find_router(deltas, model, tokenizer=tokenizer, notice=console.say), model, tokenizer
 
 
 def _decide(router: Any, model: Any, tokenizer: Any, prompts: Sequence[str], is_chat: bool) -> Iterator[Decision]:

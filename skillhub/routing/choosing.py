@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
-from skillhub.packs import Pack
+from skillhub.deltas import PackDelta
 from skillhub.progress import Notice
-from skillhub.routing.arrow import make_arrow
+from skillhub.routing.arrow import Delta, make_arrow
 from skillhub.routing.cardrouter import CardRouter
 from skillhub.routing.cards import RoutingCard, read_card
 from skillhub.routing.decisions import Router
@@ -18,28 +18,18 @@ from skillhub.routing.decisions import Router
 _log = logging.getLogger(__name__)
 
 
-class Routable(Protocol):
-    """A pack or adapter with its delta for the base at hand, as grafting opens it."""
-
-    @property
-    def delta(self) -> Any:
-        """A :class:`skillhub.deltas.PackDelta`, or what answers the same."""
-
-
 def find_router(
-    packs: Sequence[Routable],
+    deltas: Mapping[str, Delta],
     model: nn.Module,
     *,
-    names: Sequence[str] | None = None,
     tokenizer: Any = None,
     notice: Notice | None = None,
 ) -> Router:
     """Choose a router for packs.
 
     Args:
-        packs: the packs, with their deltas for the model.
+        deltas: what decisions call each pack → its delta for the model.
         model: the base model.
-        names: what decisions call the packs; by default by their names.
         tokenizer: the model's, for packs without a card; None loads it from where the model came from, where that is known.
         notice: told when packs have no card; by default that is logged.
 
@@ -51,10 +41,9 @@ def find_router(
         UsageError: a pack has neither a card nor a delta that could be routed by.
         IntegrityError, UnsafeContentError, NewerSchemaError: a card may not be used.
     """
-    names = list(names) if names is not None else [str(one.delta.pack.name) for one in packs]
-    cards = {name: _card_of(one) for name, one in zip(names, packs, strict=True)}
+    cards = {name: _card_of(delta) for name, delta in deltas.items()}
     present = {name: card for name, card in cards.items() if card is not None}
-    if len(present) == len(packs):
+    if len(present) == len(deltas):
         return CardRouter(present)
     tell = notice or _log.warning
     lacking = ", ".join(name for name, card in cards.items() if card is None)
@@ -63,12 +52,11 @@ def find_router(
         "" if tokenizer is not None else " Without a tokenizer nothing is known of other inputs: every row gets a pack."
     )
     tell(f"Routing by the weights (Arrow), which is less sure than by routing cards: {lacking} has none.{never}")
-    return make_arrow({name: one.delta for name, one in zip(names, packs, strict=True)}, model, tokenizer)
+    return make_arrow(deltas, model, tokenizer)
 
 
-def _card_of(one: Routable) -> RoutingCard | None:
-    pack = one.delta.pack
-    return read_card(pack, one.delta.variant) if isinstance(pack, Pack) else None
+def _card_of(delta: Delta) -> RoutingCard | None:
+    return read_card(delta.pack, delta.variant) if isinstance(delta, PackDelta) else None
 
 
 def _find_tokenizer(model: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillhub.compose.merging import Contribution
+from skillhub.compose.merging import AnyDelta, Contribution
 from skillhub.errors import UsageError
 from skillhub.names import is_bare_name, parse_pack_name
 from skillhub.progress import Notice
@@ -61,21 +61,14 @@ def pack_labels(contributions: Sequence[Contribution]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def as_router(
-    source: Any,
-    contributions: Sequence[Contribution],
-    model: nn.Module,
-    labels: Sequence[str] = (),
-    notice: Notice | None = None,
-) -> Router:
+def as_router(source: Any, deltas: Mapping[str, AnyDelta], model: nn.Module, notice: Notice | None = None) -> Router:
     """Return what decides.
 
     Args:
         source: ``auto``, a router, a function from :class:`Prefill` to anything that :func:`as_decision` reads, a list of labels (one
             per row) or a mapping (number of a row → label).
-        contributions: the packs, for ``auto``.
+        deltas: label of each pack → its delta, for ``auto``.
         model: the base model, for ``auto``.
-        labels: what decisions call the packs.
         notice: told how ``auto`` decides where packs have no cards; by default that is logged.
 
     Raises:
@@ -86,7 +79,7 @@ def as_router(
             raise UsageError(f"There is no router {source!r}.", hint=_EVERY_KIND)
         from skillhub.routing.choosing import find_router
 
-        return find_router(contributions, model, names=labels, notice=notice)
+        return find_router(deltas, model, notice=notice)
     if hasattr(source, "route"):
         return source  # type: ignore[no-any-return]
     if callable(source):

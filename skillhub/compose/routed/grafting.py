@@ -226,7 +226,8 @@ def _make(
     if store.limit is None:
         _take_memory(model, plan, store, labels, progress, notice)
     owner = present.rules.owner if present else Identity()
-    router = as_router(options["router"], contributions, model, labels, notice)
+    deltas = {label: one.delta for label, one in zip(labels, contributions, strict=True)}
+    router = as_router(options["router"], deltas, model, notice)
     rules = Rules(owner, model, router, labels)
     sites = build_sites(owner, model, plan, store)
     entries = build_entries(rules)
