@@ -18,25 +18,25 @@ from skillhub.compose.sharding import FusedTensor, split_shards
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.packs import write_manifest
-from tests.support.tiny_models import bits, build_pack, load_model, raw, rewrite, save_model, tune, with_entry
+from tests.support.tiny_models import (
+    bits,
+    build_pack,
+    build_place,
+    load_model,
+    raw,
+    rewrite,
+    tune,
+    with_entry,
+)
 
 Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Kind → folder with ``base``, ``tuned`` and the packs ``one`` (exact) and ``two`` (lossy)."""
+    """Kind → folder of :func:`build_place`."""
     root = tmp_path_factory.mktemp("fusion")
-
-    @functools.cache
-    def place(kind: str) -> Path:
-        folder = root / kind
-        base = save_model(kind, folder / "base")
-        build_pack(tune(base, folder / "tuned"), base, folder / "one", name="one")
-        build_pack(tune(base, folder / "tuned2", seed=2, size=0.02), base, folder / "two", name="two", lossy=True)
-        return folder
-
-    return place
+    return functools.cache(lambda kind: build_place(kind, root / kind))
 
 
 @pytest.fixture(params=["llama", "tied", "gpt2", "bert", "mixtral"])

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace as replace_struct
 from safetensors.torch import load_file
 
@@ -21,6 +19,7 @@ from skillhub.packs import Pack, open_pack
 from tests.support.tiny_models import (
     bits,
     build_pack,
+    build_place,
     load_model,
     make_model,
     rewrite,
@@ -34,20 +33,9 @@ KINDS = ("llama", "tied", "gpt2", "bert", "mixtral")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Kind → folder with ``base``, ``tuned`` and the packs ``one`` (exact), ``two`` and ``three`` (lossy)."""
+    """Kind → folder of :func:`build_place`."""
     root = tmp_path_factory.mktemp("models")
-
-    @functools.cache
-    def place(kind: str) -> Path:
-        folder = root / kind
-        base = save_model(kind, folder / "base")
-        build_pack(tune(base, folder / "tuned"), base, folder / "one", name="one")
-        build_pack(tune(base, folder / "tuned2", seed=2, size=0.02), base, folder / "two", name="two", lossy=True)
-        part = tune(base, folder / "tuned3", seed=3, size=0.05, only="1")
-        build_pack(part, base, folder / "three", name="three", lossy=True)
-        return folder
-
-    return place
+    return functools.cache(lambda kind: build_place(kind, root / kind))
 
 
 @pytest.fixture(params=KINDS)
@@ -93,35 +81,6 @@ def test_taking_one_of_several_out_leaves_what_the_others_alone_give(place: Path
     ungraft(model, "two")
     graft(expected, [place / "three", place / "one"], method="ties", densities=[0.5, 1])
     assert bits(model) == bits(expected)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    steps=st.lists(
-        st.tuples(st.sampled_from(["one", "two", "three"]), st.sampled_from([-1.0, 0.0, 0.3, 1.0])), max_size=8
-    )
-)
-def test_any_sequence_of_grafts_and_ungrafts_ends_in_the_original_bytes(
-    places: Callable[[str], Path], steps: list[tuple[str, float]]
-):
-    folder = places("tied")
-    model = load_model(folder / "base")
-    before = bits(model)
-    weights: dict[str, float] = {}
-    for name, weight in steps:
-        if name in weights:
-            ungraft(model, name)
-            del weights[name]
-        else:
-            graft(model, [folder / name], weights=[weight])
-            weights[name] = weight
-    assert {item.pack.manifest.name: item.weight for item in grafted_packs(model)} == weights
-    if weights:
-        expected = load_model(folder / "base")
-        graft(expected, [folder / name for name in weights], weights=list(weights.values()))
-        assert bits(model) == bits(expected)
-        ungraft(model)
-    assert bits(model) == before
 
 
 def test_the_sum_is_in_fp32_and_a_lossy_pack_is_rounded_without_bias(llama: Path):

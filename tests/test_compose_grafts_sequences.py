@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from skillhub.compose.grafts import disable, enable, graft, grafted, grafted_packs, set_weights, ungraft
 from skillhub.errors import IntegrityError, UsageError
-from tests.support.tiny_models import bits, build_pack, load_model, save_model, tune, with_entry
+from tests.support.tiny_models import bits, build_pack, build_place, load_model, with_entry
 
 KINDS = ("llama", "tied", "gpt2", "mixtral")
 NAMES = ("one", "two", "three")
@@ -30,20 +30,9 @@ WEIGHTS = st.sampled_from([-0.5, 0.0, 0.3, 1.0, {"mlp|fc": 0.7, "": 0.2}, [0.1, 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Kind → folder with ``base``, the packs ``one`` (exact), ``two`` and ``three`` (lossy, of some tensors), and damaged ones."""
+    """Kind → folder of :func:`build_place`."""
     root = tmp_path_factory.mktemp("models")
-
-    @functools.cache
-    def place(kind: str) -> Path:
-        folder = root / kind
-        base = save_model(kind, folder / "base")
-        build_pack(tune(base, folder / "tuned"), base, folder / "one", name="one")
-        build_pack(tune(base, folder / "tuned2", seed=2, size=0.02), base, folder / "two", name="two", lossy=True)
-        part = tune(base, folder / "tuned3", seed=3, size=0.05, only="1")
-        build_pack(part, base, folder / "three", name="three", lossy=True)
-        return folder
-
-    return place
+    return functools.cache(lambda kind: build_place(kind, root / kind))
 
 
 @functools.cache

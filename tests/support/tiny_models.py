@@ -230,6 +230,16 @@ def build_pack(
     return open_pack(folder)
 
 
+def build_place(kind: str, folder: Path) -> Path:
+    """Fill a folder with ``base``, ``tuned`` and packs: ``one`` (exact, of ``tuned``), ``two``, ``three`` (lossy, of some tensors)."""
+    base = save_model(kind, folder / "base")
+    build_pack(tune(base, folder / "tuned"), base, folder / "one", name="one")
+    build_pack(tune(base, folder / "tuned2", seed=2, size=0.02), base, folder / "two", name="two", lossy=True)
+    part = tune(base, folder / "tuned3", seed=3, size=0.05, only="1")
+    build_pack(part, base, folder / "three", name="three", lossy=True)
+    return folder
+
+
 def _add(writer: DeltaWriter, delta: Delta, name: str, lossy: bool) -> TensorEntry:
     change = delta.change(name)
     if change == "removed":
