@@ -21,8 +21,9 @@ from skillhub.layout import Layout, layout_of
 from skillhub.manifest import TensorEntry
 from skillhub.routing.background import background_prompts
 from skillhub.routing.cardmaking import BATCH, card_layers, encode, prefill_of
-from skillhub.routing.contents import ChatMarkers, chat_markers, chat_text, find_content
+from skillhub.routing.contents import ChatMarkers, chat_markers, chat_text
 from skillhub.routing.decisions import Decision, Prefill, early_states, find_layers
+from skillhub.routing.pooling import content_of
 
 PROTOTYPES = 4
 """Right singular vectors of a module's delta."""
@@ -143,10 +144,7 @@ def measure_fits(
     prototypes: Mapping[str, Prototypes], deepest: int, prefill: Prefill, markers: ChatMarkers | None
 ) -> torch.Tensor:
     """Return (rows, packs): the share of the squared inputs along a pack's prototypes, mean over content and modules."""
-    ids = prefill.input_ids
-    if ids is None:
-        ids, markers = torch.zeros(prefill.rows, prefill.length, dtype=torch.long), None
-    content = find_content(ids, prefill.attention_mask, markers)
+    content = content_of(prefill, markers)
     share = content / content.sum(1, keepdim=True).clamp(min=1)
     fits = torch.zeros(prefill.rows, len(prototypes))
     thread = threading.get_ident()

@@ -32,7 +32,7 @@ def pooled_states(prefill: Prefill, layers: Sequence[int], markers: ChatMarkers 
     Raises:
         UsageError: the model has no such layer.
     """
-    content = _content(prefill, markers)
+    content = content_of(prefill, markers)
     share = content.to(torch.float32) / content.sum(1, keepdim=True).clamp(min=1)
     found: dict[int, torch.Tensor] = {}
     thread = threading.get_ident()
@@ -64,7 +64,8 @@ def pooled_states(prefill: Prefill, layers: Sequence[int], markers: ChatMarkers 
     return torch.stack([found[layer] for layer in layers])
 
 
-def _content(prefill: Prefill, markers: ChatMarkers | None) -> torch.Tensor:
+def content_of(prefill: Prefill, markers: ChatMarkers | None) -> torch.Tensor:
+    """Return which positions of a batch hold content, as :func:`skillhub.routing.contents.find_content`: (rows, length) bool."""
     ids = prefill.input_ids
     if ids is None:  # embeddings have no ids to find a template by
         ids, markers = torch.zeros(prefill.rows, prefill.length, dtype=torch.long), None
