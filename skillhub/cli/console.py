@@ -55,6 +55,11 @@ def is_quiet() -> bool:
     return asked or not sys.stderr.isatty()
 
 
+def is_leader() -> bool:
+    """Say whether this is the process that speaks, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def quiet_transformers() -> None:
     """Keep transformers from printing its own progress bars and reminders into our output."""
     from transformers.utils import logging

@@ -124,16 +124,14 @@ def fuse_command(
       skillhub fuse --base ./SmolLM2-135M-Instruct --pack acme/math-pack --pack acme/code-pack@0.7 -o ./fused
       skillhub fuse merge.yml -o ./merged
     """
+    shared = {
+        "seed": seed,
+        "rounding": rounding,
+        "environment": options.chosen_environment(environment),
+        "shard_bytes": shard_size,
+    }
     if config is not None:
-        chosen = options.chosen_environment(environment)
-        request = {
-            "seed": seed,
-            "rounding": rounding,
-            "device": device,
-            "shard_bytes": shard_size,
-            "environment": chosen,
-        }
-        fuse_config(config, out, request, only_plan=only_plan, as_json=as_json)
+        fuse_config(config, out, {**shared, "device": device}, only_plan=only_plan, as_json=as_json)
         return
     if base is None or not packs:
         raise UsageError(
@@ -143,16 +141,8 @@ def fuse_command(
     if out is None and not only_plan and picture is None:
         raise UsageError("Nothing says where the checkpoint is to be written.", hint="Name a new folder with -o.")
     names, weights = zip(*map(options.split_weight, packs), strict=True)
-    request = {
-        "method": method,
-        "options": read_options(method_options),
-        "seed": seed,
-        "rounding": rounding,
-        "dtype": dtype,
-        "environment": options.chosen_environment(environment),
-        "shard_bytes": shard_size,
-        **choose_amounts(names, weights, densities, amounts),
-    }
+    told = {"method": method, "options": read_options(method_options), "dtype": dtype}
+    request = {**shared, **told, **choose_amounts(names, weights, densities, amounts)}
     if only_plan:
         if picture is not None:
             raise UsageError("--plan reads no weights, and --interference does.", hint="Leave one of them out.")
@@ -162,11 +152,12 @@ def fuse_command(
     if out is not None:
         _fuse(base, names, out, {**request, "tokenizer": tokenizer, "device": device, "verify": verify})
     result = {"checkpoint": str(out) if out else None, "packs": list(names), "weights": request["weights"]}
-    if _is_leader():
-        if as_json:
-            console.emit_json({**result, "method": method, **measured})
-        elif out is not None:
-            click.echo(f"Wrote {out}: {base} with {', '.join(packs)}.")
+    if not console.is_leader():
+        return
+    if as_json:
+        console.emit_json({**result, "method": method, **measured})
+    elif out is not None:
+        click.echo(f"Wrote {out}: {base} with {', '.join(packs)}.")
 
 
 def _fuse(base: str, names: Sequence[str], out: Path, request: dict[str, Any]) -> None:
@@ -174,13 +165,6 @@ def _fuse(base: str, names: Sequence[str], out: Path, request: dict[str, Any]) -
 
     with console.progress("tensors") as progress:
         fuse(base, list(names), out, progress=progress, notice=console.say, **request)
-
-
-def _is_leader() -> bool:
-    """Say whether this is the process that speaks, of those that torchrun has started."""
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _show_plan(

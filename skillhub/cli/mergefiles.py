@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,7 @@ def fuse_config(config: Path, out: Path | None, request: Mapping[str, Any], *, o
 
     with console.progress("tensors") as progress:
         folder = fuse_file(config, out, progress=progress, notice=console.say, **request)
-    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun has started, one speaks
+    if not console.is_leader():
         return
     if as_json:
         written = sorted(str(path.parent) for path in folder.rglob("config.json"))
