@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,62 @@ def test_gradients_of_the_input_go_through_the_chosen_packs(llama: Path):
         fused(llama, name)(inputs_embeds=single).logits.sum().backward()
         assert single.grad is not None
         assert (embedded.grad[row] - single.grad[row]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("memory", ["weights", "factors", 10_000_000])
+def test_gradients_go_through_packs_that_ran_in_inference_mode_before(llama: Path, memory: str | int):
+    with torch.inference_mode():
+        model = routed(llama, executor="factored", memory=memory)
+    model.to(torch.bfloat16)  # what is kept is converted once, in the first forward
+    inputs = model.get_input_embeddings()(some_ids(3)).detach()
+    for choices in (["low", "dense", None], ["low"] * 3, ["dense"] * 3):
+        with torch.inference_mode():
+            model(inputs_embeds=inputs, pack_choices=choices)
+        leaf = inputs.clone().requires_grad_(True)
+        model(inputs_embeds=leaf, pack_choices=choices).logits.float().sum().backward()
+        assert leaf.grad is not None and bool(leaf.grad.any())
+
+
+def test_pickling_a_routed_model_is_refused_with_the_remedy(llama: Path):
+    model = routed(llama)
+    with pytest.raises(UsageError, match="cannot be pickled"):
+        pickle.dumps(model)
+    ungraft(model)
+    assert bits(pickle.loads(pickle.dumps(model))) == bits(load_model(llama / "base"))
+
+
+class Interrupting(torch.nn.RMSNorm):
+    """A norm at which grafting is interrupted."""
+
+    stops = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "forward" and Interrupting.stops:
+            Interrupting.stops = False
+            raise KeyboardInterrupt
+
+
+def test_an_interruption_while_packs_take_their_places_changes_nothing(llama: Path):
+    model, ids = load_model(llama / "base"), some_ids(2)
+    norm = Interrupting(16, eps=model.config.rms_norm_eps)
+    norm.weight = model.model.norm.weight
+    model.model.norm = norm
+    base = logits(model, ids)
+
+    def interrupted() -> None:
+        Interrupting.stops = True
+        with pytest.raises(KeyboardInterrupt):
+            graft_routed(model, [llama / "dense"], router=["dense"], trust_base=True, notice=lambda _: None)
+
+    interrupted()
+    assert not routed_packs(model) and torch.equal(logits(model, ids), base)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    graft_routed(model, [llama / "mixed"], router=["mixed"], trust_base=True, notice=lambda _: None)
+    before = logits(model, ids)
+    interrupted()
+    assert [str(one.pack.name) for one in routed_packs(model)] == ["mixed"]
+    assert torch.equal(logits(model, ids), before)
 
 
 def test_a_compiled_model_computes_the_same_and_can_be_ungrafted(llama: Path):

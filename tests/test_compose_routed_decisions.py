@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
+import gc
+import pickle
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +293,71 @@ def test_a_reset_or_copied_cache(places: Callable[[str], Path]):
     assert router.asked == [2, 2]
 
 
+def test_a_cache_is_pickled_with_its_decision_which_another_process_may_pass_on(places: Callable[[str], Path]):
+    model, _ = routed(places("llama"))
+    ids, _, labels = prompts(rows=2)
+    cache = DynamicCache(config=model.config)
+    stepwise(model, ids, cache)
+    loaded = pickle.loads(pickle.dumps(cache))
+    found = decisions(loaded)
+    assert isinstance(loaded, DynamicCache) and found is not None and list(found.labels) == labels
+    with pytest.raises(UsageError, match="did not make"):
+        stepwise(model, ids[:, :1], loaded)
+    following = stepwise(model, ids[:, :1], loaded, pack_choices=found)
+    assert torch.equal(following, stepwise(model, ids[:, :1], cache))
+    loaded.reorder_cache(torch.tensor([1, 0]))
+    turned = decisions(loaded)
+    assert turned is not None and list(turned.labels) == labels[::-1]
+
+
+def test_a_cache_keeps_no_packs_alive(places: Callable[[str], Path]):
+    model, _ = routed(places("llama"))
+    cache = DynamicCache(config=model.config)
+    stepwise(model, prompts(rows=3)[0], cache)
+    kept = weakref.ref(model._skillhub_routing.weights)
+    ungraft_routed(model)
+    gc.collect()
+    assert kept() is None and decisions(cache) is not None
+
+
+def test_what_the_caller_changes_afterwards_changes_nothing(places: Callable[[str], Path]):
+    folder = places("llama")
+    model, labels = load_model(folder / "base"), ["low", "dense"]
+    packs = [folder / "low", folder / "dense"]
+    graft_routed(model, packs, router=labels, trust_base=True, notice=lambda _: None)
+    ids, _, _ = prompts(rows=2)
+    labels.reverse()
+    model(input_ids=ids)
+    decision = last_decision(model)
+    assert decision is not None and decision.labels == ("low", "dense")
+    mixture = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    mixed = Decision(("low", "dense"), (0, 0), None, mixture)
+    cache, other = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    for one in (cache, other):
+        stepwise(model, ids, one, pack_choices=mixed)
+    expected = stepwise(model, ids[:, :1], other)
+    mixture.zero_()
+    assert torch.equal(stepwise(model, ids[:, :1], cache), expected)
+
+
+def test_a_block_in_an_async_generator_may_be_given_up(places: Callable[[str], Path]):
+    model, _ = routed(places("llama"))
+    failures: list[Any] = []
+
+    async def tokens() -> AsyncIterator[int]:
+        with choose(model, ["low"]):
+            for number in range(3):
+                yield number
+
+    async def work() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        async for _ in tokens():
+            break
+
+    asyncio.run(work())
+    assert failures == []
+
+
 def test_a_cache_that_the_model_made_carries_the_decision(places: Callable[[str], Path]):
     model, router = routed(places("llama"))
     ids, mask, labels = prompts()
@@ -448,7 +517,10 @@ def test_what_is_no_choice_is_refused(places: Callable[[str], Path]):
         ([3, None], "3 is no choice"),
         (7, "are no choices"),
         (Decision(("low",), (0, 1)), "chooses pack 1 of 1"),
+        (Decision(("low",), ("low", None)), "chooses pack 'low' of 1"),  # type: ignore[arg-type]
         (Decision(("low",), (0, 0), None, torch.ones(2, 3)), "does not fit 2 rows and 1 packs"),
+        (Decision(("low",), (0, 0), None, [[1.0], [1.0]]), "is no mixture"),  # type: ignore[arg-type]
+        (Decision(("low", "low"), (0, 1), None, torch.ones(2, 2)), "names a pack twice"),
     ]
     for choices, message in wrong:
         with pytest.raises(UsageError, match=message):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -132,7 +132,6 @@ class Batch:
     _groups: dict[tuple[int, ...], Groups] = field(default_factory=dict)
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict)
     _places: dict[Any, torch.Tensor] = field(default_factory=dict)
-    _shares: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
@@ -199,9 +198,7 @@ class Batch:
 
     def shares(self, site: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return which of the packs a site computes grouped, and which factored."""
-        found = self._shares.get(site)
-        if found is None:
-            found = self._shares[site] = site.split(self.packs, self.single)
+        found: tuple[tuple[int, ...], tuple[int, ...]] = site.split(self.packs, self.single)
         return found
 
     def mask(self, widths: Widths, like: torch.Tensor) -> torch.Tensor:
@@ -216,6 +213,18 @@ class Batch:
 
 class Identity:
     """Tells one routed model from another, over all changes of its packs; a deep copy of a model has another."""
+
+
+def refuse_pickling() -> NoReturn:
+    """Refuse to pickle a part of a routed model.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        "A routed model cannot be pickled: its packs are not part of its weights.",
+        hint="Save the base (model.save_pretrained) and graft again where it is loaded, or ungraft first.",
+    )
 
 
 _active: ContextVar[Batch | None] = ContextVar("skillhub_batch", default=None)

@@ -39,6 +39,10 @@ class Bound:
         """Return itself: the copy of a cache belongs to the same model."""
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled with a cache: in another process nobody is its owner, but :func:`any_decision` tells it."""
+        return {**self.__dict__, "memo": {}}
+
     def select(self, rows: Sequence[int]) -> Bound:
         """Return what is kept of some rows, in the given order."""
         places = frozenset(place for place, row in enumerate(rows) if row in self.undecided)
@@ -131,9 +135,14 @@ _carriers: dict[Any, Any] = {}
 
 def _carrying(kind: Any) -> Any:
     """Return a class of caches whose decisions follow their rows; for each class the same."""
-    if kind not in _carriers:
-        _carriers[kind] = kind if kind in _carriers.values() else _subclass(kind)
-    return _carriers[kind]
+    if kind in _carriers.values():
+        return kind
+    return _carriers.get(kind) or _carriers.setdefault(kind, _subclass(kind))  # of two threads both get the first one's
+
+
+def _remade(kind: Any) -> Any:
+    """Return what a copied or unpickled cache with a decision is made of, before it gets its attributes."""
+    return object.__new__(_carrying(kind))
 
 
 def _subclass(kind: Any) -> Any:
@@ -152,5 +161,14 @@ def _subclass(kind: Any) -> Any:
     methods: dict[str, Any] = {
         name: followed(name, follow) for name, follow in _FOLLOWED.items() if hasattr(kind, name)
     }
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+
+    def reduced(self: Any, protocol: Any) -> Any:  # pickle does not find a class by another's name
+        return (_remade, (kind,), dict(self.__dict__))
+
+    names = {
+        "__reduce_ex__": reduced,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+    }
     return type(kind.__name__, (kind,), {**methods, **names})

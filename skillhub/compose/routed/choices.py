@@ -85,7 +85,7 @@ def as_router(source: Any, deltas: Mapping[str, AnyDelta], model: nn.Module, not
     if callable(source):
         return Function(source)
     if isinstance(source, (Mapping, list, tuple)):
-        return FixedLabels(source)
+        return FixedLabels(dict(source) if isinstance(source, Mapping) else tuple(source))
     raise UsageError(f"{source!r} is no router.", hint=_EVERY_KIND)
 
 
@@ -103,9 +103,12 @@ def as_decision(value: Any, labels: Sequence[str]) -> Decision:
         UsageError: a name is no grafted pack's or means several, or the decision's parts do not go together.
     """
     if isinstance(value, Decision):
-        decision = replace(value, packs=tuple(_label(name, labels) for name in value.packs))
-        _check(decision)
-        return decision
+        _check(value)
+        mixture = None if value.mixture is None else value.mixture.detach().clone()  # the caller may change theirs
+        packs = tuple(_label(name, labels) for name in value.packs)
+        if len(set(packs)) < len(packs):
+            raise UsageError(f"A decision names a pack twice: {', '.join(value.packs)}.", hint="Name each once.")
+        return replace(value, packs=packs, mixture=mixture)
     if value is None or isinstance(value, str):
         value = [value]
     try:
@@ -136,10 +139,12 @@ def _label(name: str, labels: Sequence[str]) -> str:
 
 def _check(decision: Decision) -> None:
     rows, packs = len(decision.choices), len(decision.packs)
-    wrong = [one for one in decision.choices if one is not None and not 0 <= one < packs]
+    wrong = [one for one in decision.choices if one is not None and not (type(one) is int and 0 <= one < packs)]
     if wrong:
-        raise UsageError(f"A decision chooses pack {wrong[0]} of {packs}.", hint="Count its packs from 0.")
+        raise UsageError(f"A decision chooses pack {wrong[0]!r} of {packs}.", hint="Count its packs from 0.")
     mixture = decision.mixture
+    if mixture is not None and not isinstance(mixture, torch.Tensor):
+        raise UsageError(f"{mixture!r} is no mixture.", hint="Give a tensor with a weight for every row and pack.")
     if mixture is not None and (tuple(mixture.shape) != (rows, packs) or not bool(torch.isfinite(mixture).all())):
         raise UsageError(
             f"A mixture of {list(mixture.shape)} does not fit {rows} rows and {packs} packs.",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillhub.compose.routed.batches import Batch, Identity, activated, active_batch
+from skillhub.compose.routed.batches import Batch, Identity, activated, active_batch, refuse_pickling
 from skillhub.compose.routed.bindings import Bound, bind, bound_to
 from skillhub.compose.routed.calls import Call
 from skillhub.compose.routed.choices import as_decision, merged
@@ -47,11 +47,16 @@ class Rules:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rules:
         """Return the rules of the copied model; the router is shared."""
-        made = copy.copy(self)
+        made = object.__new__(Rules)
         memo[id(self)] = made
+        made.__dict__.update(self.__dict__)
         made.owner, made.model = copy.deepcopy(self.owner, memo), copy.deepcopy(self.model, memo)
         made._ends = [copy.deepcopy(one, memo) for one in self._ends]
         return made
+
+    def __reduce__(self) -> str:
+        """Refuse to be pickled, as :func:`skillhub.compose.routed.batches.refuse_pickling`."""
+        refuse_pickling()
 
     def check(self) -> None:
         """Refuse what has become wrong with the model since packs were grafted.

@@ -109,6 +109,7 @@ def factor_dtype(inputs: torch.Tensor, elements: int) -> torch.dtype:
     return torch.float32 if is_small and inputs.dtype == torch.bfloat16 else inputs.dtype
 
 
+@torch.inference_mode(False)  # what is kept for later forwards may be needed with gradients there
 def stack_factors(
     factors: Mapping[int, Factors], packs: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Stack:
@@ -134,6 +135,7 @@ def stack_factors(
     )
 
 
+@torch.inference_mode(False)
 def join_stacks(stacks: Sequence[Stack]) -> Stack:
     """Lay stacks of modules that read the same input side by side; the left factors stay with each module."""
     constants = [stack.constant for stack in stacks]

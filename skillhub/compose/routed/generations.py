@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,10 @@ def generation(owner: Identity, choices: Any = None, *, keeps: bool = False) -> 
     try:
         yield
     finally:
-        _generations.reset(token)
+        with suppress(
+            ValueError
+        ):  # an async generator that was given up is closed in another context, where nothing was set
+            _generations.reset(token)
 
 
 def generation_of(owner: Identity) -> Generation | None:

@@ -237,10 +237,17 @@ def _make(
 def replace_routing(model: nn.Module, wanted: Routing | None) -> None:
     """Let a model carry what it is wanted to, or nothing, in place of what it carries."""
     present = routing_of(model)
-    if present:
-        present.remove()
-    if wanted:
-        wanted.install()
+    try:
+        if present:
+            present.remove()
+        if wanted:
+            wanted.install()
+    except BaseException:  # such as an interruption, half-way
+        if wanted:
+            wanted.remove()
+        if present:
+            present.install()
+        raise
 
 
 def build_entries(rules: Rules) -> list[Entry | Generate]:

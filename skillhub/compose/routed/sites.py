@@ -60,6 +60,7 @@ class Site:
     _stacks: dict[Any, Stack] = field(default_factory=dict)
     _ready: dict[int, Any] = field(default_factory=dict)
     _sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _shares: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._adopt()
@@ -98,7 +99,11 @@ class Site:
         """Return which of a batch's packs are computed grouped here, and which factored."""
         if single is not None and single in self.whole:
             return (single,), ()
-        return tuple(p for p in packs if p in self.dense), tuple(p for p in packs if p in self.factors)
+        found = self._shares.get(packs)
+        if found is None:
+            found = tuple(p for p in packs if p in self.dense), tuple(p for p in packs if p in self.factors)
+            remember(self._shares, packs, found)
+        return found
 
     # Grouped
 
@@ -305,6 +310,7 @@ def _weighted(output: Any, weights: torch.Tensor, rows: int) -> torch.Tensor:
     return weighted
 
 
+@torch.inference_mode(False)
 def _fitting(value: torch.Tensor, own: torch.Tensor, parameter: str) -> torch.Tensor:
     """Return a pack's parameter in the dtype and on the device that the model has now."""
     if value.shape != own.shape:

@@ -15,6 +15,7 @@ import torch
 
 from skillhub.compose.merging import Contribution, merge_tensor
 from skillhub.compose.recipes import Recipe
+from skillhub.compose.routed.batches import refuse_pickling
 from skillhub.devices import available_bytes
 from skillhub.errors import UsageError
 from skillhub.layout import Layout
@@ -89,6 +90,10 @@ class PackWeights:
         """Return itself: a copy of the model uses the same weights, which nobody changes."""
         return self
 
+    def __reduce__(self) -> str:
+        """Refuse to be pickled, as :func:`skillhub.compose.routed.batches.refuse_pickling`."""
+        refuse_pickling()
+
     def changes(self, pack: int, parameter: str) -> bool:
         """Say whether a pack changes a parameter."""
         names = self.contributions[pack].names
@@ -121,6 +126,7 @@ class PackWeights:
             _, gone = self._kept.popitem(last=False)
             self._bytes -= _size(gone.values())
 
+    @torch.inference_mode(False)  # they outlast this forward, and the next may have gradients
     def _make(self, pack: int, family: Family) -> dict[str, torch.Tensor]:
         slots = [self.layout.slots[name] for name in family.tensors]
         own = {
