@@ -88,7 +88,10 @@ class FileReader:
             raise IntegrityError(
                 f"{self.info.file} ends inside {self.info.name}.", hint="Fetch or save the file again."
             )
-        return torch.from_numpy(data).view(DTYPES[self.info.dtype]).reshape(end - begin, *self.shape[1:])
+        shape = (end - begin, *self.shape[1:])
+        if not data.size:  # torch takes no bytes for no values of another dtype
+            return torch.empty(shape, dtype=DTYPES[self.info.dtype])
+        return torch.from_numpy(data).view(DTYPES[self.info.dtype]).reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,8 +313,8 @@ def _no_difference(tuned: TensorReader) -> UsageError:
     info = tuned.info if isinstance(tuned, FileReader) else None
     what = f"{info.name} in {info.file}" if info else "A tensor of a fine-tune"
     return UsageError(
-        f"{what} has values that are infinite or no numbers where the base has others, or the base has.",
-        hint="Do not merge it: it may have diverged in training.",
+        f"{what} cannot be compared with the base's: somewhere only one of them is infinite or no number.",
+        hint="Leave that fine-tune out: it may have diverged in training.",
         tensor=info.name if info else None,
     )
 

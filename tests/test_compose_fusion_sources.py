@@ -126,9 +126,9 @@ def test_values_that_only_one_of_base_and_checkpoint_has_infinite_are_refused(
     others = [] if method == "arcee_fusion" else [llama / "tuned2"]
     for base, tuned in ((llama / "base", llama / "tuned1"), (llama / "tuned1", llama / "base")):
         changed = rewrite(tuned, tmp_path / tuned.name, odd)
-        with pytest.raises(UsageError, match=r"up_proj\.weight in .* has values that are infinite or no numbers"):
+        with pytest.raises(UsageError, match=r"up_proj\.weight in .* only one of them is infinite"):
             fuse(base, [changed, *others], tmp_path / "fused", method=method)
-    with pytest.raises(UsageError, match="infinite or no numbers"):
+    with pytest.raises(UsageError, match="only one of them is infinite"):
         fuse(rewrite(llama / "base", tmp_path / "odd", odd), [llama / "tuned1", *others], tmp_path / "fused")
     assert not (tmp_path / "fused").exists()
 
