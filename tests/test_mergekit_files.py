@@ -283,3 +283,20 @@ def test_a_gradient_stays_between_the_values_around_a_position(values: list[floa
 @given(values=st.lists(st.booleans(), min_size=1, max_size=6), position=st.floats(0, 1))
 def test_a_gradient_of_switches_is_never_in_between(values: list[bool], position: float) -> None:
     assert Rule(None, tuple(values)).at(position) is values[int(position * (len(values) - 1))]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("merge_method: linear\nmodels: " + "[" * 400 + "]" * 400, UnsafeContentError, "nested too deeply"),
+        ('merge_method: linear\nmodels: "\\ud800"\n', UsageError, "line 2, models: a text has half of a character"),
+        ('merge_method: linear\n"\\udfff": 1\n', UsageError, "line 1: a text has half of a character"),
+        (f"name: {'a' * 101}\nmerge_method: linear\nmodels: [{{model: a}}]\n", UsageError, "is no name for a result"),
+    ],
+)
+def test_texts_that_nothing_could_store_are_refused(
+    text: str, error: type[SkillhubError], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "merge.yml").write_text(text)
+    with pytest.raises(error, match=message):
+        read_configurations(tmp_path / "merge.yml")

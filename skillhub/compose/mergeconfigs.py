@@ -131,9 +131,15 @@ def _renumber(part: dict[str, Any], merge: ModelMerge, vocabulary: Vocabulary) -
 def _write_tokenizer(folder: Path, merge: ModelMerge, vocabulary: Vocabulary) -> None:
     for name in TOKENIZER_FILES:
         (folder / name).unlink(missing_ok=True)
-    vocabulary.tokenizer.save_pretrained(folder)
+    donor = merge.donor
+    try:
+        vocabulary.tokenizer.save_pretrained(folder)
+    except Exception as error:  # a stranger's settings may make transformers raise anything
+        raise donor.model.place.error(
+            f"its tokenizer cannot be saved: {error}.", "Fetch or save the model again."
+        ) from error
     path = folder / GENERATION_FILE
-    settings = read_object(path)
+    settings = read_object(donor.checkpoint.folder / GENERATION_FILE)
     if settings is not None:
         _renumber(settings, merge, vocabulary)
         _write_json(path, settings)

@@ -24,7 +24,7 @@ _REFUSED = {
     "gate_mode": "This is a file of mergekit-moe, which is not supported.",
     "genome": "This is a file of mergekit-evolve, which is not supported.",
 }
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
 
 @dataclass(frozen=True)

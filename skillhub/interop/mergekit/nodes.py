@@ -176,7 +176,7 @@ def read_documents(path: Path) -> list[tuple[Entry, str]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path.name} is not UTF-8 text.", hint="Save it as UTF-8.") from error
     except RecursionError as error:
-        raise UnsafeContentError(f"{path.name} is nested too deeply.", hint="Write it with fewer levels.") from error
+        raise _too_deep(path) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -193,8 +193,15 @@ def read_documents(path: Path) -> list[tuple[Entry, str]]:
     found = []
     for number, (node, part) in enumerate(documents, start=1):
         place = Place(path.name, number if len(documents) > 1 else 0, _line(node))
-        found.append((reader.entry(node, place), part))
+        try:
+            found.append((reader.entry(node, place), part))
+        except RecursionError as error:
+            raise _too_deep(path) from error
     return found
+
+
+def _too_deep(path: Path) -> UnsafeContentError:
+    return UnsafeContentError(f"{path.name} is nested too deeply.", hint="Write it with fewer levels.")
 
 
 def _texts(text: str) -> list[str]:
@@ -221,6 +228,8 @@ class _Reader:
 
     def entry(self, node: yaml.Node, place: Place) -> Entry:
         self._count += 1
+        if isinstance(node, yaml.ScalarNode):
+            _check_text(node.value, place)
         if self._count > _NODE_LIMIT or id(node) in self._open:
             raise UnsafeContentError(f"{place}: aliases repeat themselves without end.", hint="Write the values out.")
         self._open.add(id(node))
@@ -246,6 +255,7 @@ class _Reader:
                 continue
             if not isinstance(key, yaml.ScalarNode):
                 raise place.error("a key is not a text.", "Write keys as words.")
+            _check_text(key.value, place)
             inner = place.key(key.value, _line(key))
             if key.value in own:
                 raise inner.error(f"the key {key.value!r} is there twice.", "Write it once.")
@@ -259,6 +269,14 @@ class _Reader:
                 raise place.key("<<", _line(node)).error("what is merged in is not a mapping.", "Name a mapping.")
             entry = self.entry(one, place)
             yield entry.mapping()
+
+
+def _check_text(text: str, place: Place) -> None:
+    """Refuse halves of characters, which YAML can escape and nothing can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise place.error("a text has half of a character.", "Write the character itself.") from error
 
 
 def _scalar(node: yaml.Node, place: Place) -> Scalar:
