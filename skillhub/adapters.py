@@ -21,7 +21,7 @@ from skillhub.checkpointfiles import ADAPTER_FILE
 from skillhub.documents import decode_json, field_error
 from skillhub.errors import IntegrityError, NotFoundError, UnsafeContentError, UsageError
 from skillhub.fields import Label
-from skillhub.files import disk_errors
+from skillhub.files import disk_errors, expanded
 from skillhub.lockfile import files_digest
 from skillhub.manifest import MANIFEST_FILE, FileEntry
 from skillhub.names import PackName
@@ -163,7 +163,7 @@ def open_adapter(folder: str | Path, *, name: PackName | None = None, version: s
         IntegrityError: its config is not valid.
         DiskError: the config may not be read.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise NotFoundError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skillhub.errors import NetworkError, NotFoundError
+from skillhub.files import expanded
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[\w./-]+")
@@ -43,7 +44,7 @@ def find_base(source: str | Path) -> LocatedBase:
         NotFoundError: there is no such folder, or no such repository or revision.
         NetworkError: the Hub cannot be reached.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.exists():
         return LocatedBase(folder)
     repository, revision = split_repository(str(source))

@@ -191,6 +191,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         staged.write_bytes(data)
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` replaced by the home folder; one of a user who is not known stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def new_folder(path: str | Path) -> Path:
     """Return the absolute path of a folder that is to be made, before any work is done for it.
 
@@ -198,7 +206,7 @@ def new_folder(path: str | Path) -> Path:
         UsageError: something is there that is not an empty folder, or it is the working folder, which cannot be replaced.
         DiskError: it may not be looked at.
     """
-    given = Path(path).expanduser()
+    given = expanded(path)
     with disk_errors(given):
         folder = given.resolve()
         if given.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):

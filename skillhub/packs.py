@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from skillhub.errors import IntegrityError, NotFoundError, UnsafeContentError, WrongBaseError
-from skillhub.files import disk_errors, safe_join, sha256_of_file, write_atomically
+from skillhub.files import disk_errors, expanded, safe_join, sha256_of_file, write_atomically
 from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, Variant, parse_manifest
 from skillhub.names import PackName
 
@@ -119,7 +119,7 @@ def open_pack(folder: str | Path, *, owner: str | None = None) -> Pack:
         NewerSchemaError: the manifest is of a schema that this version does not read.
         DiskError: the manifest may not be read.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     path = folder / MANIFEST_FILE
     if not folder.exists():
         raise NotFoundError(f"There is no folder {folder}.", hint="Correct the path.", path=str(folder))

@@ -15,6 +15,7 @@ from skillhub.compose.merging import AnyDelta
 from skillhub.compose.recipes import EnvironmentSource, find_pack
 from skillhub.deltas import open_delta
 from skillhub.errors import NetworkError, NotFoundError, UsageError, WrongBaseError, located
+from skillhub.files import expanded
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.interop.adapterdeltas import open_adapter_delta, target_of
 from skillhub.interop.mergekit.models import ModelName
@@ -181,7 +182,7 @@ def _opened(
 
 
 def _find(model: ModelName, environment: EnvironmentSource | None) -> LocatedBase | Pack | Adapter:
-    path = Path(model.path).expanduser()
+    path = expanded(model.path)
     if path.exists():
         if model.revision:
             raise UsageError(f"{model.path} is a folder here, which has no revisions.", hint="Leave @… out.")
@@ -201,7 +202,7 @@ def _find(model: ModelName, environment: EnvironmentSource | None) -> LocatedBas
 
 
 def _pack(source: str | Path, environment: EnvironmentSource | None) -> Pack | Adapter:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     found = find_pack(folder if folder.is_dir() else source, environment=environment)
     if isinstance(found, (Pack, Adapter)):
         return found

@@ -23,6 +23,7 @@ from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base
 from skillhub.deltas import PackDelta
 from skillhub.errors import DiskError, SkillhubError, UsageError
+from skillhub.files import expanded
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint, known_fingerprint
 from skillhub.interop.adapterdeltas import AdapterDelta, target_of
 from skillhub.tensorfiles import BITS
@@ -142,7 +143,7 @@ def plan_fusion(
     problems: list[SkillhubError] = []
     contributions = _open_all(recipe, record, tensors, problems)
     shards = _shards(tensors, contributions, tag, shard_bytes, problems)
-    free = shutil.disk_usage(_existing(Path(out).expanduser())).free
+    free = shutil.disk_usage(_existing(expanded(out))).free
     problems += _no_room(free, shards)
     return FusionPlan(
         located=located,

@@ -15,6 +15,7 @@ from skillhub.compose.methods import MergeMethod, find_method
 from skillhub.compose.schedules import Amount, Schedule, amount_at, amounts_in, read_amount
 from skillhub.compose.tunedcheckpoints import CHECKPOINT_PREFIX, TunedCheckpoint, is_checkpoint, open_tuned
 from skillhub.errors import IntegrityError, NotFoundError, UsageError
+from skillhub.files import expanded
 from skillhub.manifest import MANIFEST_FILE
 from skillhub.names import is_folder
 from skillhub.packs import Pack, open_pack
@@ -256,7 +257,7 @@ def find_pack(
     if isinstance(source, str) and source.startswith(CHECKPOINT_PREFIX):
         return open_tuned(source)
     if isinstance(source, Path) or is_folder(source):
-        return open_folder(Path(source).expanduser())
+        return open_folder(expanded(source))
     source = source.removeprefix(ADAPTER_PREFIX)
     from skillhub.environments import as_environment, find_installed
 
@@ -325,25 +326,18 @@ def sort_packs(packs: Iterable[WeightedPack]) -> tuple[WeightedPack, ...]:
     ordered = tuple(sorted(packs, key=lambda item: item.pack.digest))
     for one, other in pairwise(ordered):
         if one.pack.digest == other.pack.digest:
-            raise UsageError(
-                f"The pack {one.pack} is there twice.",
-                hint="Name it once; to change its weight, ungraft it and graft it again.",
-            )
+            raise UsageError(f"The pack {one.pack} is there twice.", hint="Name it once, with one weight.")
     return ordered
 
 
-def _one_each(
-    what: str, values: Sequence[Amount] | None, count: int, limit: float = float("inf")
-) -> list[float | Schedule]:
+def _one_each(what: str, values: Sequence[Amount] | None, count: int, limit: float = 1e30) -> list[float | Schedule]:
     given: list[Any] = [1.0] * count if values is None else _listed(what, values)
     chosen = [read_amount(what, value) for value in given]
     if len(chosen) != count:
         raise UsageError(f"There are {count} packs and {what} {given}.", hint="Give one per pack.")
-    for number in (number for amount in chosen for number in amounts_in(amount)):
-        if abs(number) > limit:
-            raise UsageError(
-                f"{number:g} is too much for {what}.", hint=f"Give numbers of {limit:g} at most, of either sign."
-            )
+    largest = max(abs(number) for amount in chosen for number in amounts_in(amount))
+    if largest > limit:
+        raise UsageError(f"{largest:g} is too much for {what}.", hint=f"Give {limit:g} at most, of either sign.")
     return chosen
 
 

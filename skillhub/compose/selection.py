@@ -7,6 +7,7 @@ from pathlib import Path
 from skillhub.adapters import Adapter
 from skillhub.compose.recipes import ADAPTER_PREFIX, PackSource, Recipe, open_folder
 from skillhub.errors import NotFoundError, UsageError
+from skillhub.files import expanded
 from skillhub.names import is_folder, parse_pack_name
 from skillhub.packs import Pack
 
@@ -23,7 +24,7 @@ def grafted_digest(recipe: Recipe, pack: PackSource) -> str:
     if isinstance(pack, (Pack, Adapter)):
         matches = [pack.digest]
     elif isinstance(pack, Path) or is_folder(pack):
-        matches = [open_folder(Path(pack).expanduser()).digest]
+        matches = [open_folder(expanded(pack)).digest]
     else:
         wanted = parse_pack_name(pack.removeprefix(ADAPTER_PREFIX))
         found = [item.pack for item in recipe.packs if wanted.matches(item.pack.name)]
