@@ -19,8 +19,9 @@ from skillhub.checkpointfiles import WEIGHTS_FILE
 from skillhub.checkpoints import Checkpoint, dtype_tag, open_checkpoint
 from skillhub.compose.alterations import is_altered, take_marks
 from skillhub.compose.graftstates import Grafts, grafts_of, set_state
-from skillhub.compose.layouts import grafted_layout, open_grafts, plain_model
+from skillhub.compose.layouts import grafted_layout, plain_model
 from skillhub.compose.merging import Contribution, changed_names, contributing, merge_tensor
+from skillhub.compose.openings import open_grafts
 from skillhub.compose.sidepaths import HiddenSlot, SideSlot
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.files import new_folder

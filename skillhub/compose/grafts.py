@@ -14,21 +14,17 @@ from typing import Any
 
 from torch import nn
 
-from skillhub.compose.compatibility import check_dtypes, check_packs, common_fingerprints
 from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, grafts_of, state_of
-from skillhub.compose.layouts import graft_layout, graft_repeats, grafted_layout, open_grafts, plain_model
-from skillhub.compose.merging import Contribution
-from skillhub.compose.quantizedlayouts import check_hidden
+from skillhub.compose.layouts import graft_layout, grafted_layout, plain_model
+from skillhub.compose.openings import check_trainable, open_grafts, open_more, open_trained
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
 from skillhub.compose.routed.grafting import graft_routed, replace_routing, routing_of, ungraft_routed
 from skillhub.compose.routed.modes import check_mode, refuse_routed
 from skillhub.compose.schedules import Amount, read_amount
 from skillhub.compose.selection import grafted_digest
-from skillhub.compose.trainable import train_beside, trainable_names, trained_names
-from skillhub.compose.verification import fingerprint_of, verify_base
+from skillhub.compose.verification import fingerprint_of
 from skillhub.errors import UsageError
-from skillhub.layout import Layout
 from skillhub.progress import Notice, Progress
 
 
@@ -141,10 +137,10 @@ def graft(
         fingerprint=lambda: fingerprint_of(base, layout, state.originals if state else {}),
     )
     if trainable:
-        _check_trainable(added, state)
-    wanted, contributions = _opened(base, layout, added, verify=verify, trust_base=trust_base)
+        check_trainable(added, state)
+    wanted, contributions = open_more(base, layout, added, verify=verify, trust_base=trust_base)
     if trainable:
-        wanted, layout = _trained(base, layout, wanted, contributions[0])
+        wanted, layout = open_trained(base, layout, wanted, contributions[0])
     tell_declared_bases(added, repository_of(base), notice)
     apply(base, layout, wanted, contributions, progress)
     return model
@@ -283,36 +279,6 @@ def grafted_packs(model: nn.Module) -> tuple[GraftedPack, ...]:
     return state.packs if state else ()
 
 
-def _opened(
-    model: nn.Module, layout: Layout, added: Recipe, *, verify: str, trust_base: bool
-) -> tuple[Grafts, list[Contribution]]:
-    """Return what a model carries with more packs and all their deltas, after it was checked that it is their base and can take them."""
-    state = state_of(model)
-    recipe = check_recipe(state.recipe.extended(added)) if state else added
-    fingerprint = verify_base(
-        model,
-        layout,
-        recipe,
-        common_fingerprints(recipe),
-        originals=state.originals if state else {},
-        verify=verify,
-        trust_base=trust_base,
-    )
-    wanted = replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
-    contributions = open_grafts(model, layout, wanted)
-    check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
-    check_dtypes(contributions, layout)
-    check_hidden(recipe, contributions, layout)
-    return wanted, contributions
-
-
-def _trained(model: nn.Module, layout: Layout, wanted: Grafts, contribution: Contribution) -> tuple[Grafts, Layout]:
-    """Return what a model carries whose one pack is trained, and its layout with the pack's factors beside their layers."""
-    names = trainable_names(model, layout, contribution)
-    wanted = replace(wanted, trained=names, frozen=tuple(trained_names(model)))
-    return wanted, train_beside(model, layout, names)
-
-
 def _changeable(model: nn.Module) -> Grafts:
     """Return what a grafted model carries, if its packs can be weighed and switched."""
     state = grafts_of(plain_model(model))
@@ -328,14 +294,6 @@ def _refuse_trained(state: Grafts | None) -> Grafts | None:
             hint="Pack what was learned (skillhub.pack_grafted), ungraft, and graft the new pack.",
         )
     return state
-
-
-def _check_trainable(recipe: Recipe, state: Grafts | None) -> None:
-    if state or len(recipe.packs) != 1 or recipe.method != "linear" or recipe.options:
-        raise UsageError(
-            "One pack is trained at a time, by the method 'linear' and on a model without other packs.",
-            hint="To train on top of other packs, fuse those into a checkpoint with `skillhub fuse` first.",
-        )
 
 
 def _meant(state: Grafts, pack: PackSource | None) -> frozenset[str]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import nn
 
-from skillhub.compose.compatibility import open_contributions
-from skillhub.compose.graftstates import Grafts, state_of
-from skillhub.compose.merging import Contribution
+from skillhub.compose.graftstates import state_of
 from skillhub.compose.offloading import reach_offloaded
 from skillhub.compose.quantizedlayouts import is_quantized, plain_twin, quantized_layout
 from skillhub.compose.sidepaths import NAMES, is_hidden, readable
 from skillhub.compose.trainable import train_beside
 from skillhub.errors import UsageError
-from skillhub.interop.adapterdeltas import Target
 from skillhub.interop.modules import Modules, modules_of
 from skillhub.layout import Layout, layout_of
 
@@ -79,27 +73,3 @@ def grafted_layout(model: nn.Module) -> Layout:
     """
     layout, state = graft_layout(model), state_of(model)
     return train_beside(model, layout, state.trained) if state and state.trained else layout
-
-
-def open_grafts(model: nn.Module, layout: Layout, wanted: Grafts) -> list[Contribution]:
-    """Open the deltas of the packs that are to count on a model.
-
-    Raises:
-        SkillhubError: as :func:`skillhub.compose.compatibility.open_contributions`.
-    """
-    state = state_of(model)
-    originals = state.originals if state else {}
-    return open_contributions(
-        wanted.active, wanted.fingerprint, layout.names, lambda: _target(model, layout, originals, wanted.repeats)
-    )
-
-
-def _target(
-    model: nn.Module, layout: Layout, originals: Mapping[str, torch.Tensor], repeats: Mapping[str, str]
-) -> Target:
-    """Return what adapters are applied to: the model, with the tensors that it had before any pack."""
-
-    def base(name: str) -> torch.Tensor:
-        return originals[name] if name in originals else layout.slots[name].read()
-
-    return Target(graft_modules(model, layout), base, repeats)
