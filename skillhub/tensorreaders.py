@@ -79,18 +79,15 @@ class FileReader:
     def read_stored(self, begin: int, end: int) -> torch.Tensor:
         """Return some rows on the CPU, in the dtype that they are stored in; errors as for :meth:`read`."""
         end = min(end, self.shape[0])
-        elements = math.prod(self.shape[1:])
-        row = elements * BITS[self.info.dtype] // 8
-        if begin >= end:  # bytes of nothing cannot be viewed as other elements
-            return torch.empty(0, *self.shape[1:], dtype=DTYPES[self.info.dtype])
+        shape = (max(0, end - begin), *self.shape[1:])
+        if not math.prod(shape):  # torch takes no bytes for no values of another dtype
+            return torch.empty(shape, dtype=DTYPES[self.info.dtype])
+        row = math.prod(self.shape[1:]) * BITS[self.info.dtype] // 8
         data = np.fromfile(self.info.file, np.uint8, count=(end - begin) * row, offset=self.info.begin + begin * row)
         if data.size != (end - begin) * row:
             raise IntegrityError(
                 f"{self.info.file} ends inside {self.info.name}.", hint="Fetch or save the file again."
             )
-        shape = (end - begin, *self.shape[1:])
-        if not data.size:  # torch takes no bytes for no values of another dtype
-            return torch.empty(shape, dtype=DTYPES[self.info.dtype])
         return torch.from_numpy(data).view(DTYPES[self.info.dtype]).reshape(shape)
 
 
@@ -259,6 +256,7 @@ class MovedReader:
 
     def read(self, begin: int, end: int) -> torch.Tensor:
         """Return some rows, on the device."""
+        end = min(end, self.shape[0])
         begins = range(begin, max(end, begin + 1), self.rows)
         parts = [self.reader.read(first, min(first + self.rows, end)).to(self.device) for first in begins]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -294,7 +292,7 @@ def moved(readers: Sequence[TensorReader], device: torch.device, rows: int) -> l
         if isinstance(reader, FileReader):
             return replace(reader, device=device)
         if isinstance(reader, DifferenceReader):
-            return DifferenceReader(replace(reader.tuned, device=device), move(reader.base))
+            return DifferenceReader(move(reader.tuned), move(reader.base))
         if isinstance(reader, RememberingReader):
             return RememberingReader(move(reader.reader))
         if isinstance(reader, ResizedReader):
