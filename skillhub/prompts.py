@@ -40,4 +40,17 @@ def _parse(line: bytes, where: str) -> str:
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"{where} has no prompt.", hint='Write one {"prompt": "…"} a line.')
-    return prompt
+    return whole_text(prompt, where)
+
+
+def whole_text(text: str, where: str) -> str:
+    """Return a text that has no halves of characters, which no tokenizer takes.
+
+    Raises:
+        UsageError: it has some: JSON can escape them, and a terminal of another encoding sends them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where} has half of a character.", hint="Write it in UTF-8.") from error
+    return text

@@ -93,6 +93,7 @@ def test_a_bad_line_of_prompts_is_named(offline: Shell) -> None:
         ("[1]", "line 2 has no prompt."),
         ("{", "line 2 is not JSON."),
         ('{"prompt": " "}', "line 2 has"),
+        ('{"prompt": "\\ud800"}', "line 2 has half of a character."),
     ):
         (offline.home / "bad.jsonl").write_text('{"prompt": "a"}\n' + line, encoding="utf-8")
         done = offline.run("route", *CARDED, "--file", "bad.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from skillhub.deltas import open_delta
-from skillhub.errors import UsageError
+from skillhub.errors import UsageError, WrongBaseError
 from skillhub.layout import layout_of
 from skillhub.packer import pack
 from skillhub.packs import Pack
@@ -19,9 +20,9 @@ from skillhub.routing.arrow import ArrowRouter, find_prototypes, make_arrow, mea
 from skillhub.routing.cardmaking import encode, prefill_of
 from skillhub.routing.cardrouter import CardRouter
 from skillhub.routing.classifier import train_classifier
-from skillhub.routing.contents import ChatMarkers
+from skillhub.routing.contents import ChatMarkers, chat_text
 from skillhub.routing.decisions import Prefill
-from tests.routing_examples import save_base, shouts, sums, tuned
+from tests.routing_examples import add_byte_tokenizer, save_base, shouts, sums, tuned
 from tests.support.tiny_models import build_pack, load_model, make_model, rewrite
 from tests.test_routing_cards import METADATA
 
@@ -57,6 +58,24 @@ def test_auto_takes_cards_where_every_pack_has_one(model: Any, carded_pack: Pack
     told: list[str] = []
     router = find_router({"sums-pack": open_delta(carded_pack)}, model, notice=told.append)
     assert isinstance(router, CardRouter) and list(router.cards) == ["sums-pack"] and told == []
+
+
+def test_a_card_for_a_deeper_model_is_refused_with_its_pack_s_name(carded_pack: Pack) -> None:
+    with pytest.raises(WrongBaseError, match="card of sums-pack judges the layer 2, and the model has 2"):
+        find_router({"sums-pack": open_delta(carded_pack)}, make_model("tied", num_hidden_layers=2))
+
+
+def test_a_long_text_is_not_read_to_its_end(tokenizer: Any) -> None:
+    begun = time.process_time()
+    assert encode(tokenizer, "word " * 2_000_000, is_chat=False) == encode(tokenizer, "word " * 500, is_chat=False)
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("template", ["{% for", "{{ 1 / 0 }}", "{{ raise_exception('no') }}", "{{ messages[5].x.y }}"])
+def test_a_chat_template_that_fails_is_told(template: str, tmp_path: Path) -> None:
+    add_byte_tokenizer(tmp_path, template)
+    with pytest.raises(UsageError, match="chat template of the base cannot be used"):
+        chat_text(AutoTokenizer.from_pretrained(tmp_path), "a")
 
 
 def test_auto_takes_the_weights_where_one_has_none_and_says_so(

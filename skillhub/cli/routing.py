@@ -11,7 +11,7 @@ import click
 
 from skillhub.cli import console, options
 from skillhub.errors import UsageError
-from skillhub.prompts import read_prompts
+from skillhub.prompts import read_prompts, whole_text
 
 if TYPE_CHECKING:
     from skillhub.routing.decisions import Decision
@@ -60,7 +60,7 @@ def route_command(
         raise UsageError("Give either a text or --file.", hint='For example: skillhub route … "What is 12 + 30?"')
     if text is not None and not text.strip():
         raise UsageError("The text is empty.", hint="Give what a user might write.")
-    prompts = [text] if text is not None else read_prompts(prompts_file or Path())
+    prompts = [whole_text(text, "The text")] if text is not None else read_prompts(prompts_file or Path())
     console.quiet_transformers()
     router, model, tokenizer = _router(base, packs, options.chosen_environment(environment))
     is_chat = template == "chat" or (template == "auto" and bool(getattr(tokenizer, "chat_template", None)))

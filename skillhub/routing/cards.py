@@ -165,7 +165,7 @@ def parse_card(path: Path) -> RoutingCard:
     file = read_header(path, limit=MAX_HEADER_BYTES)
     if file.metadata.get("schema") != str(CARD_SCHEMA):
         raise NewerSchemaError(
-            f"The routing card has schema {file.metadata.get('schema')}; this version of skillhub reads {CARD_SCHEMA}.",
+            f"The routing card has schema {file.metadata.get('schema', '')[:20]}; this version of skillhub reads {CARD_SCHEMA}.",
             hint="Upgrade skillhub: pip install --upgrade skillhub-packs.",
         )
     values = {name: _values(info) for name, info in file.tensors.items()}

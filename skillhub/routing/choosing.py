@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from skillhub.deltas import PackDelta
+from skillhub.errors import WrongBaseError
 from skillhub.progress import Notice
 from skillhub.routing.arrow import Delta, make_arrow
 from skillhub.routing.cardrouter import CardRouter
 from skillhub.routing.cards import RoutingCard, read_card
-from skillhub.routing.decisions import Router
+from skillhub.routing.decisions import Router, find_layers
 
 _log = logging.getLogger(__name__)
 
@@ -39,11 +40,13 @@ def find_router(
 
     Raises:
         UsageError: a pack has neither a card nor a delta that could be routed by.
+        WrongBaseError: a card judges a layer that the model does not have.
         IntegrityError, UnsafeContentError, NewerSchemaError: a card may not be used.
     """
     cards = {name: _card_of(delta) for name, delta in deltas.items()}
     present = {name: card for name, card in cards.items() if card is not None}
     if len(present) == len(deltas):
+        _check_depths(present, len(find_layers(model)[1]))
         return CardRouter(present)
     tell = notice or _log.warning
     lacking = ", ".join(name for name, card in cards.items() if card is None)
@@ -53,6 +56,15 @@ def find_router(
     )
     tell(f"Routing by the weights (Arrow), which is less sure than by routing cards: {lacking} has none.{never}")
     return make_arrow(deltas, model, tokenizer)
+
+
+def _check_depths(cards: Mapping[str, RoutingCard], layers: int) -> None:
+    for name, card in cards.items():
+        if card.deepest >= layers:
+            raise WrongBaseError(
+                f"The routing card of {name} judges the layer {card.deepest}, and the model has {layers}.",
+                hint="Use the base model that the pack was made for; if it is that, tell the pack's publisher.",
+            )
 
 
 def _card_of(delta: Delta) -> RoutingCard | None:
@@ -68,5 +80,5 @@ def _find_tokenizer(model: nn.Module) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # there is none, or the model was made in memory
+    except Exception:  # there is none, the model was made in memory, or its files make transformers raise anything
         return None

@@ -49,12 +49,17 @@ def chat_text(tokenizer: Any, prompt: str) -> str:
     """Return a prompt as the one message of a user, ready for the answer.
 
     Raises:
-        UsageError: the tokenizer has no chat template.
+        UsageError: the tokenizer has no chat template, or one that fails.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("The tokenizer has no chat template.", hint="Use --template none.")
     message = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # it is a program of a stranger's
+        raise UsageError(
+            f"The chat template of the base cannot be used: {error}.", hint="Correct it, or remove it from the base."
+        ) from error
 
 
 def find_content(
