@@ -100,8 +100,8 @@ def open_contributions(
 def _required(base: BaseTensors | None, tuned: TunedCheckpoint) -> BaseTensors:
     if base is None:
         raise UsageError(
-            f"{tuned} is a whole checkpoint, of which only `skillhub fuse` takes the difference to a base.",
-            hint="Fuse it, or make a pack of it first: skillhub pack.",
+            f"{tuned} is a whole checkpoint, and the model is quantized: it lacks the weights that the difference is taken to.",
+            hint="Graft a pack of it (skillhub pack); or fuse into the original checkpoint, then quantize the result.",
         )
     return base
 

@@ -15,14 +15,16 @@ from typing import Any
 from torch import nn
 
 from skillhub.compose.declarations import repository_of, tell_declared_bases
-from skillhub.compose.graftstates import GraftedPack, Grafts, apply, check_recipe, grafts_of, state_of
+from skillhub.compose.graftstates import GraftedPack, Grafts, apply, grafts_of, state_of
 from skillhub.compose.layouts import graft_layout, grafted_layout, plain_model
 from skillhub.compose.openings import check_trainable, open_grafts, open_more, open_trained
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
-from skillhub.compose.routed.grafting import graft_routed, replace_routing, routing_of, ungraft_routed
+from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
+from skillhub.compose.routed.changes import routed_packs, switch_routed, ungraft_routed, weigh_routed
+from skillhub.compose.routed.grafting import graft_routed
 from skillhub.compose.routed.modes import check_mode, refuse_routed
-from skillhub.compose.schedules import Amount, read_amount
-from skillhub.compose.selection import grafted_digest
+from skillhub.compose.routed.states import replace_routing, routing_of
+from skillhub.compose.schedules import Amount
+from skillhub.compose.selection import grafted_digest, reweighed
 from skillhub.compose.verification import fingerprint_of
 from skillhub.errors import UsageError
 from skillhub.progress import Notice, Progress
@@ -73,7 +75,8 @@ def graft(
 
     Args:
         model: the base model the packs were made for.
-        packs: installed names, folders or opened packs, and adapters of peft; at least one.
+        packs: installed names, folders or opened packs, adapters of peft, and whole fine-tuned checkpoints (a folder, or
+            ``checkpoint:repo[@revision]``), whose delta is their difference to the model as it was before packs; at least one.
         mode: ``fused``, which is what the above says; or ``routed``: each row of a batch gets one of the packs, or none. See
             :mod:`skillhub.compose.routed`.
         method: name of a merge method, one of ``skillhub.compose.methods.METHODS``.
@@ -180,7 +183,8 @@ def set_weights(
     """Change how much grafted packs count; on an error the model stays exactly as it was.
 
     All is computed from the originals again, so the model is what grafting with these weights would have made of it. Only tensors
-    that the weights matter to are written.
+    that the weights matter to are written. Of packs that are routed likewise: the bits are those of grafting with these weights, and
+    what other packs have in memory is used again.
 
     Args:
         model: a model with grafts.
@@ -196,20 +200,16 @@ def set_weights(
         NotFoundError: a pack is not grafted.
         IntegrityError: a pack's file is damaged.
     """
+    if routing_of(model):
+        return weigh_routed(model, weights, progress=progress)
     state = _changeable(model)
-    if not isinstance(weights, Mapping):
-        raise UsageError("weights must say which pack has which.", hint='Write {"math-pack": 0.5}.')
-    changes = {grafted_digest(state.recipe, pack): read_amount("weights", value) for pack, value in weights.items()}
-
-    def weighed(item: WeightedPack) -> WeightedPack:
-        return replace(item, weight=changes.get(item.pack.digest, item.weight))
-
-    recipe = check_recipe(replace(state.recipe, packs=tuple(map(weighed, state.recipe.packs))))
-    return _change(model, replace(state, recipe=recipe), progress)
+    return _change(model, replace(state, recipe=reweighed(state.recipe, weights)), progress)
 
 
 def disable(model: nn.Module, pack: PackSource | None = None, *, progress: Progress | None = None) -> nn.Module:
     """Switch a grafted pack off: the model is as without it, and remembers it with its weight for :func:`enable`.
+
+    A routed pack is chosen no more while it is off; :mod:`skillhub.compose.routed` says what rows get that would have had it.
 
     Args:
         model: a model with grafts.
@@ -222,6 +222,8 @@ def disable(model: nn.Module, pack: PackSource | None = None, *, progress: Progr
     Raises:
         SkillhubError: as :func:`ungraft`; the model stays as it was.
     """
+    if routing_of(model):
+        return switch_routed(model, pack, on=False)
     state = _changeable(model)
     return _change(model, replace(state, disabled=state.disabled | _meant(state, pack)), progress)
 
@@ -240,6 +242,8 @@ def enable(model: nn.Module, pack: PackSource | None = None, *, progress: Progre
     Raises:
         SkillhubError: as :func:`ungraft`; the model stays as it was.
     """
+    if routing_of(model):
+        return switch_routed(model, pack, on=True)
     state = _changeable(model)
     return _change(model, replace(state, disabled=state.disabled - _meant(state, pack)), progress)
 
@@ -274,9 +278,9 @@ def grafted(model: nn.Module, packs: Sequence[PackSource], **arguments: Any) -> 
 
 
 def grafted_packs(model: nn.Module) -> tuple[GraftedPack, ...]:
-    """Return the packs that are grafted onto a model, with weight, density and whether they are enabled, sorted by digest."""
+    """Return the packs that are grafted onto a model, fused or routed: weight, density, whether enabled; sorted by digest."""
     state = state_of(plain_model(model))
-    return state.packs if state else ()
+    return state.packs if state else routed_packs(model)
 
 
 def _changeable(model: nn.Module) -> Grafts:

@@ -12,8 +12,10 @@ from skillhub.compose.compatibility import check_dtypes, check_packs, common_fin
 from skillhub.compose.graftstates import Grafts, check_recipe, state_of
 from skillhub.compose.layouts import graft_modules, graft_repeats
 from skillhub.compose.merging import Contribution
+from skillhub.compose.modelbases import ModelBase
 from skillhub.compose.quantizedlayouts import check_hidden
 from skillhub.compose.recipes import Recipe
+from skillhub.compose.sidepaths import is_hidden
 from skillhub.compose.trainable import train_beside, trainable_names, trained_names
 from skillhub.compose.verification import verify_base
 from skillhub.errors import UsageError
@@ -30,7 +32,11 @@ def open_grafts(model: nn.Module, layout: Layout, wanted: Grafts) -> list[Contri
     state = state_of(model)
     originals = state.originals if state else {}
     return open_contributions(
-        wanted.active, wanted.fingerprint, layout.names, lambda: _target(model, layout, originals, wanted.repeats)
+        wanted.active,
+        wanted.fingerprint,
+        layout.names,
+        lambda: _target(model, layout, originals, wanted.repeats),
+        None if is_hidden(layout) else ModelBase(layout, originals, wanted.repeats),
     )
 
 

@@ -104,6 +104,9 @@ class BaseTensors(Protocol):
     def reader(self, name: str) -> TensorReader:
         """Return a reader of a tensor."""
 
+    def equals(self, name: str, info: TensorInfo) -> bool:
+        """Say whether a tensor has the bytes of one in a file."""
+
 
 @dataclass(frozen=True, eq=False)
 class CheckpointBase:
@@ -127,6 +130,10 @@ class CheckpointBase:
             self._last.clear()
             self._last[name] = RememberingReader(FileReader(self.checkpoint.tensors[name]))
         return self._last[name]
+
+    def equals(self, name: str, info: TensorInfo) -> bool:
+        """Say whether a tensor has the bytes of one in a file."""
+        return same_content(self.checkpoint.tensors[name], info)
 
     @cached_property
     def _last(self) -> dict[str, TensorReader]:
@@ -200,19 +207,12 @@ def open_checkpoint_delta(tuned: TunedCheckpoint, base: BaseTensors) -> Checkpoi
                 tensor=name,
             )
         sets = change == "added" or (change == "delta" and not delta._is_additive(name))
-        if sets and change == "delta" and _is_same(base, name, there[name]):
+        if sets and change == "delta" and base.equals(name, there[name]):
             continue
         entries[name] = _entry(
             change, base.shapes[name] if change == "removed" else there[name].shape, there.get(name), sets
         )
     return CheckpointDelta(tuned, entries, base)
-
-
-def _is_same(base: BaseTensors, name: str, info: TensorInfo) -> bool:
-    """Say whether a tensor that is no float is the base's."""
-    if isinstance(base, CheckpointBase):
-        return same_content(base.checkpoint.tensors[name], info)
-    return False
 
 
 def _entry(change: str, shape: Shape, info: TensorInfo | None, sets: bool) -> TensorEntry:

@@ -8,9 +8,9 @@ layer; here one early run decides for a whole row, and what a prototype has in c
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -78,7 +78,23 @@ class ArrowRouter:
         excess = scores - self.thresholds
         best = (scores if excess.isinf().any() else excess).argmax(1).tolist()
         choices = tuple(place if excess[row, place] > 0 else None for row, place in enumerate(best))
-        return Decision(tuple(self.prototypes), choices, scores)
+        return Decision(self.packs, choices, scores)
+
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """Names of the packs."""
+        return tuple(self.prototypes)
+
+    def among(self, packs: Collection[str]) -> ArrowRouter:
+        """Return a router by the prototypes of some of the packs."""
+        kept = [place for place, name in enumerate(self.prototypes) if name in packs]
+        return replace(
+            self,
+            prototypes={name: found for name, found in self.prototypes.items() if name in packs},
+            center=self.center[kept],
+            spread=self.spread[kept],
+            thresholds=self.thresholds[kept],
+        )
 
 
 def make_arrow(deltas: Mapping[str, Delta], model: nn.Module, tokenizer: Any = None) -> ArrowRouter:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,6 +42,15 @@ class CardRouter:
             for name in names:
                 scores[:, list(self.cards).index(name)] = self.cards[name].scores(pooled)
         return self.decide(scores)
+
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """Names of the packs."""
+        return tuple(self.cards)
+
+    def among(self, packs: Collection[str]) -> CardRouter:
+        """Return a router by the cards of some of the packs."""
+        return replace(self, cards={name: card for name, card in self.cards.items() if name in packs})
 
     def decide(self, scores: torch.Tensor) -> Decision:
         """Return the choices that (rows, packs) scores lead to."""

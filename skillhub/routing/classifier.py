@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,13 @@ class ClassifierRouter:
         best = scores.argmax(1).tolist()
         choices = tuple(place if scores[row, place] > 0 else None for row, place in enumerate(best))
         return Decision(self.packs, choices, scores)
+
+    def among(self, packs: Collection[str]) -> ClassifierRouter:
+        """Return a router that chooses among the base and some of the packs."""
+        kept = [place for place, name in enumerate(self.packs) if name in packs]
+        rows = [0, *(1 + place for place in kept)]
+        chosen = tuple(self.packs[place] for place in kept)
+        return replace(self, packs=chosen, weights=self.weights[rows], offsets=self.offsets[rows])
 
 
 def train_classifier(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -96,6 +96,19 @@ class Router(Protocol):
 
     def route(self, prefill: Prefill) -> Decision:
         """Return one choice per row."""
+        ...
+
+
+@runtime_checkable
+class SelectiveRouter(Router, Protocol):
+    """A router that can be told to choose among some of its packs only."""
+
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """Names of the packs that it chooses among."""
+
+    def among(self, packs: Collection[str]) -> Router:
+        """Return a router of the same kind that chooses among some of the packs, at least one."""
         ...
 
 

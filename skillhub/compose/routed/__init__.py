@@ -25,12 +25,23 @@ padding                        either side. A row of nothing but padding counts 
 assisted decoding              the assistant is a model of its own, which may be routed too; each has its own ``choose`` and decision.
 threads, async tasks           independent; ``last_decision`` tells each its own.
 several sequences in a row     an error (continuous batching, packed sequences with ``cu_seq_lens``).
+a pack that is switched off    (``skillhub.disable``) is not chosen: a router by cards, prototypes or a classifier chooses among the
+                               others, so that a row gets the next best whose threshold it passes, or the base; what any other router
+                               (a function, labels) chooses of it is the base. ``pack_choices`` that name it are an error, and so is a
+                               cache (or a block, or an encoder's output) that decided for it, until it is switched on again or
+                               ``pack_choices`` say otherwise; other caches go on.
+weights that change            (``skillhub.set_weights``): caches keep their decisions. Their next tokens are computed with the new
+                               weights; what they hold of earlier tokens was computed with the old ones, as with any model whose
+                               weights change.
+packs that come and leave      decisions for the packs that stay go on; for one that left (``skillhub.ungraft``) they are an error.
 =============================  ======================================================================================================
 
 **What else a routed model does.** ``save_pretrained`` and ``state_dict`` give the base. A deep copy is a routed model of its own that
 shares the packs' weights. ``.to(device or dtype)`` takes the packs along at the next forward. Training mode is an error at the next
 forward, as are resized embeddings; gradients of inputs go through the packs, the packs themselves get none. ``torch.compile`` works,
 but the model runs uncompiled while packs are routed on it. Models on several devices are refused. ``ungraft`` takes everything out.
+Packs come, leave, weigh otherwise and are switched off and on between forwards: not while another thread is in one. A pack that is off
+keeps its memory, so that switching takes no time.
 
 **How rows are computed.** Rows keep their places throughout the model, so that a cache has the rows that its owner knows.
 *Grouped*: a module sorts its rows by pack (the order is worked out once a batch), runs once a group with that pack's weights, which are
@@ -45,7 +56,8 @@ linear modules, embeddings, norms and position biases; a pack that changes exper
 
 from __future__ import annotations
 
-from skillhub.compose.routed.grafting import graft_routed, routed_packs, ungraft_routed
+from skillhub.compose.routed.changes import routed_packs, ungraft_routed
+from skillhub.compose.routed.grafting import graft_routed
 from skillhub.compose.routed.inspection import choose, decide, decisions, last_decision
 
 __all__ = ["choose", "decide", "decisions", "graft_routed", "last_decision", "routed_packs", "ungraft_routed"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from skillhub.compose.merging import AnyDelta, Contribution
 from skillhub.errors import UsageError
 from skillhub.names import is_bare_name, parse_pack_name
 from skillhub.progress import Notice
-from skillhub.routing.decisions import Decision, Prefill, Router
+from skillhub.routing.decisions import Decision, Prefill, Router, SelectiveRouter
 
 _EVERY_KIND = "Give 'auto', a router, a function from Prefill to choices, or one choice per row."
 
@@ -153,20 +153,75 @@ def _check(decision: Decision) -> None:
 
 
 def merged(decision: Decision, found: Decision, rows: list[int]) -> Decision:
-    """Return a decision with some of its rows replaced by those of another about the same packs."""
-    choices = list(decision.choices)
+    """Return a decision with some of its rows replaced by those of another; they may be about different packs."""
+    packs = (*found.packs, *(name for name in decision.packs if name not in found.packs))
+    columns = [packs.index(name) for name in decision.packs]
+    choices = [None if choice is None else columns[choice] for choice in decision.choices]
     for row, choice in zip(rows, found.choices, strict=True):
         choices[row] = choice
 
     def placed(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
         if mine is None and theirs is None:
             return None
-        shape = (len(choices), len(found.packs))
-        table = torch.zeros(shape) if mine is None else mine.clone()
+        table = torch.zeros(len(choices), len(packs))
+        if mine is not None:
+            table[:, columns] = mine.to(table)
+        table[rows] = 0
         if theirs is not None:
-            table[rows] = theirs.to(table.device, table.dtype)
+            table[rows, : len(found.packs)] = theirs.to(table)
         return table
 
     return Decision(
-        found.packs, tuple(choices), placed(decision.scores, found.scores), placed(decision.mixture, found.mixture)
+        packs, tuple(choices), placed(decision.scores, found.scores), placed(decision.mixture, found.mixture)
     )
+
+
+def narrowed(decision: Decision) -> Decision:
+    """Return a decision about those packs alone that some row has."""
+    used = {choice for choice in decision.choices if choice is not None}
+    if decision.mixture is not None:
+        used.update(decision.mixture.any(0).nonzero().flatten().tolist())
+    kept = sorted(used)
+    return Decision(
+        tuple(decision.packs[place] for place in kept),
+        tuple(None if choice is None else kept.index(choice) for choice in decision.choices),
+        None if decision.scores is None else decision.scores[:, kept],
+        None if decision.mixture is None else decision.mixture[:, kept],
+    )
+
+
+def without(decision: Decision, disabled: Collection[str]) -> Decision:
+    """Return a decision in which packs that are switched off count for nothing: the base takes their place."""
+    off = [place for place, name in enumerate(decision.packs) if name in disabled]
+    if not off:
+        return decision
+    choices, mixture = [None if choice in off else choice for choice in decision.choices], decision.mixture
+    if mixture is not None:
+        mixture = mixture.clone()
+        mixture[:, off] = 0
+        choices = [
+            best if row[best] > 0 else None for row, best in zip(mixture, mixture.argmax(1).tolist(), strict=True)
+        ]
+    return replace(decision, choices=tuple(choices), mixture=mixture)
+
+
+def among(router: Router, labels: Sequence[str], disabled: Collection[str]) -> Router | None:
+    """Return what decides while some packs are switched off; None where nothing is left to choose.
+
+    A router that can leave packs out chooses among the others: a row gets the next best that fits it. Any other is asked as ever,
+    and what it chooses of packs that are off is the base.
+
+    Args:
+        router: what decides among all packs.
+        labels: of all packs.
+        disabled: of those that are off.
+
+    Raises:
+        UsageError: the router is about a pack that is not there.
+    """
+    if not disabled:
+        return router
+    if not isinstance(router, SelectiveRouter):
+        return router if len(disabled) < len(labels) else None
+    rest = [name for name in router.packs if _label(name, labels) not in disabled]
+    return router.among(rest) if rest else None

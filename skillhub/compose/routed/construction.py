@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -12,8 +13,9 @@ from torch import nn
 from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Identity
 from skillhub.compose.routed.factors import Factors, read_factors
-from skillhub.compose.routed.sites import SIDE_BY_SIDE, Siblings, Site
-from skillhub.compose.routed.weights import PackWeights
+from skillhub.compose.routed.siblings import SIDE_BY_SIDE, Siblings, Stacks
+from skillhub.compose.routed.sites import Site
+from skillhub.compose.routed.weights import PackKey, PackWeights
 from skillhub.errors import UsageError
 from skillhub.interop.modules import is_transposed
 from skillhub.layout import Slot, ViewSlot
@@ -23,6 +25,12 @@ EXECUTORS = ("auto", "grouped", "factored")
 
 FACTORED_SHARE = 8
 """Under ``auto``, factors may have at most one such part of their weight's elements: every row pays for all packs of its batch."""
+
+STACKS_SHARE = 2
+"""Mixed batches lay factors side by side, for each set of packs anew; of that at most so many times the factors' bytes are kept."""
+
+KnownFactors: TypeAlias = Mapping[tuple[PackKey, str], Factors]
+"""(Which pack with which weight, path of a linear module) → what it adds there."""
 
 _BIAS_METHOD, _BIAS_TABLE = "compute_bias", "relative_attention_bias"
 """T5 and its relatives look up relative positions, which have no rows: the method around that has."""
@@ -64,13 +72,24 @@ class Plan:
         """(pack, parameter) of all weights that are in memory, sorted."""
         return sorted(self.dense | self.whole)
 
+    @property
+    def stack_bytes(self) -> int:
+        """Return the bytes that factors may take once more, side by side for mixed batches."""
+        return STACKS_SHARE * 4 * sum(one.elements for one in self.factors.values())
+
     def factor_bytes(self, pack: int) -> int:
         """Return the bytes of a pack's factors, which are kept in fp32."""
         kept = [found for (of, _), found in self.factors.items() if of == pack]
         return sum(4 * one.elements for one in kept)
 
 
-def plan_sites(model: nn.Module, weights: PackWeights, contributions: Sequence[Contribution], executor: str) -> Plan:
+def plan_sites(
+    model: nn.Module,
+    weights: PackWeights,
+    contributions: Sequence[Contribution],
+    executor: str,
+    known: KnownFactors | None = None,
+) -> Plan:
     """Decide for every pack and parameter how it is computed.
 
     Args:
@@ -78,18 +97,19 @@ def plan_sites(model: nn.Module, weights: PackWeights, contributions: Sequence[C
         weights: of the packs, for the layout.
         contributions: the packs.
         executor: one of :data:`EXECUTORS`.
+        known: factors that were read before.
 
     Raises:
         UsageError: a changed parameter belongs to no module, or to one whose rows cannot be told apart.
         IntegrityError: a pack's factors are damaged.
     """
-    plan = Plan(parameter_users(model, weights))
+    plan, known = Plan(parameter_users(model, weights)), known or {}
     for pack, one in enumerate(contributions):
         for parameter in plan.users:
             if weights.changes(pack, parameter):
                 plan.dense.add((pack, parameter))
         if executor != "grouped":
-            _factor(plan, weights, pack, one, anything=executor == "factored")
+            _factor(plan, weights, pack, one, known, anything=executor == "factored")
     return plan
 
 
@@ -116,7 +136,9 @@ def parameter_users(model: nn.Module, weights: PackWeights) -> dict[str, list[Us
     return found
 
 
-def _factor(plan: Plan, weights: PackWeights, pack: int, contribution: Contribution, *, anything: bool) -> None:
+def _factor(
+    plan: Plan, weights: PackWeights, pack: int, contribution: Contribution, known: KnownFactors, *, anything: bool
+) -> None:
     """Move what is stored as factors of linear modules from the plan's dense changes to its factors."""
     by_module: dict[str, dict[str, str]] = defaultdict(dict)
     modules: dict[str, nn.Module] = {}
@@ -125,7 +147,8 @@ def _factor(plan: Plan, weights: PackWeights, pack: int, contribution: Contribut
             by_module[users[0].path][users[0].name] = parameter
             modules[users[0].path] = users[0].module
     for path, changed in by_module.items():
-        found = _module_factors(weights, contribution, modules[path], changed, anything=anything)
+        present = known.get((weights.key_of(pack), path))
+        found = _module_factors(weights, contribution, modules[path], changed, present, anything=anything)
         if found is not None:
             plan.factors[pack, path] = found
             moved = {(pack, parameter) for parameter in changed.values()}
@@ -134,29 +157,47 @@ def _factor(plan: Plan, weights: PackWeights, pack: int, contribution: Contribut
 
 
 def _module_factors(
-    weights: PackWeights, contribution: Contribution, module: nn.Module, changed: Mapping[str, str], *, anything: bool
+    weights: PackWeights,
+    contribution: Contribution,
+    module: nn.Module,
+    changed: Mapping[str, str],
+    known: Factors | None,
+    *,
+    anything: bool,
 ) -> Factors | None:
     """Return all that a pack adds to a linear module, or None if some of that is no factors (or too many)."""
     slots = {name: _only_slot(weights, parameter) for name, parameter in changed.items()}
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    transposed = bool(is_transposed(module))
-    outputs, inputs = weight.shape[::-1] if transposed else weight.shape
-    bias = None
     if any(slot is None for slot in slots.values()):
         return None
     sources = {name: weights.sources[slot.name] for name, slot in slots.items() if slot is not None}
     if any(contribution.delta.sets_values(source) for source in sources.values()):
         return None
+    found = known or _read_module(contribution, module, sources)
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    if found is None or (not anything and len(found.right) * sum(weight.shape) * FACTORED_SHARE > weight.numel()):
+        return None
+    return found
+
+
+def _read_module(contribution: Contribution, module: nn.Module, sources: Mapping[str, str]) -> Factors | None:
+    """Read what a pack adds to a linear module; None if that to its weight is no factors.
+
+    Args:
+        contribution: the pack.
+        module: the module.
+        sources: ``weight`` or ``bias``, or both → canonical name of the tensor whose differences it takes.
+    """
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    transposed = bool(is_transposed(module))
+    outputs, inputs = weight.shape[::-1] if transposed else weight.shape
+    bias = None
     if "bias" in sources:
-        bias = contribution.delta.decode(sources["bias"]) * contribution.item.weight_at(
-            sources["bias"], contribution.layers
-        )
+        amount = contribution.item.weight_at(sources["bias"], contribution.layers)
+        bias = contribution.delta.decode(sources["bias"]) * amount
     if "weight" not in sources:
         return Factors(torch.zeros(0, outputs), torch.zeros(0, inputs), bias)
     found = read_factors(contribution, sources["weight"], transposed=transposed)
-    if found is None or (not anything and len(found.right) * (outputs + inputs) * FACTORED_SHARE > outputs * inputs):
-        return None
-    return Factors(found.left, found.right, bias)
+    return found and Factors(found.left, found.right, bias)
 
 
 def _only_slot(weights: PackWeights, parameter: str) -> Slot | None:
@@ -187,7 +228,8 @@ def build_sites(owner: Identity, model: nn.Module, plan: Plan, weights: PackWeig
         sites[place] = Site(
             owner, modules[path], method, names, weights, frozenset(dense[place]), factors, frozenset(whole[place])
         )
-    _join_siblings({path: site for (path, _), site in sites.items() if site.factors})
+    stacks = Stacks(plan.stack_bytes)
+    _join_siblings({path: site for (path, _), site in sites.items() if site.factors}, stacks)
     return list(sites.values())
 
 
@@ -206,14 +248,15 @@ def _place(modules: Mapping[str, nn.Module], user: User) -> tuple[tuple[str, str
     return (user.path, "forward"), user.name
 
 
-def _join_siblings(sites: Mapping[str, Site]) -> None:
+def _join_siblings(sites: Mapping[str, Site], stacks: Stacks) -> None:
     """Let the linear modules of one parent that read the same input share their right factors."""
     parents = {path.rpartition(".")[0] for path in sites}
     for parent in parents:
         for names in SIDE_BY_SIDE:
             paths = [f"{parent}.{name}" if parent else name for name in names]
             together = [sites[path] for path in paths if path in sites]
-            if len(together) > 1:
-                siblings = Siblings(together)
-                for site in together:
-                    site.siblings = siblings
+            siblings = Siblings(together, stacks)
+            for site in together:
+                site.siblings = siblings
+    for site in sites.values():
+        site.siblings = site.siblings or Siblings([site], stacks)

@@ -11,127 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillhub.compose.routed.batches import Batch, Identity, activated, active_batch, refuse_pickling
+from skillhub.compose.routed.batches import activated, active_batch
 from skillhub.compose.routed.bindings import Bound, bind, bound_to
 from skillhub.compose.routed.calls import Call
-from skillhub.compose.routed.choices import as_decision, merged
 from skillhub.compose.routed.generations import generation, generation_of, note_decision
+from skillhub.compose.routed.rules import Rules
 from skillhub.errors import UsageError
-from skillhub.routing.decisions import Decision, Prefill, Router, base_alone, is_base_alone
+from skillhub.routing.decisions import is_base_alone
 
 CHOICES = "pack_choices"
 """Argument of a routed model's forward and ``generate``: the choices that a caller fixes for this call."""
 
 _PAGED = ("cu_seq_lens_q", "block_table", "block_tables")
 """Arguments of forwards that hold several sequences in one row."""
-
-
-@dataclass(eq=False)
-class Rules:
-    """How a routed model decides; shared by all its entries.
-
-    Attributes:
-        owner: the model's identity.
-        model: the model.
-        router: what decides.
-        labels: of the packs.
-    """
-
-    owner: Identity
-    model: nn.Module
-    router: Router
-    labels: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        self._ends = _ends_of(self.model)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Rules:
-        """Return the rules of the copied model; the router is shared."""
-        made = object.__new__(Rules)
-        memo[id(self)] = made
-        made.__dict__.update(self.__dict__)
-        made.owner, made.model = copy.deepcopy(self.owner, memo), copy.deepcopy(self.model, memo)
-        made._ends = [copy.deepcopy(one, memo) for one in self._ends]
-        return made
-
-    def __reduce__(self) -> str:
-        """Refuse to be pickled, as :func:`skillhub.compose.routed.batches.refuse_pickling`."""
-        refuse_pickling()
-
-    def check(self) -> None:
-        """Refuse what has become wrong with the model since packs were grafted.
-
-        Raises:
-            UsageError: it is in training mode, or its embeddings were replaced.
-        """
-        if self.model.training:
-            raise UsageError(
-                "A routed model does not train: its packs are constants.", hint="Call model.eval(), or ungraft first."
-            )
-        if any(one is not other for one, other in zip(_ends_of(self.model), self._ends, strict=True)):
-            raise UsageError(
-                "The model's embeddings were replaced or resized since packs were grafted.",
-                hint="Ungraft, and load the base model again.",
-            )
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether the model is an encoder-decoder, which is routed by what its encoder reads."""
-        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
-
-    def batch(self, bound: Bound) -> Batch:
-        """Return a batch as it was decided; what follows from a decision is worked out once, however many forwards it is for."""
-        known = bound.memo.get(self.labels)
-        if known is None:
-            decision = as_decision(bound.decision, self.labels)
-            known = Batch(self.owner, decision, tuple(self.labels.index(name) for name in decision.packs))
-            bound.memo[self.labels] = known
-            _ = known.single  # worked out here, and not by every copy
-        return copy.copy(known)
-
-    def decide(self, prefill: Prefill) -> Decision:
-        """Ask the router.
-
-        Raises:
-            UsageError: it does not answer with a choice for each row.
-        """
-        with base_alone(), activated(None):
-            answer = self.router.route(prefill)
-        decision = as_decision(answer, self.labels)
-        return Bound(self.owner, decision).fitted(prefill.rows, "The router's decision").decision
-
-    def decide_rows(self, prefill: Prefill) -> Bound:
-        """Ask the router for the rows that have any token; rows of nothing but padding stay undecided, and count as the base."""
-        mask = prefill.attention_mask
-        empty = [] if mask is None else [row for row, some in enumerate((mask != 0).any(-1).tolist()) if not some]
-        if not empty:
-            return Bound(self.owner, self.decide(prefill))
-        there = [row for row in range(prefill.rows) if row not in empty]
-        nothing = Decision(self.labels, (None,) * prefill.rows)
-        if not there:
-            return Bound(self.owner, nothing, frozenset(empty))
-        found = as_decision(self.decide(prefill.select(there)), self.labels)
-        return Bound(self.owner, merged(nothing, found, there), frozenset(empty))
-
-    def complete(self, bound: Bound, prefill: Prefill) -> Bound:
-        """Decide rows that were undecided, where this forward brings tokens for them."""
-        mask = prefill.attention_mask
-        rows = [row for row in sorted(bound.undecided) if mask is None or bool(mask[row].any())]
-        if not rows:
-            return bound
-        found = self.decide(prefill.select(rows))
-        return replace(bound, decision=merged(bound.decision, found, rows), undecided=bound.undecided - set(rows))
-
-
-def _ends_of(model: Any) -> list[Any]:
-    """Return the modules that become others when a vocabulary is resized."""
-    found = []
-    for name in ("get_input_embeddings", "get_output_embeddings"):
-        try:
-            found.append(getattr(model, name)())
-        except (AttributeError, NotImplementedError):  # models without token embeddings
-            found.append(None)
-    return found
 
 
 @dataclass(eq=False)
@@ -190,8 +82,9 @@ class Entry:
         rules.check()
         call = Call({**dict(zip(self.names, args, strict=False)), **kwargs}, rules.has_encoder)
         bound = _bound_for(rules, call, choices)
+        batch = rules.batch(bound)
         note_decision(rules.owner, bound.decision)
-        with activated(rules.batch(bound)):
+        with activated(batch):
             outputs = self.original(*args, **kwargs)
         for carrier in call.carriers(outputs, encodes=self.encodes):
             bind(carrier, bound)
@@ -210,7 +103,7 @@ class Generate:
         choices: Any = kwargs.pop(CHOICES, None)
         past = kwargs.get("past_key_values")
         if choices is not None and bound_to(past, self.rules.owner) is not None:
-            bind(past, Bound(self.rules.owner, as_decision(choices, self.rules.labels)))
+            bind(past, Bound(self.rules.owner, self.rules.read(choices)))
         elif choices is None and not is_base_alone() and not self._is_decided(kwargs):
             choices = self._decide_by_prompt(args, kwargs)
         with generation(self.rules.owner, choices, keeps=True):
@@ -273,7 +166,7 @@ def _bound_for(rules: Rules, call: Call, choices: Any) -> Bound:
             return rules.complete(kept, call.prefill(rules.model)) if kept.undecided else kept
         choices = around.choices if around is not None else None
     if choices is not None:
-        bound = choices if isinstance(choices, Bound) else Bound(rules.owner, as_decision(choices, rules.labels))
+        bound = choices if isinstance(choices, Bound) else Bound(rules.owner, rules.read(choices))
         return bound.fitted(call.rows, "The choice")
     _refuse_unknown_past(call)
     before = around.bound if around is not None and call.cache is None else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -12,6 +11,7 @@ from torch.nn import functional
 from skillhub.codecs import lowrank
 from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Batch, Widths
+from skillhub.compose.routed.weights import size_of
 from skillhub.compose.sidepaths import weighted_factors
 from skillhub.deltas import PackDelta
 
@@ -69,19 +69,26 @@ def read_factors(contribution: Contribution, name: str, *, transposed: bool) -> 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """The factors of some packs for one module, or for several that read the same input, side by side.
+    """The factors of some packs for modules that read the same input, side by side.
 
     Attributes:
-        right: (columns, inputs).
+        right: (columns, inputs), of all modules.
         constant: (columns,): 1 in columns of biases, else 0; None without biases.
-        left: (columns, outputs), for one module.
+        lefts: (columns, outputs) of each module, for its own columns.
+        places: begin and end of each module's columns.
         widths: columns of each pack, in order.
     """
 
     right: torch.Tensor
     constant: torch.Tensor | None
-    left: torch.Tensor
+    lefts: Sequence[torch.Tensor]
+    places: Sequence[tuple[int, int]]
     widths: Widths
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        return size_of([self.right, *self.lefts])
 
     def hidden(self, inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return (rows · positions, columns): the input on the right factors, each row's by what its packs count in it."""
@@ -111,36 +118,39 @@ def factor_dtype(inputs: torch.Tensor, elements: int) -> torch.dtype:
 
 @torch.inference_mode(False)  # what is kept for later forwards may be needed with gradients there
 def stack_factors(
-    factors: Mapping[int, Factors], packs: Sequence[int], dtype: torch.dtype, device: torch.device
+    modules: Sequence[Mapping[int, Factors]], packs: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Stack:
-    """Lay the factors of some packs side by side."""
-    chosen = [factors[pack] for pack in packs]
-    right, left, constant = [], [], []
-    for one in chosen:
-        right.append(one.right)
-        left.append(one.left)
-        constant.append(torch.zeros(len(one.right)))
-        if one.bias is not None:
-            right.append(torch.zeros(1, one.right.shape[1]))
-            left.append(one.bias[None])
-            constant.append(torch.ones(1))
-    place: dict[str, Any] = {"device": device, "dtype": dtype}
-    has_bias = any(one.bias is not None for one in chosen)
-    widths = tuple((pack, one.width) for pack, one in zip(packs, chosen, strict=True))
+    """Lay the factors of some packs side by side.
+
+    Args:
+        modules: for each module pack → its factors; at least one module has some of one of the packs.
+        packs: the packs.
+        dtype: to compute in.
+        device: of the modules.
+    """
+    right: list[torch.Tensor] = []
+    constant: list[torch.Tensor] = []
+    lefts, places, widths = [], [], []
+    for factors in modules:
+        begin = sum(map(len, constant))
+        left = []
+        for pack in (pack for pack in packs if pack in factors):
+            one = factors[pack]
+            right.append(one.right)
+            left.append(one.left)
+            constant.append(torch.zeros(len(one.right)))
+            if one.bias is not None:
+                right.append(torch.zeros(1, one.right.shape[1]))
+                left.append(one.bias[None])
+                constant.append(torch.ones(1))
+            widths.append((pack, one.width))
+        lefts.append(torch.cat(left).to(device, dtype) if left else torch.empty(0, device=device, dtype=dtype))
+        places.append((begin, sum(map(len, constant))))
+    constants = torch.cat(constant)
     return Stack(
-        torch.cat(right).to(**place),
-        torch.cat(constant).to(**place) if has_bias else None,
-        torch.cat(left).to(**place),
-        widths,
+        torch.cat(right).to(device, dtype),
+        constants.to(device, dtype) if bool(constants.any()) else None,
+        lefts,
+        places,
+        tuple(widths),
     )
-
-
-@torch.inference_mode(False)
-def join_stacks(stacks: Sequence[Stack]) -> Stack:
-    """Lay stacks of modules that read the same input side by side; the left factors stay with each module."""
-    constants = [stack.constant for stack in stacks]
-    constant = None
-    if any(one is not None for one in constants):
-        constant = torch.cat([s.right.new_zeros(len(s.right)) if s.constant is None else s.constant for s in stacks])
-    widths = tuple(width for stack in stacks for width in stack.widths)
-    return Stack(torch.cat([stack.right for stack in stacks]), constant, stacks[0].left, widths)

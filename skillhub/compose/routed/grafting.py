@@ -1,11 +1,10 @@
-"""Grafting packs onto a model so that each row of a batch gets its own, and taking them out again."""
+"""Grafting packs onto a model so that each row of a batch gets its own."""
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -14,15 +13,17 @@ from skillhub.compose.compatibility import check_dtypes, check_packs, common_fin
 from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.layouts import plain_model
 from skillhub.compose.merging import Contribution
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, WeightedPack, make_recipe
+from skillhub.compose.modelbases import ModelBase
+from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
 from skillhub.compose.routed.batches import Identity
 from skillhub.compose.routed.choices import as_router, pack_labels
 from skillhub.compose.routed.construction import EXECUTORS, Plan, build_sites, plan_sites
-from skillhub.compose.routed.entries import Entry, Generate, Rules
+from skillhub.compose.routed.entries import Entry
+from skillhub.compose.routed.rules import Rules
 from skillhub.compose.routed.sites import Site
+from skillhub.compose.routed.states import Routing, build_entries, replace_routing, routing_of
 from skillhub.compose.routed.weights import PackWeights, check_room, parameter_families, readable_bytes
 from skillhub.compose.schedules import Amount
-from skillhub.compose.selection import grafted_digest
 from skillhub.compose.verification import verify_base
 from skillhub.deltas import PackDelta
 from skillhub.devices import available_bytes
@@ -32,63 +33,14 @@ from skillhub.interop.modules import modules_of
 from skillhub.layout import Layout, fingerprint_slots, layout_of
 from skillhub.packs import Pack, check_file
 from skillhub.progress import Notice, Progress
+from skillhub.routing.decisions import Router
 
 MEMORIES = ("auto", "weights", "factors", "codes")
 """What of the packs is kept in memory."""
 
-_STATE = "_skillhub_routing"
 _FUSED = "_skillhub_grafts"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Routing:
-    """What a routed model carries, as its attribute ``_skillhub_routing``.
-
-    Attributes:
-        rules: how it decides.
-        recipe: the packs, with their weights.
-        options: what else the caller asked for, for when packs are added or taken out.
-        fingerprint: of the base; None where only adapters are grafted.
-        weights: what packs make of parameters.
-        sites: the modules that packs change.
-        entries: the modules that callers call.
-    """
-
-    rules: Rules
-    recipe: Recipe
-    options: Mapping[str, Any]
-    fingerprint: str | None
-    weights: PackWeights
-    sites: list[Site]
-    entries: list[Entry | Generate]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
-        """Return what the copied model carries; packs and their weights are shared, as nobody changes them."""
-        made = copy.copy(self)
-        memo[id(self)] = made
-        made.rules = copy.deepcopy(self.rules, memo)
-        made.sites, made.entries = copy.deepcopy(self.sites, memo), copy.deepcopy(self.entries, memo)
-        return made
-
-    def install(self) -> None:
-        """Put sites and entries in their places."""
-        for part in (*self.sites, *self.entries):
-            part.install()
-        self.rules.model.__dict__[_STATE] = self
-
-    def remove(self) -> None:
-        """Give all modules their own methods back."""
-        for part in (*self.entries, *self.sites):
-            part.remove()
-        self.rules.model.__dict__.pop(_STATE, None)
-
-
-def routing_of(model: nn.Module) -> Routing | None:
-    """Return what a routed model carries, also within the one that ``torch.compile`` returned; None for other models."""
-    found = plain_model(model).__dict__.get(_STATE)
-    return found if isinstance(found, Routing) else None
 
 
 def graft_routed(
@@ -112,7 +64,7 @@ def graft_routed(
 
     Args:
         model: the base model the packs were made for.
-        packs: installed names, folders or opened packs, and adapters of peft; at least one. Those already routed stay.
+        packs: as for grafting fused; at least one. Those already routed stay.
         router: decides for all packs that are then routed: ``auto`` by their routing cards; a router, or a function from
             :class:`skillhub.routing.decisions.Prefill` to a decision or a list of names and None; or labels, as a list (one per row)
             or a mapping (number of a row → name).
@@ -157,60 +109,41 @@ def graft_routed(
         model, layout, recipe, common_fingerprints(recipe), originals={}, verify=verify, trust_base=trust_base
     )
     options = {"router": router, "executor": executor, "memory": memory}
-    made = _make(model, layout, recipe, fingerprint, options, progress, notice)
+    made = build_routing(model, layout, recipe, fingerprint, options, progress=progress, notice=notice)
     if wanted.adapters:
         tell_declared_bases(wanted, repository_of(model), notice)
     replace_routing(model, made)
     return given
 
 
-def ungraft_routed(model: nn.Module, pack: PackSource | None = None, *, progress: Progress | None = None) -> nn.Module:
-    """Take a pack out of a routed model, or all of them: then the model has its own forward and ``generate`` back.
-
-    While other packs stay, the router given to ``graft`` goes on to decide (``auto`` is set up anew for them); it may not choose the
-    pack that left.
-
-    Raises:
-        UsageError: no pack is routed on the model, or a name means several.
-        NotFoundError: this pack is not.
-    """
-    present = routing_of(model)
-    if present is None:
-        raise UsageError("No pack is routed on this model.", hint="Graft with mode='routed' first.")
-    recipe = Recipe(()) if pack is None else present.recipe.without(grafted_digest(present.recipe, pack))
-    if not recipe.packs:
-        present.remove()
-        return model
-    base = plain_model(model)
-    made = _make(base, layout_of(base), recipe, present.fingerprint, present.options, progress, None)
-    replace_routing(base, made)
-    return model
-
-
-def routed_packs(model: nn.Module) -> tuple[WeightedPack, ...]:
-    """Return the packs that are routed on a model, with their weights, sorted by digest."""
-    present = routing_of(model)
-    return present.recipe.packs if present else ()
-
-
-def _make(
+def build_routing(
     model: nn.Module,
     layout: Layout,
     recipe: Recipe,
     fingerprint: str | None,
     options: Mapping[str, Any],
-    progress: Progress | None,
-    notice: Notice | None,
+    *,
+    router: Router | None = None,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Routing:
-    """Make all that a routed model needs; the model is only read."""
-    present = routing_of(model)
-    repeats = layout.repeats()
-    modules = modules_of(model, layout)
-    contributions = open_contributions(
-        recipe, fingerprint, layout.names, lambda: Target(modules, lambda name: layout.slots[name].read(), repeats)
-    )
-    _check_contributions(contributions, layout)
-    known = present.weights if present else None
+    """Make all that a routed model needs; the model is only read, and what it carries now is used again where it fits.
+
+    Args:
+        model: the model.
+        layout: its layout.
+        recipe: the packs.
+        fingerprint: of the base; None where nothing says it.
+        options: ``router``, ``executor`` and ``memory``, as :func:`graft_routed` takes them.
+        router: one that is there already for these packs; None makes that of the options.
+        progress: called with (``tensors``, done, all) for weights that are to be in memory and are not yet.
+        notice: told how much memory is taken and how rows are decided; None logs it.
+
+    Raises:
+        SkillhubError: as :func:`graft_routed`.
+    """
+    present, repeats = routing_of(model), layout.repeats()
+    contributions = _open(model, layout, recipe, fingerprint, repeats)
     store = PackWeights(
         layout,
         parameter_families(layout),
@@ -218,56 +151,66 @@ def _make(
         contributions,
         {name: repeats.get(name, name) for name in layout.slots},
         _limit(options["memory"]),
-        known,
+        present.weights if present else None,
     )
-    plan = plan_sites(model, store, contributions, options["executor"])
+    plan = plan_sites(model, store, contributions, options["executor"], present.factors if present else {})
     labels = pack_labels(contributions)
-    _choose_memory(model, plan, store, options["memory"])
+    memory = _choose_memory(model, plan, store, options["memory"])
     if store.limit is None:
         _take_memory(model, plan, store, labels, progress, notice)
-    owner = present.rules.owner if present else Identity()
+    owner, off = (present.rules.owner, present.disabled) if present else (Identity(), frozenset())
+    disabled = frozenset(label for label, digest in zip(labels, recipe.digests, strict=True) if digest in off)
     deltas = {label: one.delta for label, one in zip(labels, contributions, strict=True)}
-    router = as_router(options["router"], deltas, model, notice)
-    rules = Rules(owner, model, router, labels)
-    sites = build_sites(owner, model, plan, store)
-    entries = build_entries(rules)
-    return Routing(rules, recipe, options, fingerprint, store, sites, entries)
+    decides = router or as_router(options["router"], deltas, model, notice)
+    rules = Rules(owner, model, decides, labels, disabled)
+    return Routing(
+        rules,
+        recipe,
+        {**options, "memory": memory},
+        fingerprint,
+        store,
+        build_sites(owner, model, plan, store),
+        build_entries(rules),
+        contributions,
+        {(store.key_of(pack), path): found for (pack, path), found in plan.factors.items()},
+    )
 
 
-def replace_routing(model: nn.Module, wanted: Routing | None) -> None:
-    """Let a model carry what it is wanted to, or nothing, in place of what it carries."""
+def _open(
+    model: nn.Module, layout: Layout, recipe: Recipe, fingerprint: str | None, repeats: Mapping[str, str]
+) -> list[Contribution]:
+    """Open the packs of a recipe and check them; packs that the model has with the same weight are not read again."""
     present = routing_of(model)
-    try:
-        if present:
-            present.remove()
-        if wanted:
-            wanted.install()
-    except BaseException:  # such as an interruption, half-way
-        if wanted:
-            wanted.remove()
-        if present:
-            present.install()
-        raise
+    reusable = present.contributions if present and present.fingerprint == fingerprint else ()
+    known = {one.item.pack.digest: one for one in reusable if isinstance(one.delta, PackDelta)}  # of no certain model
+    lacking = [
+        item
+        for item in recipe.packs
+        if item.pack.digest not in known or known[item.pack.digest].item.weight != item.weight
+    ]
+    modules = modules_of(model, layout)
+    opened = open_contributions(
+        replace(recipe, packs=tuple(lacking)),
+        fingerprint,
+        layout.names,
+        lambda: Target(modules, lambda name: layout.slots[name].read(), repeats),
+        ModelBase(layout, {}, repeats),
+    )
+    found = {one.item.pack.digest: one for one in (*known.values(), *opened)}
+    contributions = [found[digest] for digest in recipe.digests]
+    _check_contributions(contributions, layout)
+    _check_files(opened)
+    return contributions
 
 
-def build_entries(rules: Rules) -> list[Entry | Generate]:
-    """Return the entries of a model: itself, the model without its head, and of an encoder-decoder both halves."""
-    model: Any = rules.model
-    places = [(model, False), (getattr(model, "base_model", model), False)]
-    if rules.has_encoder:
-        places += [(model.get_encoder(), True), (model.get_decoder(), False)]
-    entries: dict[int, Entry | Generate] = {}
-    for module, encodes in places:
-        entries.setdefault(id(module), Entry(rules, module, encodes))
-    return [*entries.values(), *([Generate(rules, model)] if hasattr(model, "generate") else [])]
-
-
-def _choose_memory(model: nn.Module, plan: Plan, store: PackWeights, memory: str | int) -> None:
-    """Leave out of a plan the weights that are not to be in memory beside their factors."""
-    left = available_bytes(next(model.parameters()).device)
-    fits = left is None or 2 * store.missing_bytes(plan.kept) <= left
-    if memory != "weights" and not (memory == "auto" and fits):
+def _choose_memory(model: nn.Module, plan: Plan, store: PackWeights, memory: str | int) -> str | int:
+    """Leave out of a plan the weights that are not to be in memory beside their factors; returns what ``auto`` means here."""
+    if memory == "auto":
+        left = available_bytes(next(model.parameters()).device)
+        memory = "weights" if left is None or 2 * store.missing_bytes(plan.kept) <= left else "factors"
+    if memory != "weights":
         plan.whole.clear()
+    return memory
 
 
 def _take_memory(
@@ -284,15 +227,17 @@ def _take_memory(
         for pack, label in enumerate(labels)
     }
     listed = ", ".join(f"{label} {readable_bytes(size)}" for label, size in sizes.items())
+    more = f" Mixed batches take up to {readable_bytes(plan.stack_bytes)} more." if plan.factors else ""
     (notice or _log.warning)(
-        f"Routing keeps {readable_bytes(sum(sizes.values()))} of the packs' weights beside the model: {listed}."
+        f"Routing keeps {readable_bytes(sum(sizes.values()))} of the packs' weights beside the model: {listed}.{more}"
     )
     device = next(model.parameters()).device
     check_room(store.missing_bytes(plan.kept), device)
-    for done, (pack, parameter) in enumerate(plan.kept, start=1):
+    missing = store.missing(plan.kept)
+    for done, (pack, parameter) in enumerate(missing, start=1):
         store.get(pack, parameter)
         if progress:
-            progress("tensors", done, len(plan.kept))
+            progress("tensors", done, len(missing))
 
 
 def _limit(memory: str | int) -> int | None:
@@ -331,9 +276,12 @@ def _check_contributions(contributions: Sequence[Contribution], layout: Layout) 
     for one in contributions:
         check_packs([one], shapes, in_memory=True)
         check_dtypes([one], layout)
+
+
+def _check_files(contributions: Sequence[Contribution]) -> None:
+    """Compare packs' files with their digests: factors are used as they are stored, and have no digests of their own."""
+    for one in contributions:
         pack = one.item.pack
         if isinstance(one.delta, PackDelta) and isinstance(pack, Pack):
-            for (
-                entry
-            ) in one.delta.variant.files:  # factors are used as they are stored, and have no digests of their own
+            for entry in one.delta.variant.files:
                 check_file(pack.path_of(entry), entry)

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from skillhub.compose.routed.bindings import any_decision
-from skillhub.compose.routed.choices import as_decision
 from skillhub.compose.routed.generations import generation, last_decision_of
-from skillhub.compose.routed.grafting import Routing, routing_of
+from skillhub.compose.routed.states import Routing, routing_of
 from skillhub.errors import UsageError
 from skillhub.routing.decisions import Decision, Prefill
 
@@ -26,10 +25,10 @@ def choose(model: nn.Module, choices: Any) -> Iterator[None]:
         choices: a pack's name or None for each row, or a decision. Batches of as many rows for each choice will do.
 
     Raises:
-        UsageError: a name is no routed pack's, or no pack is routed on the model.
+        UsageError: a name is no routed pack's or one that is switched off, or no pack is routed on the model.
     """
     rules = _routing(model).rules
-    with generation(rules.owner, as_decision(choices, rules.labels)):
+    with generation(rules.owner, rules.read(choices)):
         yield
 
 

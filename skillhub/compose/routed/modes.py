@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from skillhub.compose.routed.grafting import routing_of
+from skillhub.compose.routed.states import routing_of
 from skillhub.errors import UsageError
 
 MODES = ("fused", "routed")

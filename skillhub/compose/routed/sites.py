@@ -16,20 +16,12 @@ import torch
 from torch import nn
 
 from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row, remember
-from skillhub.compose.routed.factors import Factors, Stack, factor_dtype, join_stacks, stack_factors
+from skillhub.compose.routed.factors import Factors
+from skillhub.compose.routed.siblings import Siblings
 from skillhub.compose.routed.standins import stand_in
-from skillhub.compose.routed.weights import PackWeights
+from skillhub.compose.routed.weights import PackWeights, resized_error
 from skillhub.errors import UsageError
 from skillhub.interop.modules import is_transposed
-
-SIDE_BY_SIDE = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("query", "key", "value"),
-    ("q", "k", "v"),
-    ("wi_0", "wi_1"),
-)
-"""Names of linear modules of one parent that mostly read the same input, so that their right factors make one matrix."""
 
 
 @dataclass(eq=False)
@@ -45,7 +37,7 @@ class Site:
         dense: the packs that change the parameters otherwise than by factors.
         factors: pack → what it adds to the weight of a linear module.
         whole: packs with factors whose weights are in memory besides, for batches of that one pack.
-        siblings: the sites that read the same input, this one among them; empty where there are none.
+        siblings: the sites that read the same input, this one among them; None without factors.
     """
 
     owner: Identity
@@ -57,9 +49,7 @@ class Site:
     factors: Mapping[int, Factors]
     whole: frozenset[int] = frozenset()
     siblings: Siblings | None = None
-    _stacks: dict[Any, Stack] = field(default_factory=dict)
     _ready: dict[int, Any] = field(default_factory=dict)
-    _sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
     _shares: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,7 +64,8 @@ class Site:
         made = copy.copy(self)
         memo[id(self)] = made
         made.owner, made.module = copy.deepcopy(self.owner, memo), copy.deepcopy(self.module, memo)
-        made.siblings, made._stacks, made._ready = copy.deepcopy(self.siblings, memo), {}, {}
+        made.weights = copy.deepcopy(self.weights, memo)
+        made.siblings, made._ready = copy.deepcopy(self.siblings, memo), {}
         made._adopt()
         return made
 
@@ -93,7 +84,7 @@ class Site:
             return self.original(*args, **kwargs)
         dense, factored = batch.shares(self)
         result = self._run_dense(batch, dense, args, kwargs) if dense else self.original(*args, **kwargs)
-        return self._add_factored(batch, factored, args[0], result) if factored else result
+        return self._add_factored(batch, args[0], result) if factored else result
 
     def split(self, packs: Sequence[int], single: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return which of a batch's packs are computed grouped here, and which factored."""
@@ -192,96 +183,19 @@ class Site:
 
     # Factored
 
-    def stack(self, packs: tuple[int, ...], dtype: torch.dtype) -> Stack:
-        """Return the factors of some packs side by side, on the device of the module's weight."""
-        weight = self._own()
-        key = (packs, dtype, weight.device)
-        found = self._stacks.get(key)
-        if found is None:
-            found = stack_factors(self.factors, packs, dtype, weight.device)
-            shape = (found.left.shape[1], found.right.shape[1])
-            weight = self.module.weight  # type: ignore[assignment]
-            if tuple(weight.shape if not is_transposed(self.module) else weight.shape[::-1]) != shape:
-                raise resized_error(f"The weight of {type(self.module).__name__}", tuple(weight.shape))
-            remember(self._stacks, key, found)
-        return found
-
-    def _add_factored(
-        self, batch: Batch, packs: tuple[int, ...], inputs: torch.Tensor, result: torch.Tensor
-    ) -> torch.Tensor:
+    def _add_factored(self, batch: Batch, inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         if inputs.shape[0] == 1 < batch.rows:  # the same for all rows so far
             inputs = inputs.expand(batch.rows, *inputs.shape[1:])
             result = result.expand(batch.rows, *result.shape[1:]).contiguous()
         positions_per_row(inputs, batch.rows)
-        dtype = factor_dtype(inputs, self._elements(packs))
-        stack = self.stack(packs, dtype)
-        if self.siblings is None:
-            hidden = stack.hidden(inputs, batch)
-        else:
-            hidden = self.siblings.hidden(self, batch, inputs, dtype)
+        assert self.siblings is not None
+        hidden, left = self.siblings.product(self, batch, inputs)
         flat = result.view(-1, result.shape[-1])  # what a linear module returns is contiguous, and nobody else's
-        if hidden.dtype == flat.dtype == stack.left.dtype:  # under autocast they may differ
-            flat.addmm_(hidden, stack.left)
+        if hidden.dtype == flat.dtype == left.dtype:  # under autocast they may differ
+            flat.addmm_(hidden, left)
         else:
-            flat.add_(hidden @ stack.left)
+            flat.add_(hidden @ left)
         return result
-
-    def _elements(self, packs: tuple[int, ...]) -> int:
-        """Return how many numbers the factors of some packs are."""
-        found = self._sizes.get(packs)
-        if found is None:
-            found = self._sizes[packs] = sum(self.factors[pack].elements for pack in packs)
-        return found
-
-
-@dataclass(eq=False)
-class Siblings:
-    """Sites that mostly read the same input: the first computes the right factors' part for all of them.
-
-    Attributes:
-        sites: the sites, in the order in which they run.
-    """
-
-    sites: list[Site]
-    _stacks: dict[Any, Any] = field(default_factory=dict)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Siblings:
-        """Return the copies of the sites."""
-        made = Siblings([])
-        memo[id(self)] = made
-        made.sites.extend(copy.deepcopy(site, memo) for site in self.sites)
-        return made
-
-    def hidden(self, site: Site, batch: Batch, inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return a site's columns of the input on the right factors of all sites.
-
-        They are kept with the batch until another input comes, so nothing outlives the forward.
-        """
-        known = batch.scratch
-        if known is None or known[:2] != (self, dtype) or known[2] is not inputs:
-            stack, places = self._stack(batch.packs, dtype, inputs.device)
-            known = batch.scratch = (self, dtype, inputs, stack.hidden(inputs, batch), places)
-        begin, end = known[4][site]
-        columns: torch.Tensor = known[3][:, begin:end]
-        return columns
-
-    def _stack(
-        self, packs: tuple[int, ...], dtype: torch.dtype, device: torch.device
-    ) -> tuple[Stack, dict[Site, tuple[int, int]]]:
-        """Return the stack of all sites, and the columns of each."""
-        key = (packs, dtype, device)
-        found = self._stacks.get(key)
-        if found is None:
-            stacks, places, begin = [], {}, 0
-            for site in self.sites:
-                some = tuple(pack for pack in packs if pack in site.factors)
-                if some:
-                    stacks.append(site.stack(some, dtype))
-                    places[site] = (begin, begin + len(stacks[-1].right))
-                    begin = places[site][1]
-            found = (join_stacks(stacks), places)
-            remember(self._stacks, key, found)
-        return found
 
 
 def is_linear_in_weights(module: nn.Module) -> bool:
@@ -316,12 +230,3 @@ def _fitting(value: torch.Tensor, own: torch.Tensor, parameter: str) -> torch.Te
     if value.shape != own.shape:
         raise resized_error(parameter, tuple(own.shape))
     return value if (value.dtype, value.device) == (own.dtype, own.device) else value.to(own.device, own.dtype)
-
-
-def resized_error(parameter: str, shape: tuple[int, ...]) -> UsageError:
-    """Return the error for a parameter that has another shape than when packs were grafted."""
-    return UsageError(
-        f"{parameter} was resized to {list(shape)} since packs were grafted.",
-        hint="Ungraft, resize, and fuse packs into a checkpoint; or load the base model again.",
-        tensor=parameter,
-    )

@@ -5,6 +5,7 @@ They are the bits that grafting the one pack fused would write.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,16 @@ import torch
 from skillhub.compose.merging import Contribution, merge_tensor
 from skillhub.compose.recipes import Recipe
 from skillhub.compose.routed.batches import refuse_pickling
+from skillhub.compose.schedules import Schedule
 from skillhub.devices import available_bytes
 from skillhub.errors import UsageError
 from skillhub.layout import Layout
 
-Key: TypeAlias = tuple[str, tuple[str, ...]]
-"""Pack, weight and rounding; and names of parameters."""
+PackKey: TypeAlias = tuple[str, float | Schedule, str]
+"""Digest of a pack, its weight and how sums with it are rounded: it outlasts the pack's index."""
+
+Key: TypeAlias = tuple[PackKey, tuple[str, ...]]
+"""Pack; and names of parameters."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,28 @@ class PackWeights:
         self._kept: OrderedDict[Key, dict[str, torch.Tensor]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
-        mine = {self._key(pack, family)[0] for pack in range(len(self.recipes)) for family in self.families.values()}
+        mine = {self.key_of(pack) for pack in range(len(self.recipes))}
         for key, made in known._kept.items() if known else ():
             if key[0] in mine:
                 self._keep(key, made)
 
     def _key(self, pack: int, family: Family) -> Key:
-        """Return what the weights of a pack and a family are kept by: it outlasts the pack's index."""
+        """Return what the weights of a pack and a family are kept by."""
+        return self.key_of(pack), family.parameters
+
+    def key_of(self, pack: int) -> PackKey:
+        """Return what tells a pack's weights from those of others, and from those that it has with another weight."""
         recipe, (item,) = self.recipes[pack], self.recipes[pack].packs
-        return f"{item.pack.digest} {item.weight} {recipe.rounding}", family.parameters
+        return item.pack.digest, item.weight, recipe.rounding
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackWeights:
-        """Return itself: a copy of the model uses the same weights, which nobody changes."""
-        return self
+        """Return what a copy of the model reads: its own parameters, and the same weights of packs, which nobody changes."""
+        made = object.__new__(PackWeights)
+        memo[id(self)] = made
+        made.__dict__.update(self.__dict__)
+        made.layout = copy.deepcopy(self.layout, memo)
+        made._kept, made._lock = OrderedDict(self._kept), threading.Lock()
+        return made
 
     def __reduce__(self) -> str:
         """Refuse to be pickled, as :func:`skillhub.compose.routed.batches.refuse_pickling`."""
@@ -121,10 +135,10 @@ class PackWeights:
         if key in self._kept:  # another thread was faster
             return
         self._kept[key] = made
-        self._bytes += _size(made.values())
+        self._bytes += size_of(made.values())
         while self.limit is not None and self._bytes > self.limit and self._kept:
             _, gone = self._kept.popitem(last=False)
-            self._bytes -= _size(gone.values())
+            self._bytes -= size_of(gone.values())
 
     @torch.inference_mode(False)  # they outlast this forward, and the next may have gradients
     def _make(self, pack: int, family: Family) -> dict[str, torch.Tensor]:
@@ -151,9 +165,11 @@ class PackWeights:
 
     def missing_bytes(self, wanted: Iterable[tuple[int, str]]) -> int:
         """Return the same of those that are not in memory yet."""
-        families = [(pack, self.families[parameter]) for pack, parameter in wanted]
-        keys = {self._key(pack, family) for pack, family in families} - self._kept.keys()
-        return sum(self._family_bytes(parameters) for _, parameters in keys)
+        return self.bytes_of(self.missing(wanted))
+
+    def missing(self, wanted: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Return those (pack, parameter) whose weights are not in memory yet."""
+        return [one for one in wanted if self._key(one[0], self.families[one[1]]) not in self._kept]
 
     def _family_bytes(self, parameters: tuple[str, ...]) -> int:
         slots = [self.layout.slots[name] for name in self.families[parameters[0]].tensors]
@@ -162,11 +178,21 @@ class PackWeights:
             for slot in slots
             for name, parameter in zip(slot.parameter_names, slot.parameters(), strict=True)
         }
-        return _size(tensors.values())
+        return size_of(tensors.values())
 
 
-def _size(tensors: Iterable[torch.Tensor]) -> int:
+def size_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Return how many bytes tensors take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def resized_error(parameter: str, shape: tuple[int, ...]) -> UsageError:
+    """Return the error for a parameter that has another shape than when packs were grafted."""
+    return UsageError(
+        f"{parameter} was resized to {list(shape)} since packs were grafted.",
+        hint="Ungraft, resize, and fuse packs into a checkpoint; or load the base model again.",
+        tensor=parameter,
+    )
 
 
 def check_room(needed: int, device: torch.device) -> None:
