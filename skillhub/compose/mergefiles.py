@@ -16,9 +16,17 @@ from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
 from skillhub.compose.ranks import Ranks, choose_device, joined_ranks, shared_stage
 from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
-from skillhub.compose.sharding import SHARD_BYTES, FusedTensor, Shard, split_shards, write_index, write_shards
+from skillhub.compose.sharding import (
+    SHARD_BYTES,
+    FusedTensor,
+    Shard,
+    room_error,
+    split_shards,
+    write_index,
+    write_shards,
+)
 from skillhub.compose.vocabularies import Vocabulary, make_vocabulary
-from skillhub.errors import DiskError, UsageError
+from skillhub.errors import UsageError
 from skillhub.files import new_folder
 from skillhub.interop.mergekit.configurations import Configuration, read_configurations
 from skillhub.interop.mergekit.models import ModelName
@@ -192,20 +200,6 @@ def shards_of(tensors: Sequence[MergedTensor], shard_bytes: int) -> list[Shard]:
     return split_shards([FusedTensor(one.name, one.dtype, one.shape, one.planned.name) for one in tensors], shard_bytes)
 
 
-def check_space(folder: Path, shards: Sequence[Shard]) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Raises:
-        DiskError: it has less free than the files need.
-    """
-    needed, free = sum(shard.nbytes for shard in shards), shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskError(
-            f"The result needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
-            hint="Make room, or write it to another disk with -o.",
-        )
-
-
 def _write_checkpoint(
     folder: Path,
     merge: ModelMerge,
@@ -218,7 +212,8 @@ def _write_checkpoint(
     by_name = {tensor.name: tensor for tensor in tensors}
     shards = shards_of(tensors, shard_bytes)
     if ranks.leads:
-        check_space(folder, shards)
+        if lack := room_error(shutil.disk_usage(folder).free, shards):
+            raise lack
         write_companions(folder, merge, tensors)  # what may be wrong with them comes out before the hours of merging
         (folder / CARD_FILE).write_text(merge_card(merge, documents), encoding="utf-8")
         write_index(folder, shards)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from skillhub.compose.merging import KEPT_BYTES, Contribution, contributing
 from skillhub.compose.methods import find_method
 from skillhub.compose.methods.interface import CHUNK
 from skillhub.compose.recipes import Composition, PackSource, Recipe, make_recipe
-from skillhub.compose.sharding import SHARD_BYTES, Shard, plan_tensors, split_shards
+from skillhub.compose.sharding import SHARD_BYTES, Shard, plan_tensors, room_error, split_shards
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base
 from skillhub.deltas import PackDelta
-from skillhub.errors import DiskError, SkillhubError, UsageError
+from skillhub.errors import SkillhubError, UsageError
 from skillhub.files import expanded
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint, known_fingerprint
 from skillhub.interop.adapterdeltas import AdapterDelta, target_of
@@ -144,7 +144,8 @@ def plan_fusion(
     contributions = _open_all(recipe, record, tensors, problems)
     shards = _shards(tensors, contributions, tag, shard_bytes, problems)
     free = shutil.disk_usage(_existing(expanded(out))).free
-    problems += _no_room(free, shards)
+    if lack := room_error(free, shards):
+        problems.append(lack)
     return FusionPlan(
         located=located,
         base=tensors,
@@ -219,15 +220,6 @@ def _likely(recipe: Recipe, fingerprints: Sequence[str], base: CheckpointBase) -
 def _existing(path: Path) -> Path:
     path = path.absolute()
     return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def _no_room(free: int, shards: Sequence[Shard]) -> Iterator[SkillhubError]:
-    needed = sum(shard.nbytes for shard in shards)
-    if needed > free:
-        yield DiskError(
-            f"The checkpoint takes {needed} bytes, and {free} are free where it is to be written.",
-            hint="Free some space, or choose another disk with -o.",
-        )
 
 
 def _read_bytes(checkpoint: Checkpoint, contributions: Sequence[Contribution]) -> int:

@@ -20,7 +20,7 @@ from skillhub.compose.methods.interface import CHUNK
 from skillhub.compose.recipes import Recipe
 from skillhub.compose.sums import check_finite, fits, rounded
 from skillhub.compose.tunedcheckpoints import CheckpointBase
-from skillhub.errors import UsageError
+from skillhub.errors import DiskError, UsageError
 from skillhub.progress import Progress
 from skillhub.tensorfiles import BITS, TensorInfo, write_tensors
 from skillhub.tensorreaders import FileReader
@@ -149,6 +149,17 @@ def split_shards(tensors: Sequence[FusedTensor], limit: int) -> list[Shard]:
     return [
         Shard(f"model-{number:05d}-of-{count:05d}.safetensors", tuple(part)) for number, part in enumerate(parts, 1)
     ]
+
+
+def room_error(free: int, shards: Sequence[Shard]) -> DiskError | None:
+    """Return the error for a disk that has less free (in bytes) than files of weights need; None where there is enough."""
+    needed = sum(shard.nbytes for shard in shards)
+    if needed <= free:
+        return None
+    return DiskError(
+        f"The checkpoint takes {needed} bytes, and {free} are free where it is to be written.",
+        hint="Free some space, or choose another disk with -o.",
+    )
 
 
 def write_shards(
