@@ -19,10 +19,13 @@ from skillhub.progress import Notice
 
 _log = logging.getLogger(__name__)
 
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILES = (TEMPLATE_FILE, "chat_template.json")
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (
-    *(TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *(TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("chat_template.jinja", "chat_template.json"),
+    *TEMPLATE_FILES,
 )
 """Files that say how text becomes tokens and messages become text."""
 
@@ -156,7 +159,7 @@ def _tell_templates(checkpoint: Checkpoint, contributions: Sequence[Contribution
 
 
 def _has_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+    if any((folder / name).is_file() for name in TEMPLATE_FILES):
         return True
-    path = folder / "tokenizer_config.json"
+    path = folder / TOKENIZER_CONFIG_FILE
     return path.is_file() and b'"chat_template"' in path.read_bytes()

@@ -11,7 +11,7 @@ import torch
 
 from skillhub.compose.lineage import CARD_FILE
 from skillhub.compose.mergecards import merge_card
-from skillhub.compose.mergeconfigs import write_companions
+from skillhub.compose.mergecompanions import write_companions
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
 from skillhub.compose.ranks import Ranks, choose_device, joined_ranks, shared_stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillhub.compose.mergeconfigs import chosen_template
+from skillhub.compose.mergecompanions import chosen_template
 from skillhub.compose.mergefiles import open_merge, ordered, waits_for
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.recipes import EnvironmentSource

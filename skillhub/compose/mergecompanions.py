@@ -11,15 +11,12 @@ from typing import Any
 
 from skillhub.basemodel import CONFIG_FILE, read_config, read_object
 from skillhub.canonical import HEADS
-from skillhub.compose.companions import GENERATION_FILE, TOKENIZER_FILES
+from skillhub.compose.companions import GENERATION_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILES
 from skillhub.compose.layerplans import LayerOrigin, layer_origins, stack_lengths
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource
 from skillhub.compose.vocabularies import Vocabulary
 from skillhub.interop.mergekit.configurations import DTYPE_TAGS
-
-TEMPLATE_FILE = "chat_template.jinja"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TOKEN_SUFFIX = "_token_id"
