@@ -140,9 +140,13 @@ def plan_fusion(
     record = (fingerprint_checkpoint if reads_base else known_fingerprint)(files) if recipe.skill_packs else None
     tag = None if dtype is None else DTYPE_TAGS[dtype]
     method_measures = find_method(recipe.method).measure is not None
-    problems: list[SkillhubError] = []
-    contributions = _open_all(recipe, record, tensors, problems)
-    shards = _shards(tensors, contributions, tag, shard_bytes, problems)
+    contributions, problems = _open_all(recipe, record, tensors)
+    shards: list[Shard] = []
+    try:
+        if not problems:
+            shards = split_shards(plan_tensors(tensors.checkpoint, contributions, tag), shard_bytes)
+    except SkillhubError as error:
+        problems.append(error)
     free = shutil.disk_usage(_existing(expanded(out))).free
     if lack := room_error(free, shards):
         problems.append(lack)
@@ -162,29 +166,9 @@ def plan_fusion(
     )
 
 
-def _shards(
-    base: CheckpointBase,
-    contributions: Sequence[Contribution],
-    dtype: str | None,
-    limit: int,
-    problems: list[SkillhubError],
-) -> list[Shard]:
-    """Return the files that will be written; none where something is wrong."""
-    if problems:
-        return []
-    try:
-        return split_shards(plan_tensors(base.checkpoint, contributions, dtype), limit)
-    except SkillhubError as error:
-        problems.append(error)
-        return []
-
-
 def _open_all(
-    recipe: Recipe,
-    record: BaseRecord | None,
-    base: CheckpointBase,
-    problems: list[SkillhubError],
-) -> list[Contribution]:
+    recipe: Recipe, record: BaseRecord | None, base: CheckpointBase
+) -> tuple[list[Contribution], list[SkillhubError]]:
     """Open what can be opened, and say what is wrong with the packs."""
     fingerprint = record.fingerprint if record else None
     try:
@@ -192,20 +176,19 @@ def _open_all(
         if record and fingerprint not in fingerprints:
             raise wrong_base(recipe, base_records(recipe, fingerprints), record)
     except SkillhubError as error:
-        problems.append(error)
-        return []
+        return [], [error]
     if fingerprint is None and fingerprints:
         fingerprint = _likely(recipe, fingerprints, base)
     find_target = cache(partial(target_of, base.checkpoint))  # one empty model does for all adapters
-    contributions = []
+    contributions: list[Contribution] = []
+    problems: list[SkillhubError] = []
     for item in recipe.packs:
         alone = replace(recipe, packs=(item,))
         try:
             contributions += open_contributions(alone, fingerprint, base.shapes, find_target, base)
         except SkillhubError as error:
             problems.append(error)
-    problems += find_problems(contributions, base.shapes, in_memory=False)
-    return contributions
+    return contributions, [*problems, *find_problems(contributions, base.shapes, in_memory=False)]
 
 
 def _likely(recipe: Recipe, fingerprints: Sequence[str], base: CheckpointBase) -> str:
