@@ -8,7 +8,6 @@ section 3); deltas that know nothing of each other disagree in half of the eleme
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 
 from skillhub.compose.merging import Contribution, changed_names, contributing, merge_inputs
 from skillhub.compose.recipes import Recipe
-from skillhub.compose.schedules import layer_number
+from skillhub.compose.schedules import cut_layer
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.progress import Progress
 
@@ -31,8 +30,6 @@ Module: TypeAlias = tuple[int | None, str]
 
 OPPOSED, PARALLEL, OUTWEIGHED = -0.1, 0.3, 3.0
 """Cosines from which on packs count as undoing each other or as having learned the same; a ratio of norms that matters."""
-
-_LAYER = re.compile(r"^.*?(?:layers?|h|blocks?)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,7 @@ def _is_set(contributions: Sequence[Contribution], name: str) -> bool:
 
 def module_of(name: str) -> Module:
     """Return the module that a canonical name lies in."""
-    number = layer_number(name)
-    inner = name if number is None else _LAYER.sub("", name, count=1)
+    number, inner = cut_layer(name)
     return number, inner.removesuffix(".weight").removesuffix(".bias")
 
 

@@ -95,8 +95,13 @@ def read_amount(what: str, value: Any) -> float | Schedule:
 
 def layer_number(name: str) -> int | None:
     """Return the number of the layer that a canonical name lies in, from 0; None outside of layers."""
+    return cut_layer(name)[0]
+
+
+def cut_layer(name: str) -> tuple[int | None, str]:
+    """Return the number of the layer that a canonical name lies in, and what stands after it; None and the name outside of layers."""
     found = _LAYER.search(name)
-    return int(found.group(1)) if found else None
+    return (int(found.group(1)), name[found.end() :]) if found else (None, name)
 
 
 def count_layers(names: Iterable[str]) -> int:
