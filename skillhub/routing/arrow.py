@@ -34,7 +34,7 @@ Prototypes = Mapping[str, torch.Tensor]
 """Name of a module → (inputs, prototypes) fp32: orthogonal, as long as their shares of the delta's singular values."""
 
 
-class Delta(Protocol):
+class RoutableDelta(Protocol):
     """What is read of a pack: see :class:`skillhub.deltas.PackDelta`."""
 
     @property
@@ -97,7 +97,7 @@ class ArrowRouter:
         )
 
 
-def make_arrow(deltas: Mapping[str, Delta], model: nn.Module, tokenizer: Any = None) -> ArrowRouter:
+def make_arrow(deltas: Mapping[str, RoutableDelta], model: nn.Module, tokenizer: Any = None) -> ArrowRouter:
     """Return a router by prototypes.
 
     Args:
@@ -128,7 +128,7 @@ def make_arrow(deltas: Mapping[str, Delta], model: nn.Module, tokenizer: Any = N
     return ArrowRouter(prototypes, layers[-1], center, spread, thresholds, markers)
 
 
-def find_prototypes(delta: Delta, model: nn.Module, layout: Layout, layers: Sequence[int]) -> Prototypes:
+def find_prototypes(delta: RoutableDelta, model: nn.Module, layout: Layout, layers: Sequence[int]) -> Prototypes:
     """Return the prototypes of the linear modules of some layers that a pack changes."""
     stack = find_layers(model)[1]
     inner = {id(module) for layer in layers for module in stack[layer].modules() if isinstance(module, nn.Linear)}

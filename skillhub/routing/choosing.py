@@ -11,7 +11,7 @@ from torch import nn
 from skillhub.deltas import PackDelta
 from skillhub.errors import WrongBaseError
 from skillhub.progress import Notice
-from skillhub.routing.arrow import Delta, make_arrow
+from skillhub.routing.arrow import RoutableDelta, make_arrow
 from skillhub.routing.cardrouter import CardRouter
 from skillhub.routing.cards import RoutingCard, read_card
 from skillhub.routing.decisions import Router, find_layers
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def find_router(
-    deltas: Mapping[str, Delta],
+    deltas: Mapping[str, RoutableDelta],
     model: nn.Module,
     *,
     tokenizer: Any = None,
@@ -67,7 +67,7 @@ def _check_depths(cards: Mapping[str, RoutingCard], layers: int) -> None:
             )
 
 
-def _card_of(delta: Delta) -> RoutingCard | None:
+def _card_of(delta: RoutableDelta) -> RoutingCard | None:
     return read_card(delta.pack, delta.variant) if isinstance(delta, PackDelta) else None
 
 
