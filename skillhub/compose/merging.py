@@ -18,7 +18,7 @@ from skillhub.compose.methods import MergeInputs, MergeMethod, find_method
 from skillhub.compose.methods.interface import CHUNK, chunk_rows
 from skillhub.compose.methods.linear import LINEAR
 from skillhub.compose.recipes import Recipe, WeightedPack
-from skillhub.compose.sums import add_delta, check_finite, fits, rounded
+from skillhub.compose.sums import add_delta, check_finite, fits, put_back_nan, rounded
 from skillhub.compose.tunedcheckpoints import CheckpointDelta
 from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError
@@ -194,6 +194,8 @@ def merge_rows(
         result = rounded(total, dtype, key=key, first=chunk.first, mode=mode)
         if not fits(total, dtype):
             check_finite(result, chunk.deltas, inputs.name, base=wide)
+            if wide is not None:
+                put_back_nan(result, wide)
         yield result
 
 

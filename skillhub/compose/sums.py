@@ -9,6 +9,9 @@ import torch
 from skillhub.errors import UsageError
 from skillhub.rounding import TARGETS, round_to
 
+_QUIET = 0x400000
+"""The bit by which fp32 tells a NaN that raises no signal, as sums are, from an infinity."""
+
 
 def add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """Return base + delta, in the wider dtype of both; where the delta is zero, the base's bits."""
@@ -37,6 +40,22 @@ def rounded(values: torch.Tensor, dtype: torch.dtype, *, key: int, first: int = 
     if values.dtype == dtype or dtype not in TARGETS:
         return values.to(dtype)
     return round_to(dtype, values.to(torch.float32), key=key, offset=first, mode=mode)
+
+
+def put_back_nan(result: torch.Tensor, base: torch.Tensor) -> None:
+    """Give what is no number in the base its own bits in the result: a GPU, unlike a processor, adds up any NaN to one of its own.
+
+    Args:
+        result: base + delta, rounded; changed in place.
+        base: fp32 or fp64.
+    """
+    places = base.isnan() & result.isnan()
+    lost = base[places]
+    if result.dtype == torch.bfloat16:  # torch's conversion keeps their bits in long tensors, but not in short ones
+        bits = lost.to(torch.float32).view(torch.int32).bitwise_or_(_QUIET).bitwise_right_shift_(16)
+        result.view(torch.int16)[places] = bits.to(torch.int16)
+    else:
+        result[places] = lost.cpu().to(result.dtype).to(result.device)
 
 
 def fits(values: torch.Tensor, dtype: torch.dtype) -> bool:
