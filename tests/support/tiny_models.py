@@ -287,4 +287,4 @@ def bits(model: Any) -> dict[str, bytes]:
 
 def raw(tensor: torch.Tensor) -> bytes:
     """Return a tensor's bytes in row-major order."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
