@@ -1,6 +1,6 @@
 """Fuse and route beside mergekit and PEFT: the same work, one thread, in turns, with peak memory.
 
-    python benchmarks/compose.py [fuse] [route] [--mergekit PYTHON] [--turns 3] [--work FOLDER]
+    python benchmarks/compose.py [fuse] [route] [--device cpu] [--mergekit PYTHON] [--turns 3] [--work FOLDER]
 
 **fuse**: a random bf16 Llama of 0.69 B parameters and three fine-tunes of it (every weight moved by noise of 0.002). The same
 mergekit files are run by ``skillhub fuse FILE`` and by mergekit (``PYTHON`` is an interpreter that has it), one process each, in
@@ -10,7 +10,10 @@ turns; wall time includes starting Python. Then the same three fine-tunes as che
 process, in turns: the plain base; batches that agree and batches that do not, with the router's pass; PEFT's mixed
 ``adapter_names`` with its weights in fp32 (its default) and in bf16, which does no routing.
 
-Covers neither GPUs nor several threads, and routes with a stand-in for a card (its pass over an early layer is real).
+With ``--device cuda`` fine-tunes are fused on the GPU beside all cores of the CPU, without mergekit, and forwards run on the GPU
+(0.69 B, and Llama 3.1's shape of 8 B with adapters in place of packs), with the packs' factors in memory and not their weights.
+
+Covers no more than one GPU, and routes with a stand-in for a card (its pass over an early layer is real).
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="fuse|route", help="both when none is named")
     parser.add_argument("--mergekit", metavar="PYTHON", help="an interpreter with mergekit; left out when not given")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--work", type=Path, help="where models are made and kept; a temporary folder when not given")
     arguments = parser.parse_args()
@@ -47,6 +51,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
+        if arguments.device != "cpu":
+            write_report("compose_gpu", "Fusing and routing on a GPU", gpu_tables(work, parts, arguments.turns))
+            return
         if "fuse" in parts:
             lines = fuse_table(work, arguments.mergekit, arguments.turns)
             write_report("compose_fuse", "Fusing three fine-tunes of a 0.69 B model", lines)
@@ -54,6 +61,47 @@ def main() -> None:
             from routed_forwards import route_tables
 
             write_report("compose_route", "Forwards of batches whose rows want different packs", route_tables(work))
+
+
+def gpu_tables(work: Path, parts: Sequence[str], turns: int) -> list[str]:
+    """Return the tables of what runs on a GPU."""
+    lines: list[str] = []
+    if "fuse" in parts:
+        lines += ["## Fusing three fine-tunes of a 0.69 B model", "", *gpu_fuse_table(work, turns), ""]
+    if "route" in parts:
+        from routed_forwards import route_tables
+
+        lines += ["## Forwards of batches whose rows want different packs", "", *route_tables(work, "cuda")]
+    return lines
+
+
+def gpu_fuse_table(work: Path, turns: int) -> list[str]:
+    """Return the table of fusing on a GPU and on all cores."""
+    import torch
+
+    models = work / "models"
+    make_models(models, "cuda")
+    lines = [
+        f"{torch.cuda.get_device_name()}, and the CPU with all its cores; warm page cache, medians of {turns} turns; bf16, weights {WEIGHTS}, "
+        f"densities {DENSITY}. Wall time includes starting Python.",
+        "",
+        "| | wall s | CPU s |",
+        "|---|---|---|",
+    ]
+    fill_page_cache(models)
+    for method in ("linear", "ties"):
+        for device in ("cpu", "cuda"):
+            command = [*fuse_command(models, "checkpoints", method), "--device", device]
+            runs = []
+            for _ in range(turns):
+                shutil.rmtree(work / "out", ignore_errors=True)
+                runs.append(run_once([str(work / "out") if word == "OUT" else word for word in command]))
+            if any(run.code for run in runs):
+                raise SystemExit(f"{' '.join(command)} failed")
+            wall, cpu = (statistics.median(getattr(run, what) for run in runs) for what in ("wall", "cpu"))
+            lines.append(f"| {method}: {device} | {wall:.1f} | {cpu:.1f} |")
+            print(lines[-1], file=sys.stderr, flush=True)
+    return [*lines, "", "Command: `python benchmarks/compose.py fuse --device cuda`"]
 
 
 def fuse_table(work: Path, mergekit: str | None, turns: int) -> list[str]:
@@ -134,31 +182,32 @@ def fuse_command(models: Path, kind: str, method: str) -> list[str]:
     for number, weight in enumerate(WEIGHTS, start=1):
         folder = models / f"tuned{number}" if kind == "checkpoints" else models / "packs" / f"tuned{number}"
         command += ["--pack", f"{folder}@{weight}"]
-        if method == "ties":
+        if method != "linear":
             command += ["--density", str(DENSITY)]
     return command
 
 
-def make_models(folder: Path) -> None:
+def make_models(folder: Path, device: str = "cpu") -> None:
     """Write the base and its three fine-tunes, as far as they are not there."""
     import torch
     from safetensors.torch import save_file
 
-    torch.set_num_threads(1)
+    if device == "cpu":
+        torch.set_num_threads(1)
     if (folder / "tuned3" / "model.safetensors").exists():
         return
     base = {}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     for name, shape in shapes().items():
-        noise = torch.randn(shape, generator=generator) * 0.02
-        base[name] = (noise if len(shape) > 1 else torch.ones(shape)).to(torch.bfloat16)
+        noise = torch.randn(shape, generator=generator, device=device) * 0.02
+        base[name] = (noise if len(shape) > 1 else torch.ones(shape, device=device)).to(torch.bfloat16)
     for number in range(4):
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator(device).manual_seed(number)
         target = folder / (f"tuned{number}" if number else "base")
         target.mkdir(parents=True, exist_ok=True)
         (target / "config.json").write_text(json.dumps(CONFIG, indent=2))
         moved = {
-            name: (tensor.float() + torch.randn(tensor.shape, generator=generator) * 0.002).to(torch.bfloat16)
+            name: (tensor.float() + torch.randn(tensor.shape, generator=generator, device=device) * 0.002).bfloat16()
             for name, tensor in base.items()
         }
         save_file(moved if number else base, target / "model.safetensors", metadata={"format": "pt"})

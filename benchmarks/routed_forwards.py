@@ -1,7 +1,11 @@
-"""The forwards that ``benchmarks/compose.py route`` measures: plain, routed by skillhub, and mixed by PEFT."""
+"""The forwards that ``benchmarks/compose.py route`` measures: plain, routed by skillhub, and mixed by PEFT.
+
+On the CPU with one thread, in CPU time; on a GPU in wall time, where the GPU is waited for before the clock is read.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 import time
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from skillhub.compose.routed import graft_routed, ungraft_routed
 from skillhub.routing.decisions import Prefill, early_states
@@ -35,7 +40,19 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     },
+    "8.0 B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
 }
+ON_CPU, ON_GPU = ("0.69 B", "135 M"), ("0.69 B", "8.0 B")
+OF_ADAPTERS = ("8.0 B",)
+"""Sizes that are made where they run, with adapters for packs: writing and packing them would take minutes."""
 MIXED = ["p0", None, "p1", "p2", "p0", "p1", None, "p2"]
 ROWS, LENGTH, RANK, STEPS, TURNS = 8, 128, 16, 4, 7
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -43,16 +60,18 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 Forward = Callable[[], object]
 
 
-def route_tables(work: Path) -> list[str]:
-    """Return the tables of both sizes."""
-    torch.set_num_threads(1)
+def route_tables(work: Path, device: str = "cpu") -> list[str]:
+    """Return the tables of all sizes for a device."""
     logging.disable()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    how = "one thread; CPU milliseconds" if device == "cpu" else f"{torch.cuda.get_device_name()}; wall milliseconds"
     lines = [
-        f"Batches of {ROWS} rows of {LENGTH} tokens over three packs (rank {RANK}, all linear layers) and the base, bf16, one thread; CPU "
-        f"milliseconds, medians of {TURNS} turns. Decoding is one token for every row. The router runs the base up to a layer: ¼ of the depth "
+        f"Batches of {ROWS} rows of {LENGTH} tokens over three packs (rank {RANK}, all linear layers) and the base, bf16, {how}, "
+        f"medians of {TURNS} turns. Decoding is one token for every row. The router runs the base up to a layer: ¼ of the depth "
         "is the deepest that a routing card may name, ⅙ the deepest that cards of the three skills of `benchmarks/routing.py` do.",
     ]
-    for size, config in SIZES.items():
+    for size in ON_CPU if device == "cpu" else ON_GPU:
         lines += [
             "",
             f"**{size}**",
@@ -60,18 +79,22 @@ def route_tables(work: Path) -> list[str]:
             "| | prefill ms | of the base | decode ms | of the base |",
             "|---|---|---|---|---|",
         ]
-        lines += _rows(work / "routed" / size.replace(" ", ""), config)
-    return [*lines, "", "Command: `python benchmarks/compose.py route`"]
+        lines += _rows(work / "routed" / size.replace(" ", ""), size, device)
+    option = "" if device == "cpu" else f" --device {device}"
+    return [*lines, "", f"Command: `python benchmarks/compose.py route{option}`"]
 
 
-def _rows(folder: Path, config: dict[str, Any]) -> list[str]:
-    model = _model(folder, config)
+def _rows(folder: Path, size: str, device: str) -> list[str]:
+    make = _model_in_memory if size in OF_ADAPTERS else _model
+    model = make(folder, SIZES[size], device)
     packs = [folder / f"p{number}" for number in range(3)]
     inputs = {"input_ids": torch.randint(3, 500, (ROWS, LENGTH)), "attention_mask": torch.ones(ROWS, LENGTH).long()}
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     rows: list[str] = []
-    for executor in ("factored", "grouped"):
+    memory, executors = ("auto", ["factored", "grouped"]) if device == "cpu" else ("factors", ["factored"])
+    for executor in executors:
         router = EarlyRouter(model)
-        graft_routed(model, packs, router=router, executor=executor, trust_base=True)
+        graft_routed(model, packs, router=router, executor=executor, memory=memory, trust_base=True)
         calls: dict[str, Callable[..., Any]] = {
             f"{executor}: rows agree": lambda run: run(pack_choices=["p1"] * ROWS),
             f"{executor}: rows differ": lambda run: run(pack_choices=MIXED),
@@ -90,7 +113,7 @@ class EarlyRouter:
     def __init__(self, model: Any) -> None:
         self.layers = model.config.num_hidden_layers
         self.layer = self.layers // 4
-        self.centres = torch.randn(3, model.config.hidden_size)
+        self.centres = torch.randn(3, model.config.hidden_size, device=model.device)
 
     def at(self, part: int, run: Callable[[], Any]) -> Any:
         """Run something while the router looks at the layer that is such a part of the depth."""
@@ -100,11 +123,11 @@ class EarlyRouter:
     def route(self, prefill: Prefill) -> list[str | None]:
         """Run the base up to the layer, pool and compare; then return the fixed choices."""
         states = early_states(prefill, self.layer).float().mean(1)
-        (states @ self.centres.T).argmax(1)
+        (states @ self.centres.T).argmax(1).tolist()
         return list(MIXED)
 
 
-def _model(folder: Path, config: dict[str, Any]) -> Any:
+def _model(folder: Path, config: dict[str, Any], device: str) -> Any:
     import transformers
 
     if not folder.exists():
@@ -118,7 +141,29 @@ def _model(folder: Path, config: dict[str, Any]) -> Any:
             build_lowrank_pack(
                 folder / "base", folder / f"p{number}", seed=number, rank=RANK, size=0.002, linear=pattern
             )
-    return transformers.LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16).eval()
+    return transformers.LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16).to(device).eval()
+
+
+def _model_in_memory(folder: Path, config: dict[str, Any], device: str) -> Any:
+    """Make a random model where it is used, and adapters for it."""
+    import transformers
+
+    settings = transformers.LlamaConfig(max_position_embeddings=2048, pad_token_id=0, **config)
+    with torch.device(device):
+        model: Any = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
+    for number in range(3):
+        factors = {}
+        for name, module in model.model.named_modules():
+            if name.endswith(tuple(LINEAR)):
+                start = f"base_model.model.model.{name}"
+                factors[f"{start}.lora_A.weight"] = torch.randn(RANK, module.in_features) * 0.02
+                factors[f"{start}.lora_B.weight"] = torch.randn(module.out_features, RANK) * 0.02
+        target = folder / f"p{number}"
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(factors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        lora = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": LINEAR, "task_type": "CAUSAL_LM"}
+        (target / "adapter_config.json").write_text(json.dumps(lora))
+    return model.eval()
 
 
 def _prefill(model: Any, inputs: dict[str, Any], **choices: Any) -> Any:
@@ -129,12 +174,13 @@ def _prefill(model: Any, inputs: dict[str, Any], **choices: Any) -> Any:
 def _steps(model: Any, inputs: dict[str, Any], **choices: Any) -> Forward:
     """Return a function that decodes some tokens from a cache which a prefill filled, and takes them back."""
     cache = _prefill(model, inputs, **choices).past_key_values
+    again = {name: value for name, value in choices.items() if name == "adapter_names"}  # PEFT is told at every step
 
     def decode() -> None:
         with torch.inference_mode():
             for _ in range(STEPS):
-                mask = torch.ones(ROWS, cache.get_seq_length() + 1).long()
-                model(input_ids=inputs["input_ids"][:, :1], attention_mask=mask, past_key_values=cache)
+                mask = inputs["attention_mask"].new_ones(ROWS, cache.get_seq_length() + 1)
+                model(input_ids=inputs["input_ids"][:, :1], attention_mask=mask, past_key_values=cache, **again)
         cache.crop(-STEPS)
 
     return decode
@@ -158,8 +204,9 @@ def _compare(model: Any, inputs: dict[str, Any], calls: dict[str, Callable[..., 
         prefills[name] = partial(call, partial(_prefill, model, inputs))
         decodes[name] = call(partial(_steps, model, inputs))
     first, then = in_turns(prefills), in_turns(decodes)
+    digits = 0 if model.device.type == "cpu" else 1
     return [
-        f"| {name} | {first[name]:.0f} | {first[name] / first['base']:.2f} | {then[name] / STEPS:.1f} | {then[name] / then['base']:.2f} |"
+        f"| {name} | {first[name]:.{digits}f} | {first[name] / first['base']:.2f} | {then[name] / STEPS:.1f} | {then[name] / then['base']:.2f} |"
         for name in prefills
     ]
 
@@ -186,30 +233,43 @@ def _peft(model: Any, inputs: dict[str, Any]) -> list[str]:
     """Measure PEFT's mixed batches, whose choices are given and not routed."""
     import peft
 
-    base = in_turns({"base": lambda: _prefill(model, inputs)})["base"]
+    bare = _steps(model, inputs)
+    base = in_turns({"prefill": lambda: _prefill(model, inputs), "decode": bare})
     lora = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LINEAR)
     wrapped = peft.get_peft_model(model, lora, adapter_name="p0")
     for name in ("p1", "p2"):
         wrapped.add_adapter(name, lora)
     wrapped.eval()
     names = ["__base__" if name is None else name for name in MIXED]
+    digits = 0 if model.device.type == "cpu" else 1
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for name, tensor in wrapped.named_parameters():
             if "lora_" in name:
                 tensor.data = torch.randn_like(tensor.float()).mul_(0.01).to(dtype)
-        found = in_turns({"mixed": lambda: _prefill(wrapped, inputs, adapter_names=names)})["mixed"]
-        rows.append(f"| PEFT, {dtype} adapters: rows differ | {found:.0f} | {found / base:.2f} | - | - |")
+        steps = _steps(wrapped, inputs, adapter_names=names)
+        found = in_turns({"prefill": lambda: _prefill(wrapped, inputs, adapter_names=names), "decode": steps})
+        cells = [f"{found['prefill']:.{digits}f}", f"{found['prefill'] / base['prefill']:.2f}"]
+        cells += [f"{found['decode'] / STEPS:.1f}", f"{found['decode'] / base['decode']:.2f}"]
+        rows.append(f"| PEFT, {dtype} adapters: rows differ | {' | '.join(cells)} |")
     return rows
 
 
 def in_turns(functions: dict[str, Forward]) -> dict[str, float]:
-    """Return the median CPU milliseconds of each function, run in turns after an unmeasured one."""
+    """Return the median milliseconds of each function, run in turns after an unmeasured one."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(TURNS + 1):
         for name, function in functions.items():
-            started = time.process_time()
+            started = seconds()
             function()
             if turn:
-                times[name].append(time.process_time() - started)
+                times[name].append(seconds() - started)
     return {name: 1000 * statistics.median(some) for name, some in times.items()}
+
+
+def seconds() -> float:
+    """Return the CPU time; where a GPU is used, the time at which it has done all that it was given."""
+    if not torch.cuda.is_initialized():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
