@@ -231,7 +231,8 @@ class FactorReader:
 
     def read(self, begin: int, end: int) -> torch.Tensor:
         """Return some rows. In numpy, because torch's matrix product depends on autocast and the process's matmul precision."""
-        return torch.from_numpy(self.left[:, begin:end].numpy().T @ self.right.numpy())
+        with np.errstate(all="ignore"):  # what is too large is told by whoever adds it up
+            return torch.from_numpy(self.left[:, begin:end].numpy().T @ self.right.numpy())
 
 
 @dataclass(frozen=True, eq=False)

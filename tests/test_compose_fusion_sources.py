@@ -247,6 +247,13 @@ def test_a_layer_of_5000_digits_is_none(llama: Path, tmp_path: Path):
     assert [one.layers for one in plan_fusion(odd, [odd], weights=[[0.0, 1.0]]).contributions] == [2]
 
 
+def test_a_pattern_that_matches_nothing_is_told(llama: Path, tmp_path: Path):
+    (error,) = plan_fusion(llama / "base", [llama / "pack1"], weights=[{"mpl": 0.5, "": 1}]).problems
+    assert "'mpl', in the weight of pack1" in error.message
+    plan = plan_fusion(llama / "base", [llama / "tuned1"], method="ties", densities=[{"mlp": 0.5, "lm_haed": 1}])
+    assert ["'lm_haed', in the density" in error.message for error in plan.problems] == [True]
+
+
 def test_a_plan_names_everything_that_would_fail_and_reads_no_weight(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,7 +11,7 @@ from skillhub.basemodel import tokenizer_digest
 from skillhub.canonical import is_layer_tensor, refuse_changed_layers
 from skillhub.compose.merging import AnyDelta, Contribution, changed_names, contributing, result_dtype
 from skillhub.compose.recipes import AnyPack, Recipe
-from skillhub.compose.schedules import count_layers
+from skillhub.compose.schedules import Schedule, count_layers
 from skillhub.compose.tunedcheckpoints import BaseTensors, CheckpointDelta, TunedCheckpoint, open_checkpoint_delta
 from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
@@ -134,6 +134,7 @@ def find_problems(
             yield lost
             continue
         fitting.append(one.delta)
+        yield from _idle_patterns(one, shapes)
         yield from _changed_layers(one.delta, shapes)
         yield from _growth(one.delta, shapes)
         for name in one.delta.names:
@@ -142,6 +143,17 @@ def find_problems(
                 yield error
     for name in sorted(set().union(*(delta.names for delta in fitting))):
         yield from _disagreement([delta for delta in fitting if name in delta.tensors], name, shapes.get(name))
+
+
+def _idle_patterns(one: Contribution, shapes: Mapping[str, Shape]) -> Iterator[SkillhubError]:
+    """Yield the errors for patterns that mean no tensor of the model: with a misspelt one a pack would do nothing, and none would say."""
+    names = {*shapes, *one.delta.names}
+    for what, amount in (("weight", one.item.weight), ("density", one.item.density)):
+        for pattern in amount.idle(names) if isinstance(amount, Schedule) else []:
+            yield UsageError(
+                f"{pattern!r}, in the {what} of {one.item.pack}, matches no tensor of this model.",
+                hint=f"Patterns are searched in names like {min(names)}.",
+            )
 
 
 def _lost_names(delta: AnyDelta, shapes: Mapping[str, Shape]) -> SkillhubError | None:

@@ -8,7 +8,7 @@ first that matches counts, and the empty one matches every name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -45,6 +45,10 @@ class Schedule:
             if re.search(pattern, name):
                 return _interpolated(values, depth(name, layers))
         return None
+
+    def idle(self, names: Collection[str]) -> list[str]:
+        """Return the patterns that match none of some names."""
+        return [pattern for pattern, _ in self.rules if not any(re.search(pattern, name) for name in names)]
 
     @property
     def values(self) -> list[float]:
