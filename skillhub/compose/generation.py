@@ -11,6 +11,7 @@ import torch
 from skillhub.bases import locate_base
 from skillhub.devices import device_for
 from skillhub.errors import UsageError
+from skillhub.interop.modules import HERE_ALONE
 
 _GENERATING = re.compile("CausalLM|ConditionalGeneration|LMHead|DoubleHeads")
 """What names of classes with a head that predicts tokens contain."""
@@ -40,12 +41,11 @@ def load_model(
     if threads:
         torch.set_num_threads(threads)
     kind: Any = AutoModel if encoder else AutoModelForCausalLM
-    here_alone: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         if not encoder:
-            _check_generates(base, AutoConfig.from_pretrained(folder, **here_alone))
-        tokenizer = AutoTokenizer.from_pretrained(folder, **here_alone)
-        model: Any = kind.from_pretrained(folder, dtype="auto", **here_alone)
+            _check_generates(base, AutoConfig.from_pretrained(folder, **HERE_ALONE))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **HERE_ALONE)
+        model: Any = kind.from_pretrained(folder, dtype="auto", **HERE_ALONE)
     except UsageError:
         raise
     except Exception as error:  # a stranger's config or tokenizer may make transformers raise anything

@@ -17,12 +17,12 @@ from skillhub.compose.modelsources import ModelSource
 from skillhub.errors import UsageError
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.interop.mergekit.tokenizers import TokenizerChoice, TokenRule
+from skillhub.interop.modules import HERE_ALONE
 from skillhub.progress import Notice
 from skillhub.tensorreaders import Shape, TensorReader
 
 _ZERO, _OWN_VALUES = -1, -2
 _ROWS = 4096
-_HERE_ALONE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 Tokens = Mapping[str, int]
 """Token → its number."""
@@ -231,7 +231,7 @@ def _load(source: ModelSource, notice: Notice | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.checkpoint.folder, **_HERE_ALONE)
+        return AutoTokenizer.from_pretrained(source.checkpoint.folder, **HERE_ALONE)
     except Exception as error:  # a stranger's files may make transformers raise anything
         if notice:
             notice(f"{source.model} has no tokenizer that can be read, so it is taken to have the base's ({error}).")
@@ -276,7 +276,7 @@ def _copied(tokenizer: Any) -> Any:
 
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder, **_HERE_ALONE)
+        return AutoTokenizer.from_pretrained(folder, **HERE_ALONE)
 
 
 def _cut(tokenizer: Any, source: ModelSource) -> Any:
@@ -302,7 +302,7 @@ def _cut(tokenizer: Any, source: ModelSource) -> Any:
             model["merges"] = [merge for merge in model["merges"] if not beyond & _merged(merge)]
         content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        return AutoTokenizer.from_pretrained(folder, **_HERE_ALONE)
+        return AutoTokenizer.from_pretrained(folder, **HERE_ALONE)
 
 
 def _merged(merge: Any) -> set[str]:

@@ -22,6 +22,9 @@ from skillhub.layout import Layout, Slot, layout_of
 
 Shape = tuple[int, ...]
 
+HERE_ALONE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Arguments of ``from_pretrained``: nothing is fetched, and code that a model brings along is neither run nor asked about."""
+
 _MOST_PARTS = 2048
 """Of layers, and of experts in one."""
 
@@ -118,7 +121,7 @@ def empty_model(folder: Path) -> Any:
 
     hint = "Load the model, and graft the adapter onto it: skillhub.graft(model, packs)."
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, **HERE_ALONE)
         kind = getattr(transformers, (config.architectures or [""])[0])
         if not issubclass(kind, transformers.PreTrainedModel):
             raise ValueError(f"{kind} is no model")

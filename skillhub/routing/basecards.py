@@ -8,6 +8,7 @@ from typing import Any
 
 from skillhub.devices import device_for
 from skillhub.errors import UsageError
+from skillhub.interop.modules import HERE_ALONE
 from skillhub.progress import Progress
 from skillhub.routing.cardmaking import CardReport, choose_prompts, make_card
 from skillhub.routing.cards import RoutingCard, write_card
@@ -62,10 +63,9 @@ def load_reader(folder: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoTokenizer
 
-    here_alone: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **here_alone)
-        model: Any = AutoModel.from_pretrained(folder, dtype="auto", **here_alone)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **HERE_ALONE)
+        model: Any = AutoModel.from_pretrained(folder, dtype="auto", **HERE_ALONE)
     except Exception as error:  # a stranger's config or tokenizer may make transformers raise anything
         raise UsageError(
             f"{folder} could not be loaded as a model with a tokenizer, which routing cards need: {error}",

@@ -10,6 +10,7 @@ from torch import nn
 
 from skillhub.deltas import PackDelta
 from skillhub.errors import WrongBaseError
+from skillhub.interop.modules import HERE_ALONE
 from skillhub.progress import Notice
 from skillhub.routing.arrow import RoutableDelta, make_arrow
 from skillhub.routing.cardrouter import CardRouter
@@ -79,6 +80,6 @@ def _find_tokenizer(model: nn.Module) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, **HERE_ALONE)
     except Exception:  # there is none, the model was made in memory, or its files make transformers raise anything
         return None
