@@ -45,13 +45,13 @@ def find_base(source: str | Path) -> LocatedBase:
         NetworkError: the Hub cannot be reached.
     """
     folder = expanded(source)
-    if folder.exists():
+    if source != "" and folder.exists():
         return LocatedBase(folder)
     repository, revision = split_repository(str(source))
     well_formed = _REPOSITORY.fullmatch(repository) and _REVISION.fullmatch(revision or "main")
     if not well_formed or folder.suffix == ".safetensors":
         raise NotFoundError(
-            f"There is no base model in {source}.",
+            f"There is no base model in {source or repr(source)}.",
             hint="Give the folder that holds config.json and the weights, or a repository such as org/model.",
             source=str(source),
         )

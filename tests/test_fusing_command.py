@@ -102,3 +102,12 @@ def test_the_plan_says_what_is_wrong_with_folder_device_and_tokenizer(shell: She
     assert "Leave one of them out" in shell.fail(2, *SOURCES, "--plan", "--interference", "x.png")
     assert "There is no device 'meta'" in shell.fail(2, *SOURCES, "--device", "meta", "-o", "out")
     assert not (shell.home / "out").exists()
+
+
+def test_what_is_no_pack_no_base_and_no_merge_file_is_told(shell: Shell) -> None:
+    assert "'' names no pack" in shell.fail(2, "fuse", "--base", "base", "--pack", "", "-o", "out")
+    assert "'@0.5' names no pack" in shell.fail(2, "fuse", "--base", "base", "--pack", "@0.5", "-o", "out")
+    assert "no base model in ''" in shell.fail(4, "fuse", "--base", "", "--pack", "./tuned", "-o", "out")
+    assert "--pack tuned" in shell.fail(2, "fuse", "tuned", "--base", "base", "-o", "out")
+    (shell.home / "m.yml").write_text("merge_method: linear\nmodels: [{model: ./tuned, parameters: {weight: 1}}]\n")
+    assert "exists already" in shell.fail(2, "fuse", "m.yml", "--plan", "-o", "base")

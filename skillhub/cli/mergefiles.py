@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from skillhub.cli import console
 from skillhub.errors import UsageError
+from skillhub.files import new_folder
 
 if TYPE_CHECKING:
     from skillhub.compose.mergeplans import MergePlan
@@ -45,14 +46,20 @@ def fuse_config(config: Path, out: Path | None, request: Mapping[str, Any], *, o
         as_json: print JSON.
 
     Raises:
-        UsageError: an option was given that the file decides, or no folder.
+        UsageError: an option was given that the file decides, or no folder, or one that is not empty.
         SkillhubError: as :func:`skillhub.compose.mergefiles.fuse_file`.
     """
+    if config.is_dir():
+        raise UsageError(
+            f"{config} is a folder, and not a merge configuration.", hint=f"Name packs and models so: --pack {config}."
+        )
     _refuse_other_options()
     console.quiet_transformers()
     if only_plan:
         from skillhub.compose.mergeplans import plan_file
 
+        if out is not None:
+            new_folder(out)
         plans = plan_file(config, environment=request["environment"], notice=console.say)
         if as_json:
             console.emit_json({"configuration": str(config), "documents": [_plan_json(plan) for plan in plans]})

@@ -45,10 +45,14 @@ def split_weight(text: str) -> tuple[str, float]:
     """Read ``PACK[@WEIGHT]``; the repository of a checkpoint may have its revision before the weight.
 
     Raises:
-        UsageError: the weight is not a number.
+        UsageError: the weight is not a number, or no pack is named.
     """
     found = _REPOSITORY_WEIGHT.fullmatch(text)
     name, at, weight = (found["name"], found["weight"], found["weight"]) if found else text.rpartition("@")
+    if not text or (at and not name):
+        raise UsageError(
+            f"{text!r} names no pack.", hint="Write a name or folder, such as acme/math-pack or ./math-pack."
+        )
     if not at:
         return (name if found else text), 1.0
     try:

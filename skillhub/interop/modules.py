@@ -28,6 +28,9 @@ HERE_ALONE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": 
 _MOST_PARTS = 2048
 """Of layers, and of experts in one."""
 
+_MOST_SAID = 300
+"""Characters of what transformers says is wrong with a config."""
+
 
 @dataclass(frozen=True, eq=False)
 class Modules:
@@ -128,7 +131,8 @@ def empty_model(folder: Path) -> Any:
         _check_counts(config.to_dict())
     except Exception as error:  # a stranger's config may make transformers raise anything
         raise UsageError(
-            f"{folder} does not say which class of transformers it is of, and adapters name the modules of that class.",
+            f"{folder} does not say which class of transformers it is of, and adapters name the modules of that class: "
+            f"{' '.join(str(error).split())[:_MOST_SAID]}",
             hint=hint,
         ) from error
     try:
