@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import parametrize
 
 from skillhub.compose.grafts import graft, grafted, ungraft
 from skillhub.compose.routed import graft_routed, routed_packs, ungraft_routed
@@ -174,6 +176,80 @@ def test_a_mixture_is_the_fused_model_with_those_weights(places: Callable[..., P
         if any(weights):
             graft(expected, packs_in(folder), weights=weights, trust_base=True)
         assert (found[row] - logits(expected, ids)[row]).abs().max() < 1e-4
+
+
+def test_the_head_of_a_masked_model_which_has_a_name_for_its_bias_differs_from_row_to_row(places: Callable[..., Path]):
+    folder, ids, choices = places("bert_mlm"), some_ids(4), ["dense", None, "mixed", "low"]
+    found = logits(routed(folder), ids, pack_choices=choices)
+    for row, name in enumerate(choices):
+        assert (found[row] - logits(fused(folder, name), ids)[row]).abs().max() < 1e-4
+
+
+def test_what_a_module_reads_of_its_parts_is_the_packs_where_rows_agree_and_refused_else(places: Callable[..., Path]):
+    folder, ids = places("qwen3_5"), some_ids(4)
+    model = routed(folder)
+    for name in (*NAMES, None):
+        assert torch.equal(logits(model, ids, pack_choices=[name] * 4), logits(fused(folder, name), ids))
+    expected = fused(folder, "dense").generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, pack_choices=["dense"] * 4), expected)
+    for choices in (["dense", None, "dense", None], ["dense", "low", "dense", None]):
+        with pytest.raises(UsageError, match=r"cannot have several packs in this model: .*A_log"):
+            logits(model, ids, pack_choices=choices)
+    factors = logits(model, ids, pack_choices=["low", None, None, "low"])  # changes linear modules alone
+    assert (factors[0] - logits(fused(folder, "low"), ids)[0]).abs().max() < 1e-4
+
+
+def test_a_state_space_model_generates_with_a_pack(tmp_path: Path):
+    sizes = {"vocab_size": 26, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "eos_token_id": None}
+    base = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
+    base.save_pretrained(tmp_path / "base")
+    tuned = tune(tmp_path / "base", tmp_path / "tuned", seed=3, size=0.1)
+    build_pack(tuned, tmp_path / "base", tmp_path / "dense", name="dense")
+    model, ids = load_model(tmp_path / "base"), some_ids(2)
+    graft_routed(model, [tmp_path / "dense"], router=["dense"], trust_base=True, notice=lambda _: None)
+    found = model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(found, load_model(tuned).generate(ids, max_new_tokens=4, do_sample=False))
+    cache = base(ids, use_cache=True).cache_params
+    with pytest.raises(UsageError, match="did not make"):
+        model(ids[:, :1], cache_params=cache)
+    model(ids[:, :1], cache_params=cache, pack_choices=["dense", "dense"])
+
+
+def test_images_are_computed_with_the_packs_that_the_caller_chooses(tmp_path: Path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.ViTConfig(**sizes, image_size=8, patch_size=4)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "base")
+    tuned = tune(tmp_path / "base", tmp_path / "tuned", seed=3, size=0.1)
+    build_pack(tuned, tmp_path / "base", tmp_path / "dense", name="dense")
+    model, images = load_model(tmp_path / "base"), torch.randn(2, 3, 8, 8)
+    graft_routed(model, [tmp_path / "dense"], router=[], trust_base=True, notice=lambda _: None)
+    found = model(pixel_values=images, pack_choices=["dense", None]).logits
+    for row, folder in enumerate((tuned, tmp_path / "base")):
+        assert (found[row] - load_model(folder)(pixel_values=images).logits[row]).abs().max() < 1e-4
+
+
+def test_a_position_that_is_looked_up_for_all_rows_at_once_is_not_split(tmp_path: Path):
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_mel_bins": 8, "max_source_positions": 10}
+    tokens = {"pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 3, "vocab_size": 26}
+    config = transformers.WhisperConfig(**sizes, **heads, **tokens, max_target_positions=16)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    tuned = tune(tmp_path / "base", tmp_path / "tuned", seed=3, size=0.1)
+    build_pack(tuned, tmp_path / "base", tmp_path / "dense", name="dense")
+    model, sounds, ids = load_model(tmp_path / "base"), torch.randn(2, 8, 20), some_ids(2)
+    graft_routed(model, [tmp_path / "dense"], router=[], trust_base=True, notice=lambda _: None)
+    found = model(input_features=sounds, decoder_input_ids=ids, pack_choices=["dense", "dense"]).logits
+    assert torch.equal(found, load_model(tuned)(input_features=sounds, decoder_input_ids=ids).logits)
+    with pytest.raises(UsageError, match="embed_positions"):
+        model(input_features=sounds, decoder_input_ids=ids, pack_choices=["dense", None])
+
+
+def test_a_module_that_was_parametrized_since_is_told_and_not_ignored(llama: Path):
+    model, ids = routed(llama), some_ids(2)
+    logits(model, ids, pack_choices=["dense", "dense"])
+    parametrize.register_parametrization(model.model.layers[0].mlp.up_proj, "weight", torch.nn.Identity())
+    with pytest.raises(UsageError, match="weight of a ParametrizedLinear was replaced"):
+        logits(model, ids, pack_choices=["dense", "dense"])
 
 
 def test_a_mixture_of_experts_is_refused(places: Callable[..., Path]):

@@ -50,6 +50,10 @@ factors, side by side in one matrix (those of query, key and value, and of gate 
 weighted row by row, and added. Both serve one batch, so full-weight packs and adapters may share it. A batch whose rows agree runs the
 modules with the one pack's weights, where those are in memory, and with its factors else.
 
+Parameters that a module with others in it reads itself (attention sinks, the states and convolutions of linear attention, as in GPT-OSS,
+Mamba and Qwen3.5) cannot differ from row to row: a batch with several packs that change such is an error, one whose rows agree is not.
+What is called outside of the model's own forwards, such as ``lm_head`` alone, computes as the base.
+
 **Soft routing.** A decision with a ``mixture`` gives each row the base plus the weighted sum of packs. That is exact (within rounding) for
 linear modules, embeddings, norms and position biases; a pack that changes experts or their routers is refused in it.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -63,6 +63,8 @@ class Groups:
         first = parts[0]
         if isinstance(first, torch.Tensor):
             return self._join_tensors(parts)
+        if isinstance(first, Mapping):
+            return type(first)(**{name: self.join([part[name] for part in parts]) for name in first})
         if isinstance(first, (tuple, list)):
             return type(first)(self.join(some) for some in zip(*parts, strict=True))
         return first
@@ -195,6 +197,12 @@ class Batch:
             found = torch.tensor([numbers.get(choice, 0) for choice in self.choices], device=device)
             self._places[packs, device] = found
         return found
+
+    def part(self, groups: Groups, place: int) -> Batch:
+        """Return the batch of the rows of one group."""
+        rows = list(range(groups.rows)) if groups.order is None else groups.order.tolist()
+        begin = sum(groups.sizes[:place])
+        return Batch(self.owner, self.decision.select(rows[begin : begin + groups.sizes[place]]), self.indices)
 
     def shares(self, site: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return which of the packs a site computes grouped, and which factored."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Identity
+from skillhub.compose.routed.codereads import reader_of, reads_itself
 from skillhub.compose.routed.factors import Factors, read_factors
 from skillhub.compose.routed.siblings import SIDE_BY_SIDE, Siblings, Stacks
 from skillhub.compose.routed.sites import Site
@@ -32,8 +33,8 @@ STACKS_SHARE = 2
 KnownFactors: TypeAlias = Mapping[tuple[PackKey, str], Factors]
 """(Which pack with which weight, path of a linear module) → what it adds there."""
 
-_BIAS_METHOD, _BIAS_TABLE = "compute_bias", "relative_attention_bias"
-"""T5 and its relatives look up relative positions, which have no rows: the method around that has."""
+_BIAS_METHODS, _BIAS_TABLE = ("compute_bias", "compute_position_bias"), "relative_attention_bias"
+"""T5, MPNet and their relatives look up relative positions, which have no rows: the method around that has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +123,14 @@ def parameter_users(model: nn.Module, weights: PackWeights) -> dict[str, list[Us
     }
     names = {id(tensor): parameter for parameter, tensor in wanted.items()}
     found: dict[str, list[User]] = {parameter: [] for parameter in wanted}
-    for path, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
         for name, tensor in {**module._parameters, **module._buffers}.items():
             if tensor is not None and id(tensor) in names:
-                found[names[id(tensor)]].append(User(path, module, name))
-    for parameter, users in found.items():
+                reader, inner = reader_of(modules, path, name)
+                found[names[id(tensor)]].append(User(reader, modules[reader], inner))
+    for parameter in wanted:
+        found[parameter] = users = _without_idle(found[parameter])
         if not users or any(user.module is model for user in users):
             raise UsageError(
                 f"{parameter} belongs to no inner module, so it cannot differ from row to row.",
@@ -136,14 +140,33 @@ def parameter_users(model: nn.Module, weights: PackWeights) -> dict[str, list[Us
     return found
 
 
+def _without_idle(users: Sequence[User]) -> list[User]:
+    """Return users without modules that only have a name for what a module in them uses, as heads of masked models have for a bias."""
+
+    def is_idle(user: User) -> bool:
+        inside = f"{user.path}." if user.path else ""
+        is_above = any(other is not user and other.path.startswith(inside) for other in users)
+        return is_above and not reads_itself(user.module, user.name)
+
+    return [user for user in users if not is_idle(user)]
+
+
 def _factor(
     plan: Plan, weights: PackWeights, pack: int, contribution: Contribution, known: KnownFactors, *, anything: bool
 ) -> None:
     """Move what is stored as factors of linear modules from the plan's dense changes to its factors."""
     by_module: dict[str, dict[str, str]] = defaultdict(dict)
     modules: dict[str, nn.Module] = {}
+    changes = [users for parameter, users in plan.users.items() if (pack, parameter) in plan.dense]
+    shared = {
+        user.path for users in changes if len(users) > 1 for user in users
+    }  # these run with all of the pack's weights
     for parameter, users in plan.users.items():
-        if (pack, parameter) in plan.dense and len(users) == 1 and is_transposed(users[0].module) is not None:
+        if (
+            (pack, parameter) in plan.dense
+            and users[0].path not in shared
+            and is_transposed(users[0].module) is not None
+        ):
             by_module[users[0].path][users[0].name] = parameter
             modules[users[0].path] = users[0].module
     for path, changed in by_module.items():
@@ -243,8 +266,9 @@ def _by_parameter(changes: set[tuple[int, str]]) -> dict[str, set[int]]:
 def _place(modules: Mapping[str, nn.Module], user: User) -> tuple[tuple[str, str], str]:
     """Return path and method of the site for a parameter, and the parameter's name from there."""
     parent, _, child = user.path.rpartition(".")
-    if child == _BIAS_TABLE and hasattr(modules[parent], _BIAS_METHOD):
-        return (parent, _BIAS_METHOD), f"{child}.{user.name}"
+    methods = [method for method in _BIAS_METHODS if child == _BIAS_TABLE and hasattr(modules[parent], method)]
+    if methods:
+        return (parent, methods[0]), f"{child}.{user.name}"
     return (user.path, "forward"), user.name
 
 

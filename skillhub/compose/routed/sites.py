@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillhub.compose.routed.batches import BASE, Batch, Identity, active_batch, positions_per_row, remember
+from skillhub.compose.routed.batches import BASE, Batch, Identity, activated, active_batch, positions_per_row, remember
+from skillhub.compose.routed.bindings import is_cache
+from skillhub.compose.routed.codereads import has_parts
 from skillhub.compose.routed.factors import Factors
 from skillhub.compose.routed.siblings import Siblings
 from skillhub.compose.routed.standins import stand_in
@@ -54,6 +57,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self._adopt()
+        self.has_parts = self.method == "forward" and has_parts(self.module)
 
     def _adopt(self) -> None:
         # of the class: the module's own may be the site of packs that were routed before
@@ -101,27 +105,46 @@ class Site:
     def _run_dense(self, batch: Batch, packs: tuple[int, ...], args: Any, kwargs: Any) -> Any:
         if batch.single is not None:
             return self._run(batch.single, args, kwargs)
+        self._check_rows(batch, (*args, *kwargs.values()))
         if self._scales_rows(batch, args):
             return self._as_with(self._row_scales(batch, packs, args[0]))(*args, **kwargs)
         if batch.is_soft:
             return self._run_mixed(batch, packs, args, kwargs)
-        groups = batch.groups(packs)
+        groups = batch.groups(batch.packs if self.has_parts else packs)  # modules in it then see rows that agree
         if len(groups.packs) == 1:
             return self._run(groups.packs[0], args, kwargs)
         columns = [_cut(groups, value) for value in args]
         named = {name: _cut(groups, value) for name, value in kwargs.items()}
-        results = [
-            self._run(pack, [column[g] for column in columns], {name: column[g] for name, column in named.items()})
-            for g, pack in enumerate(groups.packs)
-        ]
+        results = []
+        for g, pack in enumerate(groups.packs):
+            some, others = [column[g] for column in columns], {name: column[g] for name, column in named.items()}
+            with activated(batch.part(groups, g)) if self.has_parts else nullcontext():
+                results.append(self._run(pack, some, others))
         return groups.join(results)
+
+    def _check_rows(self, batch: Batch, values: Sequence[Any]) -> None:
+        """Refuse to compute rows apart where the module's inputs are not theirs alone.
+
+        Raises:
+            UsageError: the module looks up the same for all rows; or other modules are in it, and a cache or such is among its inputs.
+        """
+        tensors = [value for value in values if isinstance(value, torch.Tensor) and value.dim()]
+        of_rows = all(len(tensor) in (1, batch.rows) for tensor in tensors)
+        is_shared = isinstance(self.module, nn.Embedding) and not (of_rows and all(one.dim() > 1 for one in tensors))
+        if is_shared or (self.has_parts and (batch.is_soft or not of_rows or any(map(is_cache, values)))):
+            names = ", ".join(self.parameters.values())
+            raise UsageError(
+                f"The rows of a batch cannot have several packs in this model: {names} is used for all of them at once.",
+                hint="Give batches whose rows have the same pack, leave out the packs that change it, or graft with mode='fused'.",
+                tensor=names,
+            )
 
     def _run(self, pack: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run the module as one pack has it."""
         if pack == BASE:
             return self.original(*args, **kwargs)
         own = self._own()
-        ready, known = self._ready.get(pack), (own.dtype, own.device, own.shape)
+        ready, known = self._ready.get(pack), (type(self.module), own.dtype, own.device, own.shape)
         if ready is None or ready[0] != known:
             method = self._as_with(self._values(pack))
             ready = (known, method)
@@ -202,7 +225,8 @@ def is_linear_in_weights(module: nn.Module) -> bool:
     """Say whether the module's output is linear in its parameters, but for a constant."""
     kinds = (nn.Embedding, nn.LayerNorm)
     known = isinstance(module, kinds) or is_transposed(module) is not None
-    return known or type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) or hasattr(module, "compute_bias")
+    has_biases = hasattr(module, "compute_bias") or hasattr(module, "compute_position_bias")
+    return known or type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) or has_biases
 
 
 def _cut(groups: Any, value: Any) -> Sequence[Any]:
