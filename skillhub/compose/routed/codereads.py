@@ -41,7 +41,7 @@ def reader_of(modules: Mapping[str, nn.Module], path: str, name: str) -> tuple[s
     for length in range(len(parts)):
         above, below = ".".join(parts[:length]), (*parts[length:], name)
         around = modules[above]
-        is_called = isinstance(modules[path], nn.Linear) and below[:-1] in attribute_reads(type(around))
+        is_called = isinstance(modules[path], nn.Linear) and _reads_whole(around, below[:-1])
         if _reads_path(around, below) and not (is_called and not around._parameters):
             return above, ".".join(below)
     return path, name
@@ -52,8 +52,12 @@ def reads_itself(module: nn.Module, name: str) -> bool:
     return _reads_path(module, (name,))
 
 
+def _reads_whole(module: nn.Module, path: Names) -> bool:
+    return path in attribute_reads(module)
+
+
 def _reads_path(module: nn.Module, path: Names) -> bool:
-    return any(names[: len(path)] == path for names in attribute_reads(type(module)))
+    return any(names[: len(path)] == path for names in attribute_reads(module))
 
 
 def has_parts(module: nn.Module) -> bool:
@@ -61,9 +65,14 @@ def has_parts(module: nn.Module) -> bool:
     return any(next(child.parameters(), None) is not None for child in module.children())
 
 
+def attribute_reads(module: nn.Module) -> frozenset[Names]:
+    """Return what a module's methods read from ``self``: ``("conv1d", "weight")`` for ``self.conv1d.weight``."""
+    kind: Any = type(module)
+    return _reads_of(kind)
+
+
 @cache
-def attribute_reads(kind: type) -> frozenset[Names]:
-    """Return what methods of a class read from ``self``: ``("conv1d", "weight")`` for ``self.conv1d.weight``."""
+def _reads_of(kind: Any) -> frozenset[Names]:
     members = [item for one in kind.__mro__ if one.__module__ not in _GENERAL for item in vars(one).items()]
     codes = [_code_of(member) for name, member in members if name not in _SETTING_UP]
     return frozenset(names for code in codes if code is not None for names in _reads(code))

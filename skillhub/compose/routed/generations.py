@@ -63,9 +63,12 @@ def generation_of(owner: Identity) -> Generation | None:
 
 def note_decision(owner: Identity, decision: Decision) -> None:
     """Remember what this thread (or task) decided last for a routed model."""
-    _last.set(WeakKeyDictionary({**_last.get({}), owner: decision}))
+    decisions = WeakKeyDictionary(_last.get({}))  # of this thread alone, and of models that are still there
+    decisions[owner] = decision
+    _last.set(decisions)
 
 
 def last_decision_of(owner: Identity) -> Decision | None:
     """Return what this thread (or task) decided last for a routed model."""
-    return _last.get({}).get(owner)
+    known = _last.get(None)
+    return None if known is None else known.get(owner)

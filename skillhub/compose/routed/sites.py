@@ -90,7 +90,7 @@ class Site:
         result = self._run_dense(batch, dense, args, kwargs) if dense else self.original(*args, **kwargs)
         return self._add_factored(batch, args[0], result) if factored else result
 
-    def split(self, packs: Sequence[int], single: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def split(self, packs: tuple[int, ...], single: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return which of a batch's packs are computed grouped here, and which factored."""
         if single is not None and single in self.whole:
             return (single,), ()
