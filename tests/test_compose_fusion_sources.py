@@ -247,6 +247,23 @@ def test_a_layer_of_5000_digits_is_none(llama: Path, tmp_path: Path):
     assert [one.layers for one in plan_fusion(odd, [odd], weights=[[0.0, 1.0]]).contributions] == [2]
 
 
+def test_a_folder_s_name_means_nothing_in_the_card(llama: Path, tmp_path: Path):
+    odd = rewrite(llama / "tuned1", tmp_path / "a|b\n---\nlicense: mit <i> `x` [y]", dict)
+    card = (fuse(llama / "base", [odd], tmp_path / "fused") / "README.md").read_text()
+    name = r"a\|b --- license: mit \<i\> \`x\` \[y\]"
+    assert f"# base with {name}\n" in card and f"\n| {name} | checkpoint |" in card and card.count("\n---\n") == 1
+
+
+def test_positions_and_layers_of_another_size_are_refused(tmp_path: Path):
+    base = save_model("gpt2", tmp_path / "base")
+    for number, part in enumerate(("wpe", "h.0.mlp.c_fc.weight", "h.1.ln_1.bias")):
+        longer = lambda values, part=part: {  # noqa: E731
+            name: torch.cat([value, value]) if part in name else value for name, value in values.items()
+        }
+        with pytest.raises(WrongBaseError, match=rf"{part}.* is \[.*\] in tuned{number} and"):
+            fuse(base, [rewrite(base, tmp_path / f"tuned{number}", longer)], tmp_path / "fused")
+
+
 def test_a_pattern_that_matches_nothing_is_told(llama: Path, tmp_path: Path):
     (error,) = plan_fusion(llama / "base", [llama / "pack1"], weights=[{"mpl": 0.5, "": 1}]).problems
     assert "'mpl', in the weight of pack1" in error.message

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 
 from skillhub.basemodel import tokenizer_digest
-from skillhub.canonical import is_layer_tensor, refuse_changed_layers
+from skillhub.canonical import is_vocabulary_tensor, refuse_changed_layers
 from skillhub.compose.merging import AnyDelta, Contribution, changed_names, contributing, result_dtype
 from skillhub.compose.recipes import AnyPack, Recipe
 from skillhub.compose.schedules import Schedule, count_layers
@@ -226,7 +226,9 @@ def _misfit(delta: AnyDelta, name: str, present: Shape | None, *, in_memory: boo
         if in_memory and present is not None:
             return UsageError(f"{delta.pack} removes the tensor {name}, which this model uses.", hint=_FUSE)
     elif present is not None and present != shape:
-        if present[1:] != shape[1:] or len(present) != len(shape) or is_layer_tensor(name) or not shape[0]:
+        # the config follows another vocabulary, and no other size
+        may_grow = is_vocabulary_tensor(name) and len(present) == len(shape) and shape[0] > 0
+        if not may_grow or present[1:] != shape[1:]:
             return WrongBaseError(
                 f"{name} is {list(shape)} in {delta.pack} and {list(present)} in this model.",
                 hint="Give the model that the pack was made for.",
