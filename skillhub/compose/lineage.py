@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from skillhub.adapters import Adapter
 from skillhub.bases import LocatedBase
@@ -11,6 +12,7 @@ from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.compose.schedules import Schedule
 from skillhub.compose.tunedcheckpoints import TunedCheckpoint
 from skillhub.packs import Pack
+from skillhub.redaction import printable
 
 CARD_FILE = "README.md"
 
@@ -26,12 +28,12 @@ def model_card(base: LocatedBase, recipe: Recipe, fingerprint: str | None, *, dt
     """
     repository, revision = _base_repository(base, recipe, fingerprint)
     folder = (base.folder.parent if base.folder.is_file() else base.folder).resolve()
-    name = repository or folder.name or "A base model"
+    name = repository or cell_text(folder.name) or "A base model"
     exactly = not recipe.adapters
     return "\n".join(
         [
             *_metadata(repository, recipe),
-            f"# {name} with {', '.join(str(item.pack.name) for item in recipe.packs)}",
+            f"# {name} with {', '.join(cell_text(str(item.pack.name)) for item in recipe.packs)}",
             "",
             f"A base model with {_kinds(recipe)} fused into its weights by "
             "[skillhub](https://pypi.org/project/skillhub-packs/).",
@@ -86,11 +88,16 @@ def _row(item: WeightedPack) -> str:
     pack = item.pack
     kind = {Pack: "pack", Adapter: "adapter", TunedCheckpoint: "checkpoint"}[type(pack)]
     version = pack.manifest.version if isinstance(pack, Pack) else pack.version or "-"
-    return f"| {pack.name} | {kind} | {version} | {_cell(item.weight)} | {_cell(item.density)} | `{pack.digest}` |"
+    return f"| {cell_text(str(pack.name))} | {kind} | {version} | {_cell(item.weight)} | {_cell(item.density)} | `{pack.digest}` |"
 
 
 def _cell(amount: float | Schedule) -> str:
-    return f"{amount:g}".replace("|", "\\|")
+    return cell_text(f"{amount:g}")
+
+
+def cell_text(text: str) -> str:
+    """Return a text as it can stand in a cell of a Markdown table without meaning anything there: folders may have any name."""
+    return re.sub(r"([|<>`\\\[\]])", r"\\\1", printable(" ".join(text.split())))
 
 
 def _base_repository(base: LocatedBase, recipe: Recipe, fingerprint: str | None) -> tuple[str | None, str | None]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from skillhub.adapters import Adapter
+from skillhub.compose.lineage import cell_text
 from skillhub.compose.modelmerges import ModelMerge
 from skillhub.compose.modelsources import ModelSource
 from skillhub.interop.mergekit.configurations import Configuration
@@ -52,7 +53,9 @@ def merge_card(merge: ModelMerge, documents: Sequence[Configuration]) -> str:
 
 
 def _row(source: ModelSource) -> str:
-    name = source.base.repo or source.checkpoint.folder.resolve().name
-    deltas = [f"{one.pack} `{one.pack.digest}`" for one in source.deltas if not isinstance(one.pack, Adapter)]
-    deltas += [str(one.pack) for one in source.deltas if isinstance(one.pack, Adapter)]
+    name = source.base.repo or cell_text(source.checkpoint.folder.resolve().name)
+    deltas = [
+        f"{cell_text(str(one.pack))} `{one.pack.digest}`" for one in source.deltas if not isinstance(one.pack, Adapter)
+    ]
+    deltas += [cell_text(str(one.pack)) for one in source.deltas if isinstance(one.pack, Adapter)]
     return f"| {name} | {source.base.revision or '-'} | {', '.join(deltas) or '-'} |"
