@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def trace_save(model: nn.Module) -> dict[str, View | Mixture]:
     kept = _saved_parameters(model)
     meta = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for n, t in kept.items()}
     owners = {_storage(tensor): name for name, tensor in meta.items()}
-    with _Tracer(owners) as tracer:
+    with _no_mode_left(), _Tracer(owners) as tracer:
         outputs = _revert(model, dict(meta))
     computed = {name: tracer.sources[_storage(t)] for name, t in outputs.items() if _storage(t) not in owners}
     result: dict[str, View | Mixture] = dict(_mixtures(computed, {n: tuple(outputs[n].shape) for n in computed}))
@@ -167,6 +168,17 @@ class _Tracer(TorchFunctionMode):
             self.sources.setdefault(_storage(tensor), parents)
             self._alive.append(tensor)
         return result
+
+
+@contextmanager
+def _no_mode_left() -> Iterator[None]:
+    """End modes that begin in the block with it, also where an interruption keeps one from ending by itself."""
+    before = torch._C._len_torch_function_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_function_stack() > before:
+            torch._C._pop_torch_function_stack()
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from transformers.core_model_loading import (
 from skillhub.conversions import Mixture, View, positions, trace_save
 from skillhub.errors import UsageError
 from skillhub.layout import layout_of
+from tests.support.tiny_models import make_model
 
 
 class Scale(ConversionOps):
@@ -117,6 +119,29 @@ def test_a_conversion_that_computes_is_refused(factor: float) -> None:
         with pytest.raises(UsageError, match="more than move values"):
             access()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("function", ["__enter__", "__exit__"])
+def test_an_interruption_does_not_leave_torch_changed(function: str) -> None:
+    model, stops = make_model("llama"), list[str]()
+
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_name == function and frame.f_code.co_filename == torch.overrides.__file__:
+            if event == ("return" if function == "__enter__" else "call") and not stops:
+                stops.append(function)
+                raise KeyboardInterrupt
+            return interrupt
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trace_save(model)
+    finally:
+        sys.settrace(before)
+    assert stops == [function]
+    assert torch.zeros(2, 3).T.contiguous().is_contiguous()
 
 
 def test_weights_shared_by_hand_are_refused() -> None:
