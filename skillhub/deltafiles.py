@@ -111,6 +111,8 @@ class DeltaFiles:
                 for number, part in enumerate(description["parts"])
             )
             return EncodedTensor(tuple(description["shape"]), parts)
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{error.filename} is missing.", hint=DAMAGED, tensor=name) from error
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"the description of {name} is damaged.", hint=DAMAGED, tensor=name) from error
 

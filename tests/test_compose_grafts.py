@@ -13,7 +13,8 @@ from msgspec.structs import replace as replace_struct
 from safetensors.torch import load_file
 
 from skillhub.compose.fusion import fuse
-from skillhub.compose.grafts import graft, grafted_packs, ungraft
+from skillhub.compose.grafts import graft, grafted_packs, set_weights, ungraft
+from skillhub.compose.routed import routed_packs
 from skillhub.errors import IntegrityError, NotFoundError, UsageError, WrongBaseError
 from skillhub.packs import Pack, open_pack
 from tests.support.tiny_models import (
@@ -336,10 +337,12 @@ def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     assert "1 packs and weights" in refused(model, [one], weights=[1, 2])
     assert "does not use densities" in refused(model, [one], densities=[0.5])
     assert "share of elements" in refused(model, [one], method="ties", densities=[0])
-    assert "a whole checkpoint" in refused(model, [llama / "base"])
     assert "None is not a pack" in refused(model, [None])
     assert "3 is not a pack" in refused(model, [3])
     assert "packs must be a list" in refused(model, 3)
+    assert "packs must be a list" in refused(model, {one: 0.5})
+    assert "options must be a mapping" in refused(model, [one], options=["lambda"])
+    assert "A seed is a whole number" in refused(model, [one], seed="0")
     assert "weights must be a list" in refused(model, [one], weights=0.5)
     for weight in (1e7, -1e7, [0, 1e7], {"mlp": 1e7}):
         assert "too much for weights" in refused(model, [one], weights=[weight])
@@ -351,6 +354,27 @@ def test_calls_that_make_no_sense_are_refused_with_a_hint(llama: Path):
     graft(model, [one])
     assert "there twice" in refused(model, [one])
     assert "already use method 'linear'" in refused(model, [llama / "two"], method="ties")
+
+
+@pytest.mark.parametrize("thing", [None, "acme/model", object()])
+def test_what_is_no_model_is_told(thing: Any, llama: Path):
+    calls: list[Callable[[], object]] = [
+        lambda: graft(thing, [llama / "one"]),
+        lambda: graft(thing, [llama / "one"], mode="routed"),
+        lambda: ungraft(thing),
+        lambda: set_weights(thing, {}),
+        lambda: grafted_packs(thing),
+        lambda: routed_packs(thing),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="A model is needed here") as caught:
+            call()
+        assert caught.value.hint
+
+
+def test_weights_may_be_a_tensor(llama: Path):
+    model = graft(load_model(llama / "base"), [llama / "one"], weights=torch.tensor([0.5]))
+    assert bits(model) == bits(graft(load_model(llama / "base"), [llama / "one"], weights=[0.5]))
 
 
 def test_packs_and_weights_may_come_from_generators(llama: Path):

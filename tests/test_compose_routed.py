@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -513,6 +514,18 @@ def test_an_interruption_while_packs_take_their_places_changes_nothing(llama: Pa
     interrupted()
     assert [str(one.pack.name) for one in routed_packs(model)] == ["mixed"]
     assert torch.equal(logits(model, ids), before)
+
+
+def test_a_file_that_is_gone_when_weights_are_decoded_is_told(llama: Path, tmp_path: Path):
+    shutil.copytree(llama / "dense", tmp_path / "dense")
+    model, ids = load_model(llama / "base"), some_ids(1)
+    packs = [tmp_path / "dense"]
+    graft_routed(model, packs, router=["dense"], trust_base=True, notice=lambda _: None, memory="codes")
+    shutil.rmtree(tmp_path / "dense")
+    with pytest.raises(IntegrityError, match="is missing"):
+        model(input_ids=ids)
+    ungraft(model)
+    assert bits(model) == bits(load_model(llama / "base"))
 
 
 def test_a_compiled_model_computes_the_same_and_can_be_ungrafted(llama: Path):

@@ -15,7 +15,16 @@ from skillhub.layout import Layout, layout_of
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """Return the model that ``torch.compile`` wrapped; any other as it is. Both have the same parameters."""
+    """Return the model that ``torch.compile`` wrapped; any other as it is. Both have the same parameters.
+
+    Raises:
+        UsageError: it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"A model is needed here, and a {type(model).__name__} is none.",
+            hint="Give the model that from_pretrained returned; of a pipeline its attribute model.",
+        )
     inner = model.__dict__.get("_modules", {}).get("_orig_mod")
     return inner if isinstance(inner, nn.Module) else model
 

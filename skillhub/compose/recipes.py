@@ -188,6 +188,8 @@ def make_recipe(
         raise UsageError("No pack was given.", hint="Name at least one installed pack or pack folder.")
     if rounding not in ROUNDINGS:
         raise UsageError(f"There is no rounding {rounding!r}.", hint=f"Use one of: {', '.join(ROUNDINGS)}.")
+    if not isinstance(seed, int):
+        raise UsageError(f"A seed is a whole number, not {seed!r}.", hint="Give any, such as 0.")
     chosen = find_method(method)
     chosen_weights = _one_each("weights", weights, len(packs), WEIGHT_LIMIT)
     chosen_densities = _one_each("densities", densities, len(packs))
@@ -219,6 +221,8 @@ def _check_options(method: MergeMethod, options: Mapping[str, Any]) -> dict[str,
     Raises:
         UsageError: it has no such option, or a value is none or out of range.
     """
+    if not isinstance(options, Mapping):
+        raise UsageError(f"options must be a mapping, not {options!r}.", hint='Write {"lambda": 0.5}.')
     read = {}
     for name, value in options.items():
         if name not in method.options:
@@ -342,6 +346,12 @@ def _one_each(what: str, values: Sequence[Amount] | None, count: int, limit: flo
 
 
 def _listed(what: str, values: Iterable[Any]) -> list[Any]:
+    if isinstance(values, Mapping):  # of which a list would be the keys
+        raise UsageError(
+            f"{what} must be a list, not a mapping.", hint="Write packs=[…] and weights=[…], in one order."
+        )
+    if hasattr(values, "tolist"):  # of torch or numpy
+        values = values.tolist()
     try:
         return list(values)
     except TypeError as error:
