@@ -398,7 +398,7 @@ def test_stacks_of_factors_take_no_more_than_so_much_memory(llama: Path):
     stacks = sites[0].siblings.stacks  # type: ignore[union-attr]
     assert all(site.siblings is not None and site.siblings.stacks is stacks for site in sites)
     factors = sum(4 * one.elements for site in sites for one in site.factors.values())
-    assert stacks.limit == 2 * factors
+    assert stacks.limit == factors
     sets = [set(names) for count in (1, 2, 3) for names in itertools.combinations((*NAMES, None), count)]
     for names in [*sets, *sets]:
         chosen = [*names, *names, *names, *names][:4]

@@ -209,6 +209,15 @@ class Batch:
         found: tuple[tuple[int, ...], tuple[int, ...]] = site.split(self.packs, self.single)
         return found
 
+    def rows_of(self, pack: int, device: torch.device) -> torch.Tensor:
+        """Return the numbers of the rows that have a pack, on a device."""
+        key = (pack, device)
+        found = self._places.get(key)
+        if found is None:
+            rows = [row for row, choice in enumerate(self.choices) if choice == pack]
+            found = self._places[key] = torch.tensor(rows, device=device)
+        return found
+
     def mask(self, widths: Widths, like: torch.Tensor) -> torch.Tensor:
         """Return what factors that lie side by side count in each row: (rows, columns), in the dtype and on the device of ``like``."""
         key = (widths, like.dtype, like.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TypeAlias
 
 import torch
@@ -24,10 +25,13 @@ from skillhub.layout import Slot, ViewSlot
 EXECUTORS = ("auto", "grouped", "factored")
 """``factored``: whatever is stored as factors; ``auto``: where that computes little; ``grouped``: nothing. The rest runs in groups."""
 
-FACTORED_SHARE = 8
-"""Under ``auto``, factors may have at most one such part of their weight's elements: every row pays for all packs of its batch."""
+FACTORED_SHARE = 1 / 8
+"""Under ``auto``, factors may have at most such a part of their weight's elements: every row pays for all packs of its batch."""
 
-STACKS_SHARE = 2
+LEAN_SHARE = 1 / 2
+"""The same where memory is short: factors are kept in fp32, so of weights in bf16 they take less up to here."""
+
+STACKS_SHARE = 1
 """Mixed batches lay factors side by side, for each set of packs anew; of that at most so many times the factors' bytes are kept."""
 
 KnownFactors: TypeAlias = Mapping[tuple[PackKey, str], Factors]
@@ -87,30 +91,32 @@ class Plan:
 def plan_sites(
     model: nn.Module,
     weights: PackWeights,
-    contributions: Sequence[Contribution],
     executor: str,
     known: KnownFactors | None = None,
+    *,
+    saves_memory: bool = False,
 ) -> Plan:
     """Decide for every pack and parameter how it is computed.
 
     Args:
         model: the model.
-        weights: of the packs, for the layout.
-        contributions: the packs.
+        weights: of the packs.
         executor: one of :data:`EXECUTORS`.
         known: factors that were read before.
+        saves_memory: whether ``auto`` is to take less memory, at the price of time.
 
     Raises:
         UsageError: a changed parameter belongs to no module, or to one whose rows cannot be told apart.
         IntegrityError: a pack's factors are damaged.
     """
     plan, known = Plan(parameter_users(model, weights)), known or {}
-    for pack, one in enumerate(contributions):
+    share = inf if executor == "factored" else LEAN_SHARE if saves_memory else FACTORED_SHARE
+    for pack, one in enumerate(weights.contributions):
         for parameter in plan.users:
             if weights.changes(pack, parameter):
                 plan.dense.add((pack, parameter))
         if executor != "grouped":
-            _factor(plan, weights, pack, one, known, anything=executor == "factored")
+            _factor(plan, weights, pack, one, known, share)
     return plan
 
 
@@ -152,7 +158,7 @@ def _without_idle(users: Sequence[User]) -> list[User]:
 
 
 def _factor(
-    plan: Plan, weights: PackWeights, pack: int, contribution: Contribution, known: KnownFactors, *, anything: bool
+    plan: Plan, weights: PackWeights, pack: int, contribution: Contribution, known: KnownFactors, share: float
 ) -> None:
     """Move what is stored as factors of linear modules from the plan's dense changes to its factors."""
     by_module: dict[str, dict[str, str]] = defaultdict(dict)
@@ -171,7 +177,7 @@ def _factor(
             modules[users[0].path] = users[0].module
     for path, changed in by_module.items():
         present = known.get((weights.key_of(pack), path))
-        found = _module_factors(weights, contribution, modules[path], changed, present, anything=anything)
+        found = _module_factors(weights, contribution, modules[path], changed, present, share)
         if found is not None:
             plan.factors[pack, path] = found
             moved = {(pack, parameter) for parameter in changed.values()}
@@ -185,8 +191,7 @@ def _module_factors(
     module: nn.Module,
     changed: Mapping[str, str],
     known: Factors | None,
-    *,
-    anything: bool,
+    share: float,
 ) -> Factors | None:
     """Return all that a pack adds to a linear module, or None if some of that is no factors (or too many)."""
     slots = {name: _only_slot(weights, parameter) for name, parameter in changed.items()}
@@ -197,9 +202,7 @@ def _module_factors(
         return None
     found = known or _read_module(contribution, module, sources)
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    if found is None or (not anything and len(found.right) * sum(weight.shape) * FACTORED_SHARE > weight.numel()):
-        return None
-    return found
+    return found if found is not None and len(found.right) * sum(weight.shape) <= share * weight.numel() else None
 
 
 def _read_module(contribution: Contribution, module: nn.Module, sources: Mapping[str, str]) -> Factors | None:

@@ -144,13 +144,23 @@ def stack_factors(
                 left.append(one.bias[None])
                 constant.append(torch.ones(1))
             widths.append((pack, one.width))
-        lefts.append(torch.cat(left).to(device, dtype) if left else torch.empty(0, device=device, dtype=dtype))
+        lefts.append(_laid(left, dtype, device) if left else torch.empty(0, device=device, dtype=dtype))
         places.append((begin, sum(map(len, constant))))
     constants = torch.cat(constant)
     return Stack(
-        torch.cat(right).to(device, dtype),
+        _laid(right, dtype, device),
         constants.to(device, dtype) if bool(constants.any()) else None,
         lefts,
         places,
         tuple(widths),
     )
+
+
+def _laid(parts: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return matrices one below the other; each is converted by itself, so that no wide copy of all of them is made."""
+    laid = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=dtype, device=device)
+    begin = 0
+    for part in parts:
+        laid[begin : begin + len(part)] = part
+        begin += len(part)
+    return laid

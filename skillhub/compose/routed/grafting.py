@@ -17,7 +17,7 @@ from skillhub.compose.modelbases import ModelBase
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
 from skillhub.compose.routed.batches import Identity
 from skillhub.compose.routed.choices import as_router, pack_labels
-from skillhub.compose.routed.construction import EXECUTORS, Plan, build_sites, plan_sites
+from skillhub.compose.routed.construction import EXECUTORS, KnownFactors, Plan, build_sites, plan_sites
 from skillhub.compose.routed.entries import Entry
 from skillhub.compose.routed.rules import Rules
 from skillhub.compose.routed.sites import Site
@@ -74,7 +74,7 @@ def graft_routed(
             nothing; ``auto`` what is of low rank. What is not computed from factors runs once per group of rows with one pack.
         memory: ``weights`` keeps the packs' weights in memory, in the model's dtype; how much that is is told before it is taken.
             Batches whose rows agree then run as fast as the base. ``factors`` keeps those weights only that are not computed from
-            factors; ``auto`` is ``weights`` where that takes at most half of the memory that is free, else ``factors``.
+            factors, and ``auto`` executes from factors whatever takes less memory so, which is slower; ``auto`` is ``weights`` where that takes at most half of the memory that is free, else ``factors``.
             ``codes`` decodes weights whenever they are used, and a number keeps so many bytes of those used last.
         verify: as for grafting fused.
         trust_base: likewise.
@@ -153,9 +153,8 @@ def build_routing(
         _limit(options["memory"]),
         present.weights if present else None,
     )
-    plan = plan_sites(model, store, contributions, options["executor"], present.factors if present else {})
+    plan, memory = _plan(model, store, options, present.factors if present else {})
     labels = pack_labels(contributions)
-    memory = _choose_memory(model, plan, store, options["memory"])
     if store.limit is None:
         _take_memory(model, plan, store, labels, progress, notice)
     owner, off = (present.rules.owner, present.disabled) if present else (Identity(), frozenset())
@@ -203,14 +202,20 @@ def _open(
     return contributions
 
 
-def _choose_memory(model: nn.Module, plan: Plan, store: PackWeights, memory: str | int) -> str | int:
-    """Leave out of a plan the weights that are not to be in memory beside their factors; returns what ``auto`` means here."""
+def _plan(
+    model: nn.Module, store: PackWeights, options: Mapping[str, Any], known: KnownFactors
+) -> tuple[Plan, str | int]:
+    """Return what is computed how, without weights that are not to be in memory, and what ``memory="auto"`` means here."""
+    executor, memory = options["executor"], options["memory"]
+    plan = plan_sites(model, store, executor, known, saves_memory=memory == "factors")
     if memory == "auto":
         left = available_bytes(next(model.parameters()).device)
         memory = "weights" if left is None or 2 * store.missing_bytes(plan.kept) <= left else "factors"
+        if memory == "factors":
+            plan = plan_sites(model, store, executor, known, saves_memory=True)
     if memory != "weights":
         plan.whole.clear()
-    return memory
+    return plan, memory
 
 
 def _take_memory(

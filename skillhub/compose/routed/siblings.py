@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from skillhub.compose.routed.batches import Batch
 from skillhub.compose.routed.factors import Stack, factor_dtype, stack_factors
@@ -27,6 +28,10 @@ SIDE_BY_SIDE = (
     ("wi_0", "wi_1"),
 )
 """Names of linear modules of one parent that mostly read the same input, so that their right factors make one matrix."""
+
+
+STACKED_SHARE = 1 / 2
+"""Rows are multiplied with the factors of all packs of their batch where those have at most such a part of the weight's elements."""
 
 
 @dataclass(eq=False)
@@ -91,7 +96,50 @@ class Siblings:
         made.sites.extend(copy.deepcopy(site, memo) for site in self.sites)
         return made
 
-    def product(self, site: Site, batch: Batch, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(self, site: Site, batch: Batch, inputs: torch.Tensor, result: torch.Tensor) -> None:
+        """Add what the packs of a batch add to a site's output by their factors.
+
+        Where all their factors together are small, every row is multiplied with all of them, masked; else each pack's rows with its own.
+
+        Args:
+            site: one of the sites.
+            batch: the batch.
+            inputs: (rows, …, inputs), or flattened.
+            result: the output of the base, contiguous; it is changed.
+        """
+        most = STACKED_SHARE * max(site.module.weight.numel() for site in self.sites)  # type: ignore[operator]
+        if batch.single is not None or batch.is_soft or self._elements(batch.packs) <= most:
+            hidden, left = self._hidden(site, batch, inputs)
+            flat = result.view(-1, result.shape[-1])
+            if hidden.dtype == flat.dtype == left.dtype:  # under autocast they may differ
+                flat.addmm_(hidden, left)
+            else:
+                flat.add_(hidden @ left)
+            return
+        for pack in (pack for pack in batch.packs if pack in site.factors):
+            self._add_rows(site, pack, batch, inputs, result)
+
+    def _add_rows(self, site: Site, pack: int, batch: Batch, inputs: torch.Tensor, result: torch.Tensor) -> None:
+        """Add what one pack adds to its rows."""
+        index = batch.rows_of(pack, result.device)
+        rows, sums = (one.view(batch.rows, -1, one.shape[-1]) for one in (inputs, result))
+        mine = rows.index_select(0, index)
+        dtype, own = factor_dtype(mine, self._elements((pack,))), site.factors[pack]
+        right, left, constant = own.right, own.left, None
+        if own.bias is not None or (dtype, inputs.device) != (right.dtype, right.device):
+            stack, number = self._stack((pack,), dtype, inputs.device), self.sites.index(site)
+            part = slice(*stack.places[number])
+            right, left = stack.right[part], stack.lefts[number]
+            constant = None if stack.constant is None else stack.constant[part]
+        hidden = functional.linear(mine.flatten(0, 1).to(right.dtype), right, constant)
+        before = sums.index_select(0, index)
+        if hidden.dtype == before.dtype == left.dtype:
+            after = torch.addmm(before.flatten(0, 1), hidden, left)
+        else:
+            after = before.flatten(0, 1) + (hidden @ left).to(before.dtype)
+        sums.index_copy_(0, index, after.view(before.shape))
+
+    def _hidden(self, site: Site, batch: Batch, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a site's part of the input on the right factors, (rows · positions, columns), and its left factors.
 
         What siblings share is kept with the batch until another input comes, so nothing outlives the forward.

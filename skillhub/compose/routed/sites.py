@@ -212,12 +212,7 @@ class Site:
             result = result.expand(batch.rows, *result.shape[1:]).contiguous()
         positions_per_row(inputs, batch.rows)
         assert self.siblings is not None
-        hidden, left = self.siblings.product(self, batch, inputs)
-        flat = result.view(-1, result.shape[-1])  # what a linear module returns is contiguous, and nobody else's
-        if hidden.dtype == flat.dtype == left.dtype:  # under autocast they may differ
-            flat.addmm_(hidden, left)
-        else:
-            flat.add_(hidden @ left)
+        self.siblings.add(self, batch, inputs, result)  # what a linear module returns is contiguous, and nobody else's
         return result
 
 
