@@ -66,6 +66,11 @@ def pack_grafted(
         WrongBaseError: ``base`` is not the model's.
         SkillhubError: as ``skillhub.pack``.
     """
+    if not isinstance(metadata, AuthorFile):
+        raise UsageError(
+            f"metadata says name and version of the new pack; {metadata!r} does not.",
+            hint='Give skillhub.AuthorFile(name="math-pack", version="1.0.0").',
+        )
     inner = plain_model(model)
     state, out = grafts_of(inner), new_folder(out)
     source = base or _source_of(inner)

@@ -189,4 +189,8 @@ def test_the_base_must_be_known_and_the_right_one(place: Path, model: Any, tmp_p
     with pytest.raises(UsageError, match="not known") as caught:
         skillhub.pack_grafted(model, tmp_path / "again", metadata=AGAIN)
     assert "base=" in caught.value.hint and not (tmp_path / "again").exists()
+    nothing: Any
+    for nothing in (None, {"name": "again"}):
+        with pytest.raises(UsageError, match="metadata says name and version"):
+            skillhub.pack_grafted(model, tmp_path / "again", metadata=nothing)
     skillhub.pack_grafted(model, tmp_path / "again", metadata=AGAIN, base=place / "base")
