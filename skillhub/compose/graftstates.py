@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -22,6 +24,7 @@ from skillhub.compose.merging import (
 from skillhub.compose.recipes import Recipe, WeightedPack, make_recipe
 from skillhub.compose.sidepaths import SideSlot, guard_saving
 from skillhub.compose.trainable import require_gradients
+from skillhub.compose.workers import made_ahead, worker_count
 from skillhub.errors import UsageError
 from skillhub.layout import Layout, Slot
 from skillhub.progress import Progress
@@ -178,13 +181,15 @@ def apply(
     before = state.keys if state and not force else {}
     stale = sorted(name for name in sources.keys() | originals.keys() if keys.get(name, ()) != before.get(name))
 
-    with _Undo(model, layout, state, wanted.frozen) as undo:
+    def compose(name: str) -> _Composed:
+        return _compose(layout.slots[name], originals.get(name), wanted.active, contributions, sources.get(name))
+
+    made = made_ahead(compose, stale, lambda name: math.prod(layout.slots[name].shape), worker_count(contributions))
+    with _Undo(model, layout, state, wanted.frozen) as undo, closing(made):
         require_gradients(model, wanted.frozen, not wanted.trained or not wanted.recipe.packs)
         kept = {name: original for name, original in originals.items() if name in sources and name not in stale}
-        for done, name in enumerate(stale, start=1):
-            base = _write(
-                layout.slots[name], originals.get(name), wanted.active, contributions, sources.get(name), undo
-            )
+        for done, (name, composed) in enumerate(zip(stale, made, strict=True), start=1):
+            base = _write(layout.slots[name], composed, undo)
             if name in sources:
                 kept[name] = base
             if progress:
@@ -194,29 +199,39 @@ def apply(
         set_state(model, finished if wanted.recipe.packs else None)
 
 
-def _write(
+@dataclass(frozen=True, eq=False)
+class _Composed:
+    """A slot's new content, with its present one and what it was before any pack."""
+
+    value: Any
+    present: Any
+    base: torch.Tensor
+
+
+def _compose(
     slot: Slot,
     original: torch.Tensor | None,
     recipe: Recipe,
     contributions: Sequence[Contribution],
     source: str | None,
-    undo: _Undo,
-) -> torch.Tensor:
-    """Write one tensor, and return what it was before any pack; without a ``source`` no pack changes it."""
+) -> _Composed:
+    """Compute one tensor; without a ``source`` no pack changes it."""
     if isinstance(slot, SideSlot):
-        held = slot.held()
         beside = {} if source is None else slot.compose(recipe, contributions, source)
-        undo.remember(slot, held)
-        slot.put(beside)
-        return slot.read()
+        return _Composed(beside, slot.held(), slot.read())
     present = slot.read().to("cpu", copy=True)
     base = present if original is None else original
     value = base.to(slot.dtype)
     if source is not None:
         value = merge_tensor(recipe, contributions, source, base, slot.dtype)
-    undo.remember(slot, present)
-    slot.write(value)
-    return base
+    return _Composed(value, present, base)
+
+
+def _write(slot: Slot, composed: _Composed, undo: _Undo) -> torch.Tensor:
+    """Write one tensor, and return what it was before any pack."""
+    undo.remember(slot, composed.present)
+    slot.put(composed.value) if isinstance(slot, SideSlot) else slot.write(composed.value)
+    return composed.base
 
 
 class _Undo:

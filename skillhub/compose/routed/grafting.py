@@ -25,6 +25,7 @@ from skillhub.compose.routed.states import Routing, build_entries, replace_routi
 from skillhub.compose.routed.weights import PackWeights, check_room, parameter_families, readable_bytes
 from skillhub.compose.schedules import Amount
 from skillhub.compose.verification import verify_base
+from skillhub.compose.workers import made_ahead, worker_count
 from skillhub.deltas import PackDelta
 from skillhub.devices import available_bytes
 from skillhub.errors import UsageError
@@ -239,8 +240,10 @@ def _take_memory(
     device = next(model.parameters()).device
     check_room(store.missing_bytes(plan.kept), device)
     missing = store.missing(plan.kept)
-    for done, (pack, parameter) in enumerate(missing, start=1):
-        store.get(pack, parameter)
+    made = made_ahead(
+        lambda one: store.get(*one), missing, lambda one: store.bytes_of([one]), worker_count(store.contributions)
+    )
+    for done, _ in enumerate(made, start=1):
         if progress:
             progress("tensors", done, len(missing))
 

@@ -168,8 +168,9 @@ class PackWeights:
         return self.bytes_of(self.missing(wanted))
 
     def missing(self, wanted: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Return those (pack, parameter) whose weights are not in memory yet."""
-        return [one for one in wanted if self._key(one[0], self.families[one[1]]) not in self._kept]
+        """Return those (pack, parameter) whose weights are not in memory yet, one of those that are made together."""
+        keys = {self._key(pack, self.families[parameter]): (pack, parameter) for pack, parameter in wanted}
+        return [one for key, one in keys.items() if key not in self._kept]
 
     def _family_bytes(self, parameters: tuple[str, ...]) -> int:
         slots = [self.layout.slots[name] for name in self.families[parameters[0]].tensors]
