@@ -570,3 +570,32 @@ def test_a_convolutional_model_is_refused_clearly_or_routed(tmp_path: Path):
     )
     with pytest.raises(UsageError, match="no input to route by"):
         model(pixel_values=images)
+
+
+def images_of_rows(config: Any, counts: list[int]) -> dict[str, torch.Tensor]:
+    """Return inputs of rows with so many images each."""
+    image = [6, *[config.image_token_id] * config.mm_tokens_per_image, 7]
+    rows = [image * count + [9] for count in counts]
+    length = max(map(len, rows))
+    ids = torch.tensor([[8] * (length - len(row)) + row for row in rows])
+    size = config.vision_config.image_size
+    pixels = torch.randn(sum(counts), 3, size, size, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "pixel_values": pixels, "token_type_ids": (ids == config.image_token_id).long()}
+
+
+@pytest.mark.parametrize("name", ["low", "dense"])
+def test_images_go_with_their_rows_or_are_refused(places: Callable[..., Path], name: str) -> None:
+    folder = places("gemma_images")
+    model = load_model(folder / "base")
+    even, uneven = images_of_rows(model.config, [1, 1]), images_of_rows(model.config, [2, 0])
+    with torch.no_grad():
+        graft(model, [folder / name], trust_base=True)
+        wanted, of_uneven = model(**even).logits, model(**uneven).logits
+        ungraft(model)
+        of_base = model(**even).logits
+        graft_routed(model, [folder / name], router=[None, None], trust_base=True)
+        mixed = model(**even, pack_choices=[name, None]).logits
+        assert torch.allclose(mixed[0], wanted[0], atol=1e-4) and torch.allclose(mixed[1], of_base[1], atol=1e-4)
+        assert torch.allclose(model(**uneven, pack_choices=[name, name]).logits, of_uneven, atol=1e-4)
+        with pytest.raises(UsageError, match="different numbers of images"):
+            model(**uneven, pack_choices=[name, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,12 @@ _INPUTS = (
     *("pixel_values", "input_features", "input_values"),
 )
 """Arguments that have a row for each of the batch; of images and sounds alone routers see nothing, but callers may choose."""
+
+_MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_values")
+"""Arguments that hold images and sounds; beside text they belong to the rows whose text has places for them."""
+
+_PLACES = re.compile(r"(image|video|audio)_token_(id|index)")
+"""Names in a config of the tokens that stand for parts of images and sounds in a text."""
 
 
 @dataclass(eq=False)
@@ -74,6 +81,17 @@ class Call:
         if not found:
             raise UsageError("There is no input to route by.", hint="Pass input_ids or inputs_embeds.")
         return len(found[0])
+
+    def has_uneven_media(self, config: Any) -> bool:
+        """Say whether images or sounds stand beside text, and not equally many for each row as far as can be told."""
+        ids = self.given.get("input_ids")
+        media = [self.given[name] for name in _MEDIA if isinstance(self.given.get(name), torch.Tensor)]
+        if not media or not isinstance(ids, torch.Tensor):
+            return False
+        tokens = {value for name, value in vars(config).items() if _PLACES.fullmatch(name) and isinstance(value, int)}
+        counts = [(ids == token).sum(1) for token in tokens]
+        uneven = any(bool((count != count[0]).any()) for count in counts)
+        return uneven or any(len(one) % len(ids) for one in media)
 
     def prefill(self, model: nn.Module) -> Prefill:
         """Return what a router sees of this call: of a mask that goes further back, the part of these inputs."""

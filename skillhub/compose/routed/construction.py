@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -118,6 +118,25 @@ def plan_sites(
         if executor != "grouped":
             _factor(plan, weights, pack, one, known, share)
     return plan
+
+
+def packs_beside_text(model: Any, plan: Plan) -> frozenset[int]:
+    """Return the packs that change modules outside of the part that reads and writes text, such as those for images."""
+    ends = [
+        getattr(model, name, lambda: None) for name in ("get_decoder", "get_input_embeddings", "get_output_embeddings")
+    ]
+    try:
+        parts = [end() for end in ends]
+    except (AttributeError, NotImplementedError):  # models without token embeddings
+        return frozenset()
+    inner = {id(module) for part in parts if part is not None for module in part.modules()}
+    outside = {
+        (name, user.path) for name, users in plan.users.items() for user in users if id(user.module) not in inner
+    }
+    names, paths = {name for name, _ in outside}, {path for _, path in outside}
+    return frozenset(pack for pack, name in plan.dense if name in names) | frozenset(
+        pack for pack, path in plan.factors if path in paths
+    )
 
 
 def parameter_users(model: nn.Module, weights: PackWeights) -> dict[str, list[User]]:

@@ -83,6 +83,7 @@ class Entry:
         call = Call({**dict(zip(self.names, args, strict=False)), **kwargs}, rules.has_encoder)
         bound = _bound_for(rules, call, choices)
         batch = rules.batch(bound)
+        rules.check_media(batch, call)
         note_decision(rules.owner, bound.decision)
         with activated(batch):
             outputs = self.original(*args, **kwargs)

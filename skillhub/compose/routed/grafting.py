@@ -17,7 +17,14 @@ from skillhub.compose.modelbases import ModelBase
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
 from skillhub.compose.routed.batches import Identity
 from skillhub.compose.routed.choices import as_router, pack_labels
-from skillhub.compose.routed.construction import EXECUTORS, KnownFactors, Plan, build_sites, plan_sites
+from skillhub.compose.routed.construction import (
+    EXECUTORS,
+    KnownFactors,
+    Plan,
+    build_sites,
+    packs_beside_text,
+    plan_sites,
+)
 from skillhub.compose.routed.entries import Entry
 from skillhub.compose.routed.rules import Rules
 from skillhub.compose.routed.sites import Site
@@ -162,7 +169,7 @@ def build_routing(
     disabled = frozenset(label for label, digest in zip(labels, recipe.digests, strict=True) if digest in off)
     deltas = {label: one.delta for label, one in zip(labels, contributions, strict=True)}
     decides = router or as_router(options["router"], deltas, model, notice)
-    rules = Rules(owner, model, decides, labels, disabled)
+    rules = Rules(owner, model, decides, labels, disabled, packs_beside_text(model, plan))
     return Routing(
         rules,
         recipe,

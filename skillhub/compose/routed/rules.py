@@ -11,6 +11,7 @@ from torch import nn
 
 from skillhub.compose.routed.batches import Batch, Identity, activated, refuse_pickling
 from skillhub.compose.routed.bindings import Bound
+from skillhub.compose.routed.calls import Call
 from skillhub.compose.routed.choices import among, as_decision, merged, narrowed, without
 from skillhub.errors import UsageError
 from skillhub.routing.decisions import Decision, Prefill, Router, base_alone
@@ -26,6 +27,7 @@ class Rules:
         router: what decides among all packs.
         labels: of the packs.
         disabled: labels of those that are switched off.
+        beside_text: numbers of those that change what reads images or sounds.
     """
 
     owner: Identity
@@ -33,6 +35,7 @@ class Rules:
     router: Router
     labels: tuple[str, ...]
     disabled: frozenset[str] = frozenset()
+    beside_text: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self._ends = _ends_of(self.model)
@@ -98,6 +101,20 @@ class Rules:
             _ = known.single  # worked out here, and not by every copy
         self._refuse_disabled(known.decision, "this batch")
         return copy.copy(known)
+
+    def check_media(self, batch: Batch, call: Call) -> None:
+        """Refuse rows of several packs where nothing tells which image belongs to which row.
+
+        Raises:
+            UsageError: so it is, and a pack changes what reads images or sounds.
+        """
+        if batch.single is not None or not self.beside_text.intersection(batch.packs):
+            return
+        if call.has_uneven_media(getattr(self.model, "config", None)):
+            raise UsageError(
+                "The rows of this batch have different numbers of images or sounds, and a pack changes what reads those.",
+                hint="Give batches whose rows have equally many, or the same pack.",
+            )
 
     def read(self, choices: Any) -> Decision:
         """Read what a caller fixes, as :func:`skillhub.compose.routed.choices.as_decision`.
