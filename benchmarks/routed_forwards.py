@@ -5,11 +5,13 @@ On the CPU with one thread, in CPU time; on a GPU in wall time, where the GPU is
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ ON_CPU, ON_GPU = ("0.69 B", "135 M"), ("0.69 B", "8.0 B")
 OF_ADAPTERS = ("8.0 B",)
 """Sizes that are made where they run, with adapters for packs: writing and packing them would take minutes."""
 MIXED = ["p0", None, "p1", "p2", "p0", "p1", None, "p2"]
-ROWS, LENGTH, RANK, STEPS, TURNS = 8, 128, 16, 4, 7
+ROWS, LENGTH, RANK, STEPS, TURNS = 8, 128, 16, 4, 5
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 Forward = Callable[[], object]
@@ -79,18 +81,20 @@ def route_tables(work: Path, device: str = "cpu") -> list[str]:
             "| | prefill ms | of the base | decode ms | of the base |",
             "|---|---|---|---|---|",
         ]
-        lines += _rows(work / "routed" / size.replace(" ", ""), size, device)
+        for row in _rows(work / "routed" / size.replace(" ", ""), size, device):
+            print(row, file=sys.stderr, flush=True)
+            lines.append(row)
+        gc.collect()  # the model is part of cycles
     option = "" if device == "cpu" else f" --device {device}"
     return [*lines, "", f"Command: `python benchmarks/compose.py route{option}`"]
 
 
-def _rows(folder: Path, size: str, device: str) -> list[str]:
+def _rows(folder: Path, size: str, device: str) -> Iterator[str]:
     make = _model_in_memory if size in OF_ADAPTERS else _model
     model = make(folder, SIZES[size], device)
     packs = [folder / f"p{number}" for number in range(3)]
     inputs = {"input_ids": torch.randint(3, 500, (ROWS, LENGTH)), "attention_mask": torch.ones(ROWS, LENGTH).long()}
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    rows: list[str] = []
     memory, executors = ("auto", ["factored", "grouped"]) if device == "cpu" else ("factors", ["factored"])
     for executor in executors:
         router = EarlyRouter(model)
@@ -101,10 +105,10 @@ def _rows(folder: Path, size: str, device: str) -> list[str]:
             f"{executor}: rows differ, routing at ⅙ included": lambda run, router=router: router.at(6, run),
             f"{executor}: rows differ, routing at ¼ included": lambda run, router=router: router.at(4, run),
         }
-        rows += _compare(model, inputs, calls)
-        rows.append(_switching(model, inputs, executor))
+        yield from _compare(model, inputs, calls)
+        yield _switching(model, inputs, executor)
         ungraft_routed(model)
-    return rows + _peft(model, inputs)
+    yield from _peft(model, inputs)
 
 
 class EarlyRouter:
