@@ -197,8 +197,8 @@ def advise(interference: Interference) -> str:
         )
     if not said:
         said.append(
-            "The deltas lie nearly at right angles, so that a sum keeps what each has learned: the method linear with weights of 1. "
-            "If the skills are worse together than alone, try ties with a density of 0.2."
+            "The deltas lie nearly at right angles, so none undoes another; together they still move the weights further than each "
+            "alone. Begin with ties at a density of 0.2, compare linear, and route where every skill has to stay whole."
             if totals
             else "There is one pack, and nothing for it to get in the way of."
         )
