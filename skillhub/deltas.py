@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from skillhub.bfloat16 import FLOATS
+from skillhub.canonical import is_vocabulary_tensor
 from skillhub.checkpoints import DTYPES, Checkpoint
 from skillhub.codecs import EncodedTensor, decode, decoded_digest
 from skillhub.deltafiles import DAMAGED, DeltaFiles, open_delta_files
@@ -64,7 +65,7 @@ class Delta:
         checkpoint: they have no difference that would give the tuned ones when added.
 
         Raises:
-            WrongBaseError: the shapes differ in more than the number of rows.
+            WrongBaseError: the shapes differ in more than the rows of a vocabulary.
         """
         if self.change(name) != "delta":
             return False
@@ -79,7 +80,7 @@ class Delta:
         vanish otherwise. Rows that only the tuned tensor has (added tokens) are taken against zero.
 
         Raises:
-            WrongBaseError: the shapes differ in more than the number of rows.
+            WrongBaseError: the shapes differ in more than the rows of a vocabulary.
         """
         self._check_shapes(name)
         base, tuned = self.base.tensor(name), self.tuned.tensor(name)
@@ -108,7 +109,9 @@ class Delta:
 
     def _check_shapes(self, name: str) -> None:
         base, tuned = self.base.tensors[name].shape, self.tuned.tensors[name].shape
-        if base[1:] != tuned[1:] or len(base) != len(tuned):
+        # What is fused has the base's config.json, which follows another vocabulary and no other size.
+        may_differ = is_vocabulary_tensor(name) and base[1:] == tuned[1:] and len(base) == len(tuned)
+        if base != tuned and not may_differ:
             raise WrongBaseError(
                 f"{name} is {list(base)} in the base and {list(tuned)} in the tuned checkpoint.",
                 hint="Give the base model that the fine-tune started from.",

@@ -25,7 +25,7 @@ from tests.support.tiny_models import bits, build_pack, build_place, load_model,
 
 KINDS = ("llama", "tied", "gpt2", "mixtral")
 NAMES = ("one", "two", "three")
-WEIGHTS = st.sampled_from([-0.5, 0.0, 0.3, 1.0, {"mlp|fc": 0.7, "": 0.2}, [0.1, 0.9]])
+WEIGHTS = st.sampled_from([-0.5, 0.0, 0.3, 1.0, {"attn|fc": 0.7, "": 0.2}, [0.1, 0.9]])
 
 
 @pytest.fixture(scope="module")

@@ -69,12 +69,12 @@ def test_a_finer_value_in_a_wider_dtype_is_a_change(tmp_path: Path) -> None:
 
 
 def test_added_rows_count_against_zero_and_removed_rows_not_at_all(tmp_path: Path) -> None:
-    base = {"embed_tokens.weight": torch.ones(2, 3), "shrunk": torch.ones(3, 2)}
-    tuned = {"embed_tokens.weight": torch.full((4, 3), 3.0), "shrunk": torch.full((2, 2), 2.0)}
+    base = {"embed_tokens.weight": torch.ones(2, 3), "lm_head.weight": torch.ones(3, 2)}
+    tuned = {"embed_tokens.weight": torch.full((4, 3), 3.0), "lm_head.weight": torch.full((2, 2), 2.0)}
     delta = delta_of(tmp_path, base, tuned)
     assert delta.tensor("embed_tokens.weight")[:, 0].tolist() == [2.0, 2.0, 3.0, 3.0]
     assert delta.added_rows("embed_tokens.weight") == 2
-    assert delta.tensor("shrunk").tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert delta.tensor("lm_head.weight").tolist() == [[1.0, 1.0], [1.0, 1.0]]
 
 
 def test_another_width_is_another_base(tmp_path: Path) -> None:

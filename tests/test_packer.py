@@ -24,6 +24,8 @@ from tests.support.tiny_models import add_tokenizer, load_model, raw, rewrite, s
 
 METADATA = AuthorFile(name="tiny-pack", version="1.0.0")
 INFINITY, NAN = float("inf"), float("nan")
+GROWN = "embed_tokens.weight"
+"""A tensor that may have other rows than the base."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -80,8 +82,8 @@ def test_a_model_with_values_that_are_not_finite_is_grafted_to_the_bit(tmp_path:
 
 
 def test_untouched_elements_of_an_fp64_base_stay(tmp_path: Path) -> None:
-    base = {"w": torch.rand(6, 5, dtype=torch.float64), "grown": torch.rand(3, 2, dtype=torch.float64)}
-    tuned = {"w": base["w"].clone(), "grown": torch.cat([base["grown"], torch.ones(1, 2, dtype=torch.float64)])}
+    base = {"w": torch.rand(6, 5, dtype=torch.float64), GROWN: torch.rand(3, 2, dtype=torch.float64)}
+    tuned = {"w": base["w"].clone(), GROWN: torch.cat([base[GROWN], torch.ones(1, 2, dtype=torch.float64)])}
     tuned["w"][2, 3] += 2.0**-40
     assert fused(tmp_path, base, tuned) == {name: raw(tensor) for name, tensor in tuned.items()}
 
@@ -92,8 +94,8 @@ def test_values_of_every_other_dtype_come_back_as_they_were(tmp_path: Path, tag:
         data = torch.randint(2, (48,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
         return data.view(DTYPES[tag]).reshape(3, -1)
 
-    base = {"w": values(1), "other": torch.ones(2)}
-    tuned = {"w": torch.cat([values(2).view(torch.uint8)] * 2).view(DTYPES[tag]), "other": torch.ones(2)}
+    base = {GROWN: values(1), "other": torch.ones(2)}
+    tuned = {GROWN: torch.cat([values(2).view(torch.uint8)] * 2).view(DTYPES[tag]), "other": torch.ones(2)}
     assert fused(tmp_path, base, tuned) == {name: raw(tensor) for name, tensor in tuned.items()}
 
 
@@ -105,6 +107,13 @@ def test_a_fine_tune_may_have_another_dtype(tmp_path: Path, one: torch.dtype, ot
         tuned = {"w": torch.tensor([1.0, 3.0, 0.0]).to(after), "other": torch.ones(2)}
         found = fused(tmp_path / str(number), base, tuned)["w"]
         assert found in (raw(tuned["w"]), raw(tuned["w"].to(before)))
+
+
+def test_only_a_vocabulary_may_have_other_rows(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", {"w": torch.zeros(2, 3), "other": torch.ones(2)})
+    tuned = save(tmp_path / "tuned", {"w": torch.zeros(4, 3), "other": torch.ones(2)})
+    with pytest.raises(WrongBaseError, match=r"w is \[2, 3\] in the base and \[4, 3\]"):
+        pack(tuned, base, tmp_path / "pack", metadata=METADATA)
 
 
 def test_a_reshaped_tensor_is_another_base_whatever_its_dtype(tmp_path: Path) -> None:
