@@ -55,7 +55,8 @@ def test_all_succeed_and_each_blob_is_downloaded_once(registry: RegistryProcess,
         processes = [
             subprocess.Popen(
                 [*command, "-e", f"env{number % ENVIRONMENTS}"],
-                env={**shell.variables, "HF_HUB_DISABLE_XET": "1"},  # so that the proxy sees every transfer
+                # so that the proxy sees every transfer, and a crash leaves its stack
+                env={**shell.variables, "HF_HUB_DISABLE_XET": "1", "PYTHONFAULTHANDLER": "1"},
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
