@@ -35,7 +35,7 @@ demo: $(INSTALLED) ## the whole story on a real model, in a few minutes
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## every test that needs no downloaded weights
-	$(BIN)/python -m pytest -m 'not real' -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m 'not real' -n 2 --dist loadfile
 
 test-all: lint test ## the above, style and types, and the tests on real weights
 	$(BIN)/python -m pytest -m real -n 2 --dist loadgroup
