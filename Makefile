@@ -38,7 +38,7 @@ test: $(INSTALLED) ## every test that needs no downloaded weights
 	$(BIN)/python -m pytest -m 'not real' -n 2 --dist loadfile
 
 test-all: lint test ## the above, style and types, and the tests on real weights
-	$(BIN)/python -m pytest -m real -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m real -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

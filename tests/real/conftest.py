@@ -16,15 +16,6 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a story in one process, when xdist runs several: all of the demo's, and else those of a module."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            shares_demo = "demo" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("demo" if shares_demo else item.path.stem))
-
-
 @dataclass(frozen=True)
 class ToldStory:
     """What an example printed and measured, and the folder it worked in."""
