@@ -212,7 +212,7 @@ def test_without_the_right_to_publish(owner: hub.Registry, registry: RegistryPro
         publish(pack, "publisher/foreign-pack", registry=registry.endpoint)
     assert caught.value.exit_code == 9
     reader = hub.Registry("hub", registry.endpoint, registry.create_token("publisher", scope="read"))
-    stranger = hub.Registry("hub", registry.endpoint, registry.add_user("stranger"))
+    stranger = hub.Registry("hub", registry.endpoint, registry.add_user("publishing-stranger"))
     for someone in (reader, stranger):
         with pytest.raises(AuthError):
             publish(pack, "publisher/foreign-pack", registry=someone)
