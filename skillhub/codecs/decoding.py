@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from skillhub.codecs import exact, lowrank, rows, zero
+from skillhub.codecs import exact, lowrank, rows, sign, sparse, zero
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor, count_elements, damaged
 from skillhub.codecs.streams import tensor_bytes
 from skillhub.errors import NewerSchemaError
@@ -20,6 +20,8 @@ CODECS: dict[str, Decoder] = {
     exact.ID: exact.decode,
     lowrank.ID: lowrank.decode,
     rows.ID: rows.decode,
+    sign.ID: sign.decode,
+    sparse.ID: sparse.decode,
 }
 
 
