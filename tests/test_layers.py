@@ -45,7 +45,7 @@ COLUMNS = [
     (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer basechange"),
     (WEIGHTS, "codecs rounding checkpoints conversions devices"),
-    (WEIGHTS, "tensorreaders deltafiles"),
+    (WEIGHTS, "tensorreaders deltafiles recipes"),
     (WEIGHTS, "deltareaders"),
     (WEIGHTS, "layout deltas"),
     (WEIGHTS, "interop"),
