@@ -19,6 +19,7 @@ import torch
 from skillhub.codecs import EncodedTensor, lowrank
 from skillhub.codecs.factorization import Factors, factorize
 from skillhub.codecs.lowrank import matrix_shape
+from skillhub.codecs.symbols import Codes
 from skillhub.recipes import gptq
 from skillhub.recipes.encoding import HALF_BYTES, Compressed, keep_exactly
 from skillhub.recipes.gptq import Floats
@@ -76,13 +77,11 @@ def quantize_bands(
     """Quantize singular components of a tensor of ``shape``; None where fp32 cannot hold their scales."""
     bands = cut_bands(bands, len(factors.values))
     moment = None if second_moment is None else second_moment.double().cpu().numpy()
-    left, right, scales, start = [], [], [], 0
+    pieces, start = [], 0
     for band in bands:
-        part = slice(start, start + band.components)
-        codes = _quantize_band(factors, part, band.bits, moment)
-        for pile, item in zip((left, right, scales), codes, strict=True):
-            pile.append(item)
+        pieces.append(_quantize_band(factors, slice(start, start + band.components), band.bits, moment))
         start += band.components
+    left, right, scales = zip(*pieces, strict=True)
     components = lowrank.choose_groups(np.concatenate(left), np.concatenate(right), np.concatenate(scales))
     if components is None:
         return None
@@ -90,9 +89,7 @@ def quantize_bands(
     return Compressed(encoded, count_bytes(bands, *matrix_shape(shape)))
 
 
-def _quantize_band(
-    factors: Factors, part: slice, bits: int, moment: Floats | None
-) -> tuple[gptq.Codes, gptq.Codes, Floats]:
+def _quantize_band(factors: Factors, part: slice, bits: int, moment: Floats | None) -> tuple[Codes, Codes, Floats]:
     """Return (left codes, right codes, scales) of a band."""
     values = factors.values[part]
     right = factors.right[part].astype(np.float64)

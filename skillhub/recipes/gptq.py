@@ -33,7 +33,7 @@ STEP_CANDIDATES = np.geomspace(0.04, 1.0, 40)
 
 def outermost(bits: int) -> int:
     """Return the largest code of ``bits`` bits."""
-    return 2**bits - 1
+    return (1 << bits) - 1
 
 
 def round_codes(values: Floats, steps: Floats, bits: int) -> Floats:

@@ -24,7 +24,7 @@ from skillhub.canonical import is_vocabulary_tensor
 from skillhub.codecs import EncodedTensor, sparse
 from skillhub.codecs.factorization import Factors, factorize
 from skillhub.codecs.lowrank import MAX_RANK, matrix_shape
-from skillhub.recipes.components import Band, compress_bands, quantize_bands
+from skillhub.recipes.components import Band, compress_bands, cut_bands, quantize_bands
 from skillhub.recipes.encoding import HALF_BYTES, Compressed, is_matrix, keep_exactly
 
 HIDDEN_SIZE = 4096
@@ -102,10 +102,6 @@ def count_components(factors: Factors, delta: torch.Tensor, beta: float) -> int:
 
 
 def choose_bands(short: int, rank: int, options: Options = PAPER) -> list[Band]:
-    """Return the bands of ``rank`` components of a matrix with the shorter side ``short``; at least one component is of the first band."""
-    bands = []
-    for share, bits in options.leading:
-        count = min(max(1, round(share * short)), rank)
-        rank -= count
-        bands.append(Band(count, bits))
-    return [*bands, Band(rank, options.last_bits)]
+    """Return the bands of ``rank`` components of a matrix with the shorter side ``short``; each leading one is of one at least."""
+    leading = [Band(max(1, round(share * short)), bits) for share, bits in options.leading]
+    return cut_bands([*leading, Band(rank, options.last_bits)], rank)
