@@ -13,7 +13,8 @@ import torch
 from skillhub.bfloat16 import FLOATS
 from skillhub.canonical import is_vocabulary_tensor
 from skillhub.checkpoints import DTYPES, Checkpoint
-from skillhub.codecs import EncodedTensor, decode, decoded_digest
+from skillhub.codecs import EncodedTensor, content_digest, decode, factors
+from skillhub.codecs.decoding import factors_digest
 from skillhub.deltafiles import DAMAGED, DeltaFiles, open_delta_files
 from skillhub.deltareaders import reader_of
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
@@ -171,11 +172,31 @@ class PackDelta:
             IntegrityError: the stored bytes are damaged, or decode to something else than the manifest says.
         """
         tensor = self._read(name, decode)
-        if decoded_digest(tensor) != self.entry(name).digest:
-            raise IntegrityError(
-                f"{self.pack}: {name} does not decode to what the manifest promises.", hint=DAMAGED, tensor=name
-            )
+        if self._read(name, lambda encoded: content_digest(encoded, tensor)) != self.entry(name).digest:
+            raise self._broken_promise(name)
         return tensor
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return factors whose product ``leftᵀ @ right`` is the delta of a matrix, where an adapter's are all that is stored; else None.
+
+        Returns:
+            (rank, rows) and (rank, columns) fp32, scaled.
+
+        Raises:
+            IntegrityError: as :meth:`decode`.
+        """
+        parts = self.encoded(name).parts
+        if len(self.entry(name).shape) != 2 or {part.codec for part in parts} != {factors.ID}:
+            return None
+        if not self.files_checked and self._read(name, factors_digest) != self.entry(name).digest:
+            raise self._broken_promise(name)
+        pairs = self._read(name, lambda encoded: [factors.read_factors(one, encoded.shape).widened() for one in parts])
+        return torch.cat([left for left, _ in pairs]), torch.cat([right for _, right in pairs])
+
+    def _broken_promise(self, name: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.pack}: {name} does not decode to what the manifest promises.", hint=DAMAGED, tensor=name
+        )
 
     def reader(self, name: str) -> TensorReader:
         """Return a reader of a tensor's delta; not for tensors whose values are set.

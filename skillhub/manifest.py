@@ -59,7 +59,8 @@ class TensorEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         relative_error: squared error of the decoded delta over the delta's squared norm (0 where exact).
         max_error: largest absolute error of one element of the decoded fp32 delta; 0 where it, or the tuned values, are stored
             bit for bit. Adding such a delta gives the tuned bf16 or fp16 values; wider ones to within fp32's rounding.
-        digest: SHA-256 of the decoded delta as little-endian fp32 (of the stored bytes where values are set).
+        digest: SHA-256 of the decoded delta as little-endian fp32 (of the stored bytes where values are set, or where an adapter's
+            factors are stored, which multiply to the same delta only within ``max_error``).
     """
 
     shape: list[Count]

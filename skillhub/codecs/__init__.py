@@ -6,7 +6,7 @@ One file a codec; each has an ``ID``, an ``encode`` and a ``decode``. Adding one
 
 from __future__ import annotations
 
-from skillhub.codecs.decoding import CODECS, decode, decoded_digest
+from skillhub.codecs.decoding import CODECS, content_digest, decode, decoded_digest
 from skillhub.codecs.encoding import Arrays, EncodedPart, EncodedTensor
 
-__all__ = ["CODECS", "Arrays", "EncodedPart", "EncodedTensor", "decode", "decoded_digest"]
+__all__ = ["CODECS", "Arrays", "EncodedPart", "EncodedTensor", "content_digest", "decode", "decoded_digest"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from skillhub.codecs import exact, lowrank, rows, sign, sparse, zero
+from skillhub.codecs import exact, factors, lowrank, residual, rows, sign, sparse, zero
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor, count_elements, damaged
 from skillhub.codecs.streams import tensor_bytes
 from skillhub.errors import NewerSchemaError
@@ -19,14 +19,16 @@ CODECS: dict[str, Decoder] = {
     zero.ID: zero.decode,
     exact.ID: exact.decode,
     lowrank.ID: lowrank.decode,
+    residual.ID: residual.decode,
     rows.ID: rows.decode,
     sign.ID: sign.decode,
     sparse.ID: sparse.decode,
+    factors.ID: factors.decode,
 }
 
 
 def decode(encoded: EncodedTensor) -> torch.Tensor:
-    """Decode a tensor; the same bits on every machine, for every number of threads.
+    """Decode a tensor; the same bits on every machine, for every number of threads, unless an adapter's factors are multiplied.
 
     Returns:
         When ``encoded.operation`` is ``"add"``: the fp32 delta, contiguous, of ``encoded.shape``. When it is ``"set"``: the tuned
@@ -54,3 +56,36 @@ def decode(encoded: EncodedTensor) -> torch.Tensor:
 def decoded_digest(tensor: torch.Tensor) -> str:
     """Return the sha256 (hex) of a decoded tensor's little-endian bytes, in row-major order."""
     return hashlib.sha256(tensor_bytes(tensor).data).hexdigest()
+
+
+def content_digest(encoded: EncodedTensor, decoded: torch.Tensor) -> str:
+    """Return the digest (hex) that a manifest has of a tensor: that of its decoded bits, or where those may differ, of what is stored.
+
+    They may differ where a part is the factors of an adapter. Then the sha256 is over all parts in their order: of factors what
+    :meth:`skillhub.codecs.factors.AdapterFactors.update` takes, of other parts the little-endian bytes that each decodes to alone.
+
+    Args:
+        encoded: the tensor as it is stored.
+        decoded: what :func:`decode` gives of it.
+
+    Raises:
+        IntegrityError: as :func:`decode`.
+    """
+    return factors_digest(encoded) or decoded_digest(decoded)
+
+
+def factors_digest(encoded: EncodedTensor) -> str | None:
+    """Return the digest of :func:`content_digest` of a tensor with factors, without multiplying them; None of others.
+
+    Raises:
+        IntegrityError: as :func:`decode`.
+    """
+    if not any(part.codec == factors.ID for part in encoded.parts):
+        return None
+    digest = hashlib.sha256()
+    for part in encoded.parts:
+        if part.codec == factors.ID:
+            factors.read_factors(part, encoded.shape).update(digest)
+        else:
+            digest.update(tensor_bytes(decode(EncodedTensor(encoded.shape, (part,)))).tobytes())
+    return digest.hexdigest()

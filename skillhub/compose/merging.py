@@ -227,8 +227,8 @@ def merge_inputs(
 
 
 def _reader(delta: AnyDelta, name: str) -> TensorReader:
-    """Return a reader of a pack's delta; of an adapter one that multiplies its factors by rows, where it holds just those."""
-    factors = delta.factors(name) if isinstance(delta, AdapterDelta) else None
+    """Return a reader of a pack's delta; of an adapter's factors one that multiplies them by rows, where it holds just those."""
+    factors = None if isinstance(delta, CheckpointDelta) else delta.factors(name)
     return FactorReader(*factors) if factors else delta.reader(name)
 
 

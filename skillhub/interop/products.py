@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from skillhub.codecs import EncodedTensor, lowrank, rows, zero
+from skillhub.codecs import EncodedTensor, factors, lowrank, rows, zero
 from skillhub.codecs.encoding import EncodedPart
 from skillhub.codecs.factorization import factorize
 from skillhub.codecs.lowrank import Components, matrix_shape
@@ -39,7 +39,7 @@ def product_rank(encoded: EncodedTensor) -> int | None:
     """Return the rank of :func:`product_of`, from the configs alone; None where there is no such product."""
     if len(encoded.shape) != 2 or encoded.operation != "add":
         return None
-    if not all(part.codec in (zero.ID, lowrank.ID, rows.ID) for part in encoded.parts):
+    if not all(part.codec in (zero.ID, lowrank.ID, factors.ID, rows.ID) for part in encoded.parts):
         return None
     counts = (part.config.get("rows" if part.codec == rows.ID else "rank", 0) for part in encoded.parts)
     return sum(int(count) for count in counts)
@@ -48,8 +48,8 @@ def product_rank(encoded: EncodedTensor) -> int | None:
 def product_of(encoded: EncodedTensor) -> Product | None:
     """Return the factors of a matrix that a pack stores as components, or None where it stores it otherwise.
 
-    Multiplied they give what decoding gives, but for the rounding of fp32. Rows that are stored exactly become components of their
-    own: a unit vector by the row.
+    Multiplied they give what decoding gives, but for the rounding of fp32. An adapter's factors are given as they are stored, with the
+    scale in the left one. Rows that are stored exactly become components of their own: a unit vector by the row.
 
     Raises:
         IntegrityError: a part is damaged.
@@ -61,6 +61,9 @@ def product_of(encoded: EncodedTensor) -> Product | None:
     for part in encoded.parts:
         if part.codec == lowrank.ID:
             one = _multiplied_out(lowrank.read_components(part, *matrix_shape(encoded.shape)))
+        elif part.codec == factors.ID:
+            widened = factors.read_factors(part, encoded.shape).widened()
+            one = Product(widened[0].T, widened[1])
         elif part.codec == rows.ID:
             one, replaced = _rows(part, encoded.shape)
             for factor in left:

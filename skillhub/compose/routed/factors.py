@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from skillhub.codecs import factors as adapterfactors
 from skillhub.codecs import lowrank
 from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Batch, Widths
@@ -58,8 +59,8 @@ def read_factors(contribution: Contribution, name: str, *, transposed: bool) -> 
     delta = contribution.delta
     if isinstance(delta, PackDelta):
         codecs = {part.codec for part in delta.encoded(name).parts}
-        if codecs != {lowrank.ID}:  # a row that is stored exactly would be a component of its own
-            return None
+        if not codecs <= {lowrank.ID, adapterfactors.ID}:
+            return None  # a row that is stored exactly would be a component of its own
     found = weighted_factors(contribution, name)
     if found is None:
         return None
