@@ -91,14 +91,14 @@ def pack(
     with staged_folder(out, is_new=True) as staged:
         folder = staged / variant_folder(record.fingerprint)
         folder.mkdir(parents=True)
-        router = _write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
+        router = write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
         tensors = _write_delta(delta, changed, folder, preset, budget_bytes, progress)
         codec = CodecInfo(
             preset="budget" if budget_bytes else preset,
-            bits_per_weight=_bits_per_weight(tensors, delta.base),
+            bits_per_weight=bits_per_weight(tensors, delta.base),
             tensors=tensors,
         )
-        _finish(staged, folder, manifest, found, record, codec, router)
+        finish_pack(staged, folder, manifest, found, record, codec, router)
     return open_pack(out)
 
 
@@ -231,12 +231,13 @@ def _stored_bytes(base: Checkpoint) -> int:
     return sum(info.nbytes for info in base.tensors.values())
 
 
-def _bits_per_weight(tensors: dict[str, TensorEntry], base: Checkpoint) -> float:
+def bits_per_weight(tensors: dict[str, TensorEntry], base: Checkpoint) -> float:
+    """Return the payload's bits over the base's parameters."""
     payload = sum(entry.bytes for entry in tensors.values())
     return 8 * payload / max(base.parameters, 1)
 
 
-def _write_card(
+def write_card(
     base: Path,
     folder: Path,
     prompts: Sequence[str] | None,
@@ -265,7 +266,7 @@ def _write_card(
     return router
 
 
-def _finish(
+def finish_pack(
     staged: Path,
     folder: Path,
     manifest: Manifest,
