@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skillhub.codecs import decode, sign
 from skillhub.codecs.factorization import factorize
 from skillhub.codecs.lowrank import matrix_shape, read_components
-from skillhub.recipes import RECIPES, deltacome, graftllm
+from skillhub.recipes import RECIPES, deltacome, graftllm, svdlora
 from skillhub.recipes.components import Band, compress_bands, count_bytes, cut_bands
 from skillhub.recipes.encoding import Compressed
 from tests.codec_examples import words
@@ -150,6 +150,16 @@ def test_bitdelta_is_the_sign_codec_on_matrices() -> None:
     compressed = RECIPES["bitdelta"](MLP, delta, None)
     assert [part.codec for part in compressed.encoded.parts] == [sign.ID]
     assert compressed.published_bytes == 30 * 44 // 8 + 30 * 2
+
+
+@pytest.mark.parametrize("magnitude", [1e-6, 1.0, 1e6])
+def test_svd_lora_is_the_truncated_decomposition_in_half_precision(magnitude: float) -> None:
+    delta = decaying(60, 80) * magnitude
+    compressed = svdlora.compress(MLP, delta, None, svdlora.Options(rank=7))
+    u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
+    best = (u[:, :7] * s[:7]) @ v[:7]
+    assert float((decode(compressed.encoded) - best).norm() / best.norm()) < 1e-3
+    assert compressed.published_bytes == 2 * 7 * (60 + 80)
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))

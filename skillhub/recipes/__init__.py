@@ -6,7 +6,7 @@ compress the matrices that their papers compress; which other codec takes the em
 
 from __future__ import annotations
 
-from skillhub.recipes import bitdelta, deltacome, graftllm
+from skillhub.recipes import bitdelta, deltacome, graftllm, svdlora
 from skillhub.recipes.encoding import Compressed, Recipe
 
 __all__ = ["RECIPES", "Compressed", "Recipe"]
@@ -15,5 +15,6 @@ RECIPES: dict[str, Recipe] = {
     "bitdelta": bitdelta.compress,
     "delta-come": deltacome.compress,
     "graftllm": graftllm.compress,
+    "svd-lora": svdlora.compress,
 }
 """Preset name → the recipe with its paper's options."""
