@@ -83,13 +83,19 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
     Raises:
         IntegrityError: config, frames and shape contradict each other.
     """
-    indices, values = read_changes(part, shape)
+    return apply_changes(delta, shape, *read_changes(part, shape))
+
+
+def apply_changes(
+    delta: torch.Tensor | None, shape: tuple[int, ...], indices: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Return ``delta`` (contiguous, changed in place; or zeros of ``shape``) with ``values`` added at flat ``indices``."""
     if delta is None:
         result = torch.zeros(shape, dtype=torch.float32, device="cpu")
         result.view(-1)[indices] = values  # set, not added: 0 plus -0.0 would be 0
         return result
     flat = delta.view(-1)
-    flat[indices] = flat[indices] + values
+    flat[indices] += values
     return delta
 
 
