@@ -51,7 +51,7 @@ COLUMNS = [
     (WEIGHTS, "interop"),
     (WEIGHTS, "routing"),
     (WEIGHTS, "packer compose"),
-    (WEIGHTS, "evaluation exporter repacker"),
+    (WEIGHTS, "adapterpacker evaluation exporter repacker"),
     (TOP, "cli __init__"),
     (TOP, "__main__"),
 ]

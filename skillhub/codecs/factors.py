@@ -37,7 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 MAX_RANK = 4096
 
-_HALF_STEP = 2.0**-24
+HALF_STEP = 2.0**-24
 """Largest relative error of rounding to fp32 once."""
 
 
@@ -97,7 +97,7 @@ def rounding_bound(factors: AdapterFactors) -> float:
         float(torch.linalg.vector_norm(factor.to(torch.float64), dim=dim).max()) if factor.numel() else 0.0
         for factor, dim in ((factors.b, 1), (factors.a, 0))
     ]
-    return (factors.rank + 2) * _HALF_STEP * abs(factors.scale) * longest[0] * longest[1]
+    return (factors.rank + 2) * HALF_STEP * abs(factors.scale) * longest[0] * longest[1]
 
 
 def encode(factors: AdapterFactors) -> EncodedPart:

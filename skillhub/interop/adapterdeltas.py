@@ -15,6 +15,7 @@ import torch
 
 from skillhub.adapters import Adapter
 from skillhub.checkpoints import Checkpoint
+from skillhub.codecs.factors import HALF_STEP, AdapterFactors, rounding_bound
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.interop.factors import Change, Shape, read_changes, read_values
 from skillhub.interop.modules import Modules, empty_model, modules_of
@@ -59,6 +60,21 @@ def target_of(checkpoint: Checkpoint) -> Target:
 
 
 @dataclass(frozen=True, eq=False)
+class StoredDelta:
+    """The delta of a tensor in the form in which an adapter holds it: the sum of both parts.
+
+    Attributes:
+        dense: fp32 of the tensor's shape; None where factors are all there is.
+        factors: as the file has them; None where there are none that can be kept.
+        max_error: how far an element may be from the true sum, by fp32's rounding; 0 where nothing was multiplied.
+    """
+
+    dense: torch.Tensor | None
+    factors: AdapterFactors | None
+    max_error: float
+
+
+@dataclass(frozen=True, eq=False)
 class AdapterDelta:
     """The delta of an adapter for a model; it answers what :class:`skillhub.deltas.PackDelta` does.
 
@@ -92,19 +108,43 @@ class AdapterDelta:
             IntegrityError: the file holds a value that is not finite.
         """
         modules, parts = self._target.modules, self._parts[name]
-        delta = torch.zeros(self.tensors[name].shape)
-        whole = {key: read_values(change.whole) for key, change in parts.items() if change.whole}
-        if whole:
-            base = self._target.read_base(name).to("cpu", torch.float32)
-            delta += _arranged(modules, name, whole)
-            rows = min(len(base), len(delta))
-            delta[:rows] -= base[:rows]
+        delta = self._replaced(name)
         products = {
             key: change.product(transposed=key in modules.transposed)
             for key, change in parts.items()
             if change.has_product
         }
         return delta.add_(_arranged(modules, name, products)) if products else delta
+
+    def _replaced(self, name: str) -> torch.Tensor:
+        """Return the fp32 difference of what the file holds of a tensor as a whole; zeros where it holds nothing so."""
+        delta = torch.zeros(self.tensors[name].shape)
+        whole = {key: read_values(change.whole) for key, change in self._parts[name].items() if change.whole}
+        if whole:
+            base = self._target.read_base(name).to("cpu", torch.float32)
+            delta += _arranged(self._target.modules, name, whole)
+            rows = min(len(base), len(delta))
+            delta[:rows] -= base[:rows]
+        return delta
+
+    def stored(self, name: str) -> StoredDelta:
+        """Return a tensor's delta with its factors as the file holds them, unless they are of a part of the tensor only.
+
+        Raises:
+            IntegrityError: the file holds a value that is not finite.
+        """
+        parts, slot = self._parts[name], self._target.modules.layout.slots[name]
+        error = max(map(_rounding_bound, parts.values()))
+        (parameter, change), *others = parts.items()
+        transposed = parameter in self._target.modules.transposed
+        is_whole = parameter == _DIRECT or (isinstance(slot, ViewSlot) and slot.is_whole)
+        is_matrix = len(slot.shape) == 2 or (len(slot.shape) > 2 and not transposed)
+        if others or change.is_bias or not change.has_product or not is_whole or not is_matrix:
+            return StoredDelta(self.decode(name), None, error)
+        dense = self._replaced(name)
+        if change.whole:
+            error += float(dense.abs().max()) * HALF_STEP
+        return StoredDelta(dense if dense.any() else None, change.stored_factors(transposed=transposed), error)
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return factors whose product ``leftᵀ @ right`` is the delta of a matrix, where the adapter holds it so; else None.
@@ -213,6 +253,15 @@ def _told_apart(adapter: Adapter, alias: str, original: str) -> UsageError:
     return UsageError(
         f"{adapter} does not change {alias} and {original} alike, which this model holds as one.", hint=_MERGE
     )
+
+
+def _rounding_bound(change: Change) -> float:
+    """Return how far an element of what a change adds may be from the true product."""
+    if not change.has_product:
+        return 0.0
+    if change.is_bias:
+        return HALF_STEP * abs(change.scale) * float(read_values(change.arrays["lora_B.bias"]).abs().max())
+    return rounding_bound(change.stored_factors(transposed=False))
 
 
 def _entry(adapter: Adapter, modules: Modules, name: str, parts: Mapping[str, Change]) -> TensorEntry:

@@ -16,6 +16,7 @@ import torch
 from skillhub.adapters import Adapter
 from skillhub.bfloat16 import FLOATS
 from skillhub.checkpoints import DTYPES
+from skillhub.codecs.factors import AdapterFactors
 from skillhub.errors import IntegrityError, UsageError
 from skillhub.packs import MAX_HEADER_BYTES
 from skillhub.tensorfiles import TensorInfo, read_header
@@ -105,6 +106,15 @@ class Change:
             else product
         )
 
+    def stored_factors(self, *, transposed: bool) -> AdapterFactors:
+        """Return the factors as the file holds them, as those of a matrix; the dimensions of a convolution count as one.
+
+        Raises:
+            IntegrityError: a factor holds a value that is not finite.
+        """
+        left, right = map(read_stored, self.factors)
+        return AdapterFactors(right.flatten(1), left.flatten(1), self.scale, transposed or self.is_embedding)
+
 
 def read_changes(adapter: Adapter) -> dict[str, Change]:
     """Return what an adapter does, by the name that it gives to the parameter; only the file's header is read.
@@ -176,9 +186,18 @@ def read_values(info: TensorInfo) -> torch.Tensor:
     Raises:
         IntegrityError: a value is not finite.
     """
+    return read_stored(info).to(torch.float32)
+
+
+def read_stored(info: TensorInfo) -> torch.Tensor:
+    """Read an array in its own dtype, into memory of its own.
+
+    Raises:
+        IntegrityError: a value is not finite, or would not be in fp32.
+    """
     data = np.fromfile(info.file, np.uint8, count=info.nbytes, offset=info.begin)
-    values = torch.from_numpy(data).view(DTYPES[info.dtype]).reshape(info.shape).to(torch.float32)
-    if not values.isfinite().all():
+    values = torch.from_numpy(data).view(DTYPES[info.dtype]).reshape(info.shape)
+    if not values.to(torch.float32).isfinite().all():
         raise IntegrityError(
             f"{info.name} in {info.file} holds values that are infinite or no numbers.",
             hint="Do not use this adapter; tell its publisher.",
