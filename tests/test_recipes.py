@@ -86,6 +86,13 @@ def test_published_bytes_are_those_of_packed_codes_and_half_precision_scales() -
     assert RECIPES["delta-come"]("w", decaying(256, 256), None).published_bytes <= 256 * 256 // 8 + 256 * 4
 
 
+def test_our_container_is_no_larger_than_the_published_form() -> None:
+    delta = decaying(400, 512)
+    for recipe in ("delta-come", "graftllm", "bitdelta", "svd-lora"):
+        compressed = RECIPES[recipe](MLP, delta, None)
+        assert compressed.encoded.nbytes < 1.02 * compressed.published_bytes, recipe
+
+
 def test_few_strong_components_come_back() -> None:
     delta = decaying(50, 70)
     factors = factorize("w", delta, 2)

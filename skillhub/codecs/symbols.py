@@ -30,9 +30,14 @@ MAX_CODE = 255
 
 
 def choose_packing(codes: Codes) -> int:
-    """Return the index of the packing that suits the codes: small bases where most codes are zero."""
-    zeros = float(np.mean(codes == 0)) if codes.size else 1.0
-    return sum(zeros <= least for least in ZEROS)
+    """Return the index of the packing that suits the codes: small bases where most codes are zero, or none is large."""
+    if not codes.size:
+        return 0
+    zeros, peak = float(np.mean(codes == 0)), int(np.abs(codes).max())
+    packing = sum(zeros <= least for least in ZEROS)
+    while packing and peak <= PACKINGS[packing - 1][0] // 2:
+        packing -= 1
+    return packing
 
 
 def pack_symbols(codes: Codes, packing: int) -> tuple[Bytes, Bytes]:
