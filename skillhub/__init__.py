@@ -38,6 +38,7 @@ from skillhub.errors import (
 )
 
 if TYPE_CHECKING:
+    from skillhub.adapterpacker import pack_adapter
     from skillhub.adapters import Adapter, open_adapter
     from skillhub.authorfile import AuthorFile
     from skillhub.compose.fusion import fuse
@@ -72,6 +73,7 @@ _MODULE_OF = {
     "open_adapter": "adapters",
     "open_pack": "packs",
     "pack": "packer",
+    "pack_adapter": "adapterpacker",
     "pack_grafted": "repacker",
     "publish": "publisher",
     "set_weights": "compose.grafts",
@@ -115,6 +117,7 @@ __all__ = [
     "open_adapter",
     "open_pack",
     "pack",
+    "pack_adapter",
     "pack_grafted",
     "publish",
     "set_weights",

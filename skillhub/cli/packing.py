@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from skillhub.authorfile import AUTHOR_FILE, AuthorFile, read_author_file
 from skillhub.cli import console, options
@@ -30,8 +31,14 @@ def _budget(text: str) -> int:
 
 
 @click.command("pack")
-@click.argument("tuned", metavar="TUNED")
-@click.option("--base", metavar="PATH|REPO", help="The base model that TUNED was fine-tuned from.")
+@click.argument("tuned", metavar="[TUNED]", required=False)
+@click.option(
+    "--lora",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Pack a LoRA adapter of peft, with its factors as they are, instead of TUNED.",
+)
+@click.option("--base", metavar="PATH|REPO", help="The base model; of an adapter by default the one that it names.")
 @click.option("--output", "-o", "out", type=click.Path(path_type=Path), required=True, help="Folder of the new pack.")
 @click.option("--name", help="Name of the pack, without owner.")
 @click.option("--version", help="Version of the pack, such as 1.0.0.")
@@ -62,7 +69,8 @@ def _budget(text: str) -> int:
 )
 @console.output_options
 def pack_command(
-    tuned: str,
+    tuned: str | None,
+    lora: Path | None,
     base: str | None,
     out: Path,
     metadata: Path | None,
@@ -80,14 +88,27 @@ def pack_command(
     \b
     Example:
       skillhub pack ./tuned --base ./SmolLM2-135M-Instruct -o math-pack --name math-pack --version 1.0.0
+      skillhub pack --lora ./adapter -o math-pack --name math-pack --version 1.0.0
     """
-    author = _author_file(tuned, metadata, words)
+    _check_source(tuned, lora)
+    author = _author_file(str(tuned or lora), metadata, words)
     source = base or author.base
-    if source is None:
+    if source is None and lora is None:
         raise UsageError("The base model is not known.", hint=f"Name it with --base, or as `base` in {AUTHOR_FILE}.")
     prompts = None if prompts_file is None else read_prompts(prompts_file)
+    if lora is not None:
+        from skillhub.adapterpacker import pack_adapter
+
+        console.quiet_transformers()
+        with console.progress("tensors") as progress:
+            built = pack_adapter(
+                lora, source, out, metadata=author, prompts=prompts, progress=progress, notice=console.say
+            )
+        _print_summary(built, out, as_json=as_json)
+        return
     from skillhub.packer import pack
 
+    assert tuned is not None and source is not None  # checked above
     if prompts or author.skills.prompts:
         console.quiet_transformers()
     with console.progress("tensors") as progress:
@@ -103,6 +124,25 @@ def pack_command(
             notice=console.say,
         )
     _print_summary(built, out, as_json=as_json)
+
+
+def _check_source(tuned: str | None, lora: Path | None) -> None:
+    """Refuse a fine-tune and an adapter together, neither, and a size for an adapter, which is kept as it is."""
+    if (tuned is None) == (lora is None):
+        raise UsageError(
+            "Name what to pack: a fine-tuned checkpoint, or an adapter with --lora.",
+            hint="Give one of them, as in skillhub pack ./tuned or skillhub pack --lora ./adapter.",
+        )
+    given = [
+        f"--{name}"
+        for name in ("preset", "budget")
+        if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if lora is not None and given:
+        raise UsageError(
+            f"{given[0]} does not go with --lora: an adapter's factors are kept as they are.",
+            hint="Leave it out; or merge the adapter into its base with peft (merge_and_unload) and pack the result.",
+        )
 
 
 def _author_file(tuned: str, metadata: Path | None, words: dict[str, Any]) -> AuthorFile:
