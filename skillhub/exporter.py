@@ -26,7 +26,7 @@ from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.interop.adapterdeltas import AdapterDelta, Target
 from skillhub.interop.exportcards import README_FILE, ExportedAdapter, counted, readme
-from skillhub.interop.exports import Measured, adapter_config, write_pack, write_scaled
+from skillhub.interop.exports import ROUNDING, Measured, adapter_config, write_pack, write_scaled
 from skillhub.interop.fits import Fit, Fitting, Reader, Reason, fit_adapter, fit_pack, needs_patterns
 from skillhub.interop.launching import MAX_RANK, SCRIPT_FILE, launch_script
 from skillhub.interop.modules import Modules, empty_model, modules_of
@@ -68,6 +68,7 @@ def export_adapters(
     format: str = "peft",
     weights: Sequence[Amount] | None = None,
     rank: int | None = None,
+    max_error: float | None = None,
     partial: bool = False,
     environment: EnvironmentSource | None = None,
     progress: Progress | None = None,
@@ -88,6 +89,8 @@ def export_adapters(
         format: ``peft``, or ``vllm`` for a launch script as well.
         weights: one per pack, multiplied into its factors; 1 by default, and for adapters always.
         rank: highest rank; what is stored densely, or with a higher one, becomes the nearest product of this rank.
+        max_error: most that an adapter may not say of its pack, by lack of rank and in what is left out of it: a share of the sum of
+            squares of the pack's whole delta (the square of the relative error in the Frobenius norm). None is any.
         partial: leave out what does not fit, instead of refusing.
         environment: where pack names are looked up; the per-user environments by default.
         progress: called with (``adapters``, done, all).
@@ -97,14 +100,15 @@ def export_adapters(
         What was written and what was left out.
 
     Raises:
-        UsageError: something does not fit and ``partial`` is not set, nothing fits, or the arguments do not go together.
+        UsageError: something does not fit and ``partial`` is not set, nothing fits, an adapter would lack more than ``max_error``, or
+            the arguments do not go together.
         WrongBaseError: the packs were made for another base.
         NotFoundError: the base or a pack does not exist.
         IntegrityError: a file of the base or of a pack is damaged.
         DiskError: the disk is full or the folder may not be written.
     """
     folder = new_folder(out)
-    _check_options(format, rank)
+    _check_options(format, rank, max_error)
     found = _open_base(base)
     recipe = make_recipe(packs, weights=weights, environment=environment, fingerprint=lambda: found.fingerprint)
     contributions = _contributions(recipe, found)
@@ -117,6 +121,8 @@ def export_adapters(
     with staged_folder(folder, is_new=True) as staged:
         for name, one, fit in sorted(zip(_names(recipe), contributions, fits, strict=True), key=lambda item: item[0]):
             written.append(_write(staged / name, one, fit, found, format))
+            if max_error is not None:
+                _check_error(written[-1], max_error)
             if progress:
                 progress("adapters", len(written), len(fits))
         if format == "vllm":
@@ -134,7 +140,9 @@ def export_adapters(
     return Export(folder, tuple(written), folder / SCRIPT_FILE if format == "vllm" else None)
 
 
-def _check_options(format: str, rank: int | None) -> None:
+def _check_options(format: str, rank: int | None, max_error: float | None) -> None:
+    if max_error is not None and not 0 <= max_error <= 1:
+        raise UsageError(f"max_error is {max_error}, and is a share.", hint="Use a number from 0 to 1, such as 0.05.")
     if format not in FORMATS:
         raise UsageError(f"There is no format {format!r}.", hint=f"Use one of: {', '.join(FORMATS)}.")
     highest = FORMATS[format].highest_rank or 1 << 16
@@ -201,6 +209,32 @@ def _check_fit(one: Contribution, fit: Fit, *, partial: bool, rank: int | None) 
         f"{one.delta.pack} changes {len(listed)} tensors that do not fit a LoRA adapter: {what}.",
         hint=f"Leave them out with --partial (partial=True), or fuse the pack: skillhub fuse.{approximate}",
         misfits=listed,
+    )
+
+
+def _check_error(adapter: ExportedAdapter, most: float) -> None:
+    """Refuse an adapter that lacks more of its pack than is allowed, or nobody knows how much."""
+    measured = adapter.measured
+    if measured is None:
+        if adapter.misfits:
+            raise UsageError(
+                f"How much {adapter.pack} would lack is not measured: it is an adapter, with {counted(adapter.misfits)} to leave out.",
+                hint="Leave out --max-error (max_error), or export it --to peft, which passes it on whole.",
+            )
+        return
+    if measured.total <= max(most, ROUNDING):
+        return
+    parts = [f"{measured.error:.1%} by its rank of {adapter.rank}"] if measured.error > ROUNDING else []
+    parts += [f"{measured.left_out:.1%} in {counted(adapter.misfits)}"] if measured.left_out else []
+    worst = f" Of {measured.worst} alone it lacks {measured.worst_error:.1%}." if measured.worst else ""
+    higher = f"a rank above {adapter.rank} (--rank), " if measured.error > ROUNDING else ""
+    raise UsageError(
+        f"The adapter of {adapter.pack} would lack {measured.total:.1%} of the sum of squares of its delta ({', '.join(parts)}), more "
+        f"than the {most:.1%} that are allowed.{worst}",
+        hint=f"Allow {higher}more with --max-error (max_error), or fuse the pack: skillhub fuse.",
+        error=measured.error,
+        left_out=measured.left_out,
+        worst=measured.worst,
     )
 
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--pack", "packs", multiple=True, required=True, metavar="PACK[@WEIGHT]", help="A pack; may be repeated.")
 @click.option("--output", "-o", "out", type=click.Path(path_type=Path), required=True, help="Folder of the adapters.")
 @click.option(
+    "--to",
     "--format",
+    "format",
     type=click.Choice(["peft", "vllm"]),
     default="peft",
     show_default=True,
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 65536),
     help="Highest rank: what needs a higher one, or is stored densely, is taken as near as this rank allows.",
 )
+@click.option(
+    "--max-error",
+    type=click.FloatRange(0, 1),
+    help="Refuse an adapter that lacks more than this share of its pack's delta (of the sum of squares, in all of it).",
+)
 @click.option("--partial", is_flag=True, help="Leave out what does not fit a LoRA adapter, instead of refusing.")
 @options.environment_option
 @console.output_options
@@ -41,6 +48,7 @@ def export_command(
     out: Path,
     format: str,
     rank: int | None,
+    max_error: float | None,
     partial: bool,
     environment: Path | None,
     as_json: bool,
@@ -53,7 +61,8 @@ def export_command(
 
     \b
     Example:
-      skillhub export --base ./SmolLM2-135M-Instruct --pack acme/math-pack --format vllm --partial -o ./adapters
+      skillhub export --base ./SmolLM2-135M-Instruct --pack acme/math-pack --to peft --rank 64 --max-error 0.05 -o ./adapters
+      skillhub export --base ./SmolLM2-135M-Instruct --pack acme/math-pack --to vllm --partial -o ./adapters
     """
     from skillhub.exporter import export_adapters
 
@@ -67,6 +76,7 @@ def export_command(
             format=format,
             weights=list(weights),
             rank=rank,
+            max_error=max_error,
             partial=partial,
             environment=options.chosen_environment(environment),
             progress=progress,

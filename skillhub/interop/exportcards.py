@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from skillhub.interop.exports import Measured
+from skillhub.interop.exports import ROUNDING, Measured
 from skillhub.interop.fits import Misfit, Reason
 from skillhub.interop.launching import SCRIPT_FILE
 
@@ -137,7 +137,7 @@ def shares(adapter: ExportedAdapter) -> tuple[str, str]:
     if adapter.measured is None:
         return "-", "-" if adapter.misfits else "nothing"
     left_out = f"{adapter.measured.left_out:.1%}" if adapter.misfits else "nothing"
-    return f"{adapter.measured.error:.1e}" if adapter.measured.error > 1e-12 else "none", left_out
+    return f"{adapter.measured.error:.1e}" if adapter.measured.error > ROUNDING else "none", left_out
 
 
 def _left_out(adapter: ExportedAdapter) -> list[str]:

@@ -26,6 +26,9 @@ from skillhub.tensorfiles import write_tensors
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 """End of a class's name → what peft calls the task; other classes need no wrapper of their own."""
 
+ROUNDING = 1e-12
+"""Share of a sum of squares that is no more than fp32's rounding."""
+
 _WITHOUT_DIFFERENCE = (Reason.REMOVED, Reason.ADDED, Reason.VALUES)
 
 
@@ -36,10 +39,19 @@ class Measured:
     Attributes:
         error: of what its layers say other than the pack.
         left_out: of what is in tensors that do not fit.
+        worst: name of the layer's tensor that is said worst; None where all are said as they are.
+        worst_error: share of that tensor's own sum of squares.
     """
 
     error: float
     left_out: float
+    worst: str | None = None
+    worst_error: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Share of all that the adapter does not say: the square of the relative error in the Frobenius norm."""
+        return self.error + self.left_out
 
 
 @dataclass
@@ -48,6 +60,16 @@ class _Energies:
 
     wanted: dict[str, float] = field(default_factory=dict)
     missed: dict[str, float] = field(default_factory=dict)
+
+    def measured(self, left_out: float) -> Measured:
+        """Return the shares of all of them and of ``left_out``, the sum of squares in tensors that do not fit."""
+        total = (sum(self.wanted.values()) + left_out) or 1.0
+        own = {name: missed / (self.wanted[name] or 1.0) for name, missed in self.missed.items()}
+        worst = max(own, key=lambda name: own[name], default=None)
+        error = own[worst] if worst is not None else 0.0
+        if error < ROUNDING:
+            worst, error = None, 0.0
+        return Measured(sum(self.missed.values()) / total, left_out / total, worst, error)
 
 
 def write_pack(
@@ -88,8 +110,7 @@ def write_pack(
     )
     differences = [one.tensor for one in fit.misfits if one.reason not in _WITHOUT_DIFFERENCE]
     left_out = sum(_energy(delta.decode(name)) for name in differences)
-    total = (sum(energies.wanted.values()) + left_out) or 1.0
-    return Measured(sum(energies.missed.values()) / total, left_out / total)
+    return energies.measured(left_out)
 
 
 def _products(
