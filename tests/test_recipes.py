@@ -152,6 +152,13 @@ def test_graftllm_prunes_the_smallest_deltas_of_an_embedding(alpha: float) -> No
     assert compressed.published_bytes == 2 * count + min(delta.numel() // 8, 4 * count)
 
 
+def test_of_equal_deltas_the_first_are_kept() -> None:
+    delta = torch.tensor([[1.0, -2.0, 2.0], [2.0, -1.0, 0.0], [0.0, 3.0, 2.0]])
+    pruned = graftllm.prune(delta, 4 / 9)
+    expected = torch.tensor([[0.0, -2.0, 2.0], [2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    assert torch.equal(decode(pruned.encoded), expected)
+
+
 def test_bitdelta_is_the_sign_codec_on_matrices() -> None:
     delta = decaying(30, 44)
     compressed = RECIPES["bitdelta"](MLP, delta, None)

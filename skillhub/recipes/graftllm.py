@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from skillhub.canonical import is_vocabulary_tensor
@@ -83,15 +84,24 @@ def compress(
 
 
 def prune(delta: torch.Tensor, alpha: float) -> Compressed:
-    """Keep the share ``alpha`` of a delta's weights that are largest in magnitude, in fp16's precision as published."""
-    count = min(round(alpha * delta.numel()), int(delta.count_nonzero()))
-    flat = delta.detach().cpu().reshape(-1)
-    kept = torch.zeros_like(flat)
-    chosen = flat.abs().argsort(descending=True, stable=True)[:count]
-    kept[chosen] = flat[chosen]
-    encoded = EncodedTensor(tuple(delta.shape), (sparse.encode(kept.reshape(delta.shape)),))
-    places = min(-(-flat.numel() // 8), INDEX_BYTES * count)
+    """Keep the share ``alpha`` of a delta's weights that are largest in magnitude, exactly; published, they take fp16 values and places."""
+    flat = delta.detach().cpu().reshape(-1).numpy()
+    kept = _largest(np.abs(flat), min(round(alpha * flat.size), int(np.count_nonzero(flat))))
+    encoded = EncodedTensor(tuple(delta.shape), (sparse.encode(torch.from_numpy(flat * kept).reshape(delta.shape)),))
+    count = int(kept.sum())
+    places = min(-(-flat.size // 8), INDEX_BYTES * count)  # a bit for every weight, or an index for every kept one
     return Compressed(encoded, HALF_BYTES * count + places)
+
+
+def _largest(magnitudes: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.bool_]:
+    """Return which ``count`` magnitudes are the largest; of equal ones, the first."""
+    if count == 0:
+        return np.zeros(magnitudes.size, dtype=bool)
+    threshold = np.partition(magnitudes, magnitudes.size - count)[magnitudes.size - count]
+    kept: npt.NDArray[np.bool_] = magnitudes > threshold
+    ties = np.flatnonzero(magnitudes == threshold)
+    kept[ties[: count - int(kept.sum())]] = True
+    return kept
 
 
 def count_components(factors: Factors, delta: torch.Tensor, beta: float) -> int:
