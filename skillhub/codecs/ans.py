@@ -1,0 +1,268 @@
+"""Entropy coding of small symbols whose probabilities depend on a context: asymmetric numeral systems in integers only.
+
+The range variant (rANS; Duda 2013, arXiv:1311.2540, section 3.3) with 32-bit states that shed and take 16-bit words, and many states, the
+*lanes*, that share one sequence of words (Giesen 2014, arXiv:1402.3392). Symbol ``i`` belongs to lane ``i mod lanes``, so a
+step of all lanes is a dozen numpy operations on whole arrays; about 100 million symbols a second where there are many lanes. No floating
+point takes part in decoding: the symbols are the same on every machine.
+
+Every context has a table of 12-bit frequencies that the encoder counted. A table is stored as one *level* a symbol, eight levels to a
+factor of two: that costs under 0.001 bits a symbol, and a table then takes few bytes.
+
+Layout of a stream: the exponent of two of the number of lanes (a byte), the size of the tables' frame and the number of words
+of each chunk (uint32, little endian), the frame, and the chunks: the states of all lanes (uint32), then the words (uint16). A chunk holds
+:data:`CHUNK` symbols, the last one the rest; each can be decoded without the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from skillhub.codecs.encoding import damaged, read_integer
+from skillhub.codecs.streams import Bytes, compress, decompress
+
+Words = npt.NDArray[np.uint32]
+
+CHUNK = 1 << 22
+"""Symbols that are coded together; what decoding needs beside its result is about 30 MB."""
+
+MAX_SYMBOLS = 256
+MAX_CONTEXTS = 256
+
+PRECISION = 12
+"""Bits of a frequency; frequencies of a context add up to ``2**PRECISION``."""
+
+TOTAL = 1 << PRECISION
+LEAST_STATE = 1 << 16
+"""Every state is at least this much between steps, and exactly this much in the end: a decoded stream that ends otherwise is damaged."""
+
+MAX_LANES_EXPONENT = 13
+
+BYTES_A_LANE = 384
+"""A lane costs four bytes a chunk: one for at least so many bytes of words keeps that at 1 %."""
+
+MAX_STEPS = 1 << 14
+"""A chunk has enough lanes to be decoded in so many steps, of about ten microseconds each where they are few."""
+
+LEVELS = np.array([0, *(round(16 * 2 ** (level / 8)) for level in range(97))], dtype=np.int64)
+"""Weight of a symbol by its level; 0 is a symbol that does not occur."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A stream that was read and checked, whose chunks are not decoded yet.
+
+    Attributes:
+        count: number of symbols.
+        lanes: states that are stepped together.
+        table: (contexts · 4096,) uint32: of every slot of every context the symbol (lowest 8 bits), the slot's place among the
+            slots of that symbol (12 bits) and the symbol's frequency (12 bits).
+        chunks: states and words of each chunk.
+    """
+
+    count: int
+    lanes: int
+    table: Words
+    chunks: tuple[Bytes, ...]
+
+    def decode_chunk(self, number: int, contexts: Bytes | None = None) -> Bytes:
+        """Return the symbols of a chunk.
+
+        Args:
+            number: of the chunk.
+            contexts: uint8, the context of each of its symbols; not needed where there is only one.
+
+        Raises:
+            IntegrityError: the chunk is damaged.
+        """
+        count = min(CHUNK, self.count - number * CHUNK)
+        states = self.chunks[number][: 4 * self.lanes].view("<u4").astype(np.uint32)
+        words = self.chunks[number][4 * self.lanes :].view("<u2").astype(np.uint32)
+        offsets = None if contexts is None else contexts.astype(np.uint32) << PRECISION
+        symbols = np.empty(count, dtype=np.uint8)
+        whole = count - count % self.lanes
+        used = self._decode_steps(states, offsets, words, symbols[:whole])
+        rest = None if offsets is None else offsets[whole:]
+        used += self._decode_steps(states[: count - whole], rest, words[used:], symbols[whole:])
+        if used != words.size or (states != LEAST_STATE).any():
+            raise damaged("has entropy-coded symbols that do not end as they should")
+        return symbols
+
+    def _decode_steps(self, states: Words, offsets: Words | None, words: Words, symbols: Bytes) -> int:
+        """Decode whole steps of as many lanes as there are ``states``; return how many words were taken."""
+        used, size = 0, states.size
+        slots, entries, numbers = (np.empty(size, dtype=kind) for kind in (np.intp, np.uint32, np.uint32))
+        for begin in range(0, symbols.size, size or 1):
+            np.bitwise_and(states, TOTAL - 1, out=numbers)
+            np.add(numbers, 0 if offsets is None else offsets[begin : begin + size], out=slots, casting="unsafe")
+            np.take(self.table, slots, out=entries, mode="clip")
+            symbols[begin : begin + size] = entries  # the lowest byte
+            np.right_shift(entries, 20, out=numbers)
+            states >>= PRECISION
+            states *= numbers
+            entries >>= 8
+            entries &= TOTAL - 1
+            states += entries
+            low = (states < LEAST_STATE).nonzero()[0]
+            taken = words[used : used + low.size]
+            if taken.size < low.size:
+                raise damaged("has entropy-coded symbols that end early")
+            states[low] = (states[low] << 16) | taken
+            used += low.size
+        return used
+
+
+def encode(symbols: Bytes, contexts: Bytes | None = None, *, alphabet: int, context_count: int = 1) -> Bytes:
+    """Return ``symbols`` as a stream.
+
+    Args:
+        symbols: one-dimensional uint8 below ``alphabet``.
+        contexts: uint8 below ``context_count``, one a symbol, which the decoder knows beforehand; None: all are 0.
+        alphabet: number of different symbols, 2 to :data:`MAX_SYMBOLS`.
+        context_count: number of contexts, up to :data:`MAX_CONTEXTS`.
+    """
+    if not symbols.size:
+        return np.empty(0, dtype=np.uint8)
+    counts = np.zeros(context_count * alphabet, dtype=np.int64)
+    for begin in range(0, symbols.size, CHUNK):
+        counts += np.bincount(_pairs(symbols, contexts, begin, alphabet), minlength=counts.size)
+    levels = _choose_levels(counts.reshape(context_count, alphabet))
+    frequencies = np.stack([spread(row) for row in levels])
+    exponent = _choose_lanes(counts.reshape(context_count, alphabet), min(symbols.size, CHUNK))
+    starts = np.cumsum(frequencies, axis=1) - frequencies
+    tables = frequencies.reshape(-1).astype(np.uint32), starts.reshape(-1).astype(np.uint32)
+    chunks = [
+        _encode_chunk(_pairs(symbols, contexts, begin, alphabet), *tables, 1 << exponent)
+        for begin in range(0, symbols.size, CHUNK)
+    ]
+    frame = compress(levels.reshape(-1))
+    numbers = np.array([frame.size, *(words.size for _, words in chunks)], dtype="<u4")
+    payload = [array.view(np.uint8) for states, words in chunks for array in (states, words)]
+    return np.concatenate([np.array([exponent], dtype=np.uint8), numbers.view(np.uint8), frame, *payload])
+
+
+def decode(data: Bytes, count: int, contexts: Bytes | None = None, *, alphabet: int, context_count: int = 1) -> Bytes:
+    """Return the ``count`` symbols of a stream, for what :func:`encode` was told.
+
+    Raises:
+        IntegrityError: the stream is damaged, or has another number of symbols. Sizes are checked before anything is allocated.
+    """
+    stream = read_stream(data, count, alphabet=alphabet, context_count=context_count)
+    symbols = np.empty(count, dtype=np.uint8)
+    for number, begin in enumerate(range(0, count, CHUNK)):
+        chunk = None if contexts is None else contexts[begin : begin + CHUNK]
+        symbols[begin : begin + CHUNK] = stream.decode_chunk(number, chunk)
+    return symbols
+
+
+def read_stream(data: Bytes, count: int, *, alphabet: int, context_count: int = 1) -> Stream:
+    """Read and check everything of a stream but its chunks, which can then be decoded in any order.
+
+    Raises:
+        IntegrityError: sizes or tables contradict each other.
+    """
+    chunk_count = -(-count // CHUNK)
+    head = 1 + 4 * (1 + chunk_count)
+    if not count:
+        if data.size:
+            raise damaged("has entropy-coded symbols where there are none")
+        return Stream(0, 0, np.empty(0, dtype=np.uint32), ())
+    if data.size < head:
+        raise damaged("has entropy-coded symbols that end early")
+    lanes = 1 << read_integer(int(data[0]), "lanes", _least_lanes(min(count, CHUNK)), MAX_LANES_EXPONENT)
+    frame, *words = data[1:head].view("<u4").tolist()
+    sizes = [4 * lanes + 2 * number for number in words]
+    if head + frame + sum(sizes) != data.size or max(words) > CHUNK:
+        raise damaged("has entropy-coded symbols whose sizes do not add up")
+    levels = decompress(data[head : head + frame], context_count * alphabet).reshape(context_count, alphabet)
+    if int(levels.max()) >= LEVELS.size:
+        raise damaged("has symbols of an unknown frequency")
+    table = np.concatenate([_tabulate(spread(row)) for row in levels])
+    ends = np.cumsum([head + frame, *sizes])
+    return Stream(count, lanes, table, tuple(data[begin:end] for begin, end in pairwise(ends)))
+
+
+def spread(levels: Bytes) -> npt.NDArray[np.int64]:
+    """Return (alphabet,) the frequencies that the levels of a context stand for.
+
+    They add up to ``2**PRECISION``; each is below that, so that 12 bits hold it, and at least 1 where the level is not 0. All are
+    0 where the context never occurs.
+    """
+    weights = LEVELS[levels]
+    total = int(weights.sum())
+    if not total:
+        return weights
+    frequencies, remainders = np.divmod(weights * TOTAL, total)
+    frequencies += (frequencies == 0) & (weights > 0)
+    missing = TOTAL - int(frequencies.sum())
+    if missing > 0:
+        frequencies[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    for _ in range(-missing):
+        frequencies[np.argmax(frequencies)] -= 1
+    if frequencies.max() == TOTAL:  # the only symbol: one that does not occur gets a slot
+        only = int(np.argmax(frequencies))
+        frequencies[only] -= 1
+        frequencies[only - 1] += 1
+    return frequencies
+
+
+def _tabulate(frequencies: npt.NDArray[np.int64]) -> Words:
+    """Return (4096,) what :attr:`Stream.table` has of a context; zeros where it never occurs."""
+    if not frequencies.any():
+        return np.zeros(TOTAL, dtype=np.uint32)
+    symbols = np.repeat(np.arange(frequencies.size), frequencies)
+    places = np.arange(TOTAL) - np.repeat(np.cumsum(frequencies) - frequencies, frequencies)
+    return ((frequencies[symbols] << 20) | (places << 8) | symbols).astype(np.uint32)
+
+
+def _choose_levels(counts: npt.NDArray[np.int64]) -> Bytes:
+    """Return (contexts, alphabet) the levels nearest to the counts."""
+    peaks = np.maximum(counts.max(axis=1, keepdims=True), 1)
+    levels = np.searchsorted((LEVELS[1:-1] + LEVELS[2:]) / 2, counts / peaks * int(LEVELS[-1])) + 1
+    return np.where(counts > 0, levels, 0).astype(np.uint8)
+
+
+def _choose_lanes(counts: npt.NDArray[np.int64], chunk: int) -> int:
+    """Return the exponent of two of the number of lanes, for chunks of ``chunk`` symbols of the entropy of ``counts``."""
+    totals = counts.sum(axis=1, keepdims=True)
+    bits = -float((counts * np.log2(np.maximum(counts, 1) / np.maximum(totals, 1))).sum())
+    lanes = bits / 8 * chunk / max(int(counts.sum()), 1) / BYTES_A_LANE
+    return min(max(int(np.log2(max(lanes, 1))), _least_lanes(chunk)), MAX_LANES_EXPONENT)
+
+
+def _least_lanes(chunk: int) -> int:
+    """Return the exponent of two of the fewest lanes that a chunk of ``chunk`` symbols may have."""
+    return (-(-chunk // MAX_STEPS) - 1).bit_length()
+
+
+def _pairs(symbols: Bytes, contexts: Bytes | None, begin: int, alphabet: int) -> npt.NDArray[np.intp]:
+    """Return ``context · alphabet + symbol`` of the symbols of the chunk that starts at ``begin``."""
+    pairs = symbols[begin : begin + CHUNK].astype(np.intp)
+    if contexts is not None:
+        pairs += contexts[begin : begin + CHUNK].astype(np.intp) * alphabet
+    return pairs
+
+
+def _encode_chunk(
+    pairs: npt.NDArray[np.intp], frequencies: Words, starts: Words, lanes: int
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint16]]:
+    """Return the states that decoding starts with, and the words; the last step comes first."""
+    states = np.full(lanes, LEAST_STATE, dtype=np.uint32)
+    words: list[npt.NDArray[np.uint16]] = []
+    for step in reversed(list(_steps(pairs, lanes))):
+        active = states[: step.size]
+        frequency = frequencies[step]
+        full = ((active >> 20) >= frequency).nonzero()[0]
+        words.append(active[full].astype("<u2"))
+        active[full] >>= 16
+        quotients, remainders = np.divmod(active, frequency)
+        active[:] = (quotients << PRECISION) + remainders + starts[step]
+    return states.astype("<u4"), np.concatenate(words[::-1])
+
+
+def _steps(pairs: npt.NDArray[np.intp], lanes: int) -> Iterator[npt.NDArray[np.intp]]:
+    return (pairs[begin : begin + lanes] for begin in range(0, pairs.size, lanes))
