@@ -40,7 +40,7 @@ def encode(delta: torch.Tensor, step: float | None = None) -> EncodedPart:
     """Return the part that adds the values of ``delta`` that are not zero.
 
     Args:
-        delta: fp32, any shape and layout. Every bit is kept: NaN, infinities, and -0.0 (which counts as changed).
+        delta: fp32, any shape and layout. Every bit is kept, of NaN and infinities too, but -0.0 counts as 0.
         step: where it is given, values are first rounded to multiples of it (half to even); those that become 0 are left out. They must
             then be finite.
 
@@ -53,13 +53,12 @@ def encode(delta: torch.Tensor, step: float | None = None) -> EncodedPart:
     if step is not None:
         if not (step > 0 and math.isfinite(step) and np.isfinite(values).all()):
             raise ValueError("only finite values can be rounded to multiples of a positive step")
-        values = (np.rint(values / step) * np.float32(step)).astype(np.float32) + np.float32(0)
-    words = values.view("u4")
-    indices = np.flatnonzero(words)
+        values = (np.rint(values / step) * np.float32(step)).astype(np.float32)
+    indices = np.flatnonzero(values)
     gaps = np.diff(indices, prepend=-1) - 1
     shift = _choose_shift(gaps)
     highs = _to_bytes(gaps >> shift)
-    different, ranks = _list_values(words[indices])
+    different, ranks = _list_values(values[indices].view("u4"))
     frames = [
         _compress(highs),
         _compress(_pack_low_bits(gaps, shift)),
@@ -92,7 +91,7 @@ def apply_changes(
     """Return ``delta`` (contiguous, changed in place; or zeros of ``shape``) with ``values`` added at flat ``indices``."""
     if delta is None:
         result = torch.zeros(shape, dtype=torch.float32, device="cpu")
-        result.view(-1)[indices] = values  # set, not added: 0 plus -0.0 would be 0
+        result.view(-1)[indices] = values  # set, not added: a sum may change the payload of NaN
         return result
     flat = delta.view(-1)
     flat[indices] += values
