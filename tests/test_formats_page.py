@@ -28,7 +28,21 @@ from skillhub import (
     sightings,
 )
 from skillhub.canonical import is_buffer
-from skillhub.codecs import CODECS, EncodedTensor, decode, exact, lowrank, residual, rows, sign, sparse, symbols, zero
+from skillhub.codecs import (
+    CODECS,
+    EncodedTensor,
+    content_digest,
+    decode,
+    exact,
+    factors,
+    lowrank,
+    residual,
+    rows,
+    sign,
+    sparse,
+    symbols,
+    zero,
+)
 from skillhub.codecs.lowrank import choose_groups
 from skillhub.deltafiles import DeltaWriter
 from skillhub.documents import canonical_json
@@ -292,6 +306,21 @@ def further_tensors() -> dict[str, EncodedTensor]:
 def test_a_decoder_written_from_the_page_gives_the_same_bits(name: str) -> None:
     encoded = (example_tensors() | further_tensors())[name]
     assert decode_by_the_page(encoded).tobytes() == decode(encoded).numpy().tobytes()
+
+
+def test_factors_and_their_digest_are_what_the_page_says() -> None:
+    random = np.random.default_rng(2)
+    a, b = (torch.from_numpy(random.standard_normal(shape).astype(np.float32)) for shape in ((3, 30), (40, 3)))
+    matrix = torch.from_numpy(random.standard_normal((40, 30)).astype(np.float32))
+    stored = factors.encode(factors.AdapterFactors(a.to(torch.bfloat16), b, 16 / 3**0.5))
+    encoded = EncodedTensor((40, 30), (*exact.encode(matrix).parts, stored))
+    words = planes(stored.arrays["a"], "<u2").astype(np.uint32) << 16  # bfloat16 is the upper half of fp32
+    right, left = words.view(np.float32).reshape(3, 30), planes(stored.arrays["b"], "<f4").reshape(40, 3)
+    expected = matrix.numpy() + stored.config["scale"] * (left.astype(np.float64) @ right)
+    np.testing.assert_allclose(decode(encoded).numpy(), expected, rtol=1e-5, atol=1e-5)
+    config = b'{"dtypes":["bfloat16","float32"],"rank":3,"scale":9.237604307034013,"transposed":false}\n'
+    whole = matrix.numpy().tobytes() + config + planes(stored.arrays["a"], "<u2").tobytes() + left.tobytes()
+    assert content_digest(encoded, decode(encoded)) == hashlib.sha256(whole).hexdigest()
 
 
 def test_the_example_reads_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
