@@ -111,6 +111,12 @@ def test_calibration_lowers_the_error_that_inputs_see() -> None:
         assert errors[1] < errors[0]
 
 
+def test_a_second_moment_of_other_inputs_is_refused() -> None:
+    for recipe in ("delta-come", "graftllm"):
+        with pytest.raises(ValueError, match="128 inputs"):
+            RECIPES[recipe](MLP, decaying(96, 128), second_moment(96))
+
+
 def test_more_bits_leave_less_error() -> None:
     delta = decaying(96, 128)
     errors = [

@@ -59,6 +59,7 @@ def test_the_size_is_near_the_entropy_of_places_and_values(share: float) -> None
     entropy = 400_000 * -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) / 8
     values = int((delta != 0).sum()) * 3 / 8  # four exponents, two signs
     assert part.arrays["data"].size < 1.05 * (entropy + values) + 200
+    assert sparse.estimate_bits(delta) == pytest.approx(8 * part.arrays["data"].size, rel=0.1)
 
 
 def test_changes_are_added_to_what_was_before_and_nothing_else_is_touched() -> None:
@@ -76,6 +77,14 @@ def test_values_are_rounded_to_multiples_of_a_step(step: float) -> None:
     decoded = decode(EncodedTensor((50, 20), (sparse.encode(delta, step),)))
     assert torch.equal(decoded, torch.round(delta / np.float32(step)) * np.float32(step))
     assert float((decoded - delta).abs().max()) <= step / 2 * 1.0001
+
+
+@pytest.mark.parametrize(
+    "delta", [torch.zeros(3, 4), torch.ones(6), torch.tensor(2.0), torch.empty(0, 3), torch.randn(50, 40)]
+)
+def test_any_delta_has_an_estimate(delta: torch.Tensor) -> None:
+    size = sparse.encode(delta).arrays["data"].size
+    assert size / 2 - 40 <= sparse.estimate_bits(delta) / 8 <= 2 * size + 60
 
 
 def test_any_layout_is_taken() -> None:

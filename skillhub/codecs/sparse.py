@@ -32,6 +32,12 @@ MAX_VALUES = 4096
 MAX_SHIFT = 32
 """Low bits of a gap."""
 
+SAMPLE = 1 << 18
+"""Weights whose values an estimate looks at."""
+
+FRAME_BITS = 8 * 40
+"""Bits beside places and values."""
+
 SMALL_BITS = 4
 """Gaps are split so that the high part of an average one is of about this many bits: lower ones are not yet random."""
 
@@ -74,6 +80,23 @@ def encode(delta: torch.Tensor, step: float | None = None) -> EncodedPart:
         "frames": [frame.size for frame in frames],
     }
     return EncodedPart(ID, config, {"data": np.concatenate(frames)})
+
+
+def estimate_bits(delta: torch.Tensor) -> float:
+    """Estimate the bits that :func:`encode` would take for an fp32 delta: the entropies of places and, in a sample, of values."""
+    count, elements = int(delta.count_nonzero()), delta.numel()
+    if count in (0, elements):
+        places = 0.0
+    else:
+        share = count / elements
+        places = -elements * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
+    some = tensor_bytes(delta[:: max(1, elements // SAMPLE)] if delta.dim() else delta).view(np.float32)
+    different, counts = np.unique(some[some != 0], return_counts=True)
+    if not counts.size:
+        return FRAME_BITS + places + 32.0 * count
+    entropy = -float(counts / counts.sum() @ np.log2(counts / counts.sum()))
+    # Where values hardly repeat, a sample's entropy says how large it is, not what a value costs.
+    return FRAME_BITS + places + count * (entropy if different.size <= MAX_VALUES else 32.0) + 32.0 * different.size
 
 
 def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None) -> torch.Tensor:

@@ -65,6 +65,9 @@ def compress_bands(
         delta: fp32, at least two dimensions, as :func:`skillhub.recipes.encoding.is_matrix` asks.
         bands: the strongest first; those beyond the matrix's rank are left out.
         second_moment: (columns, columns) of the inputs; None rounds to nearest.
+
+    Raises:
+        ValueError: the second moment is of another size, as that of a weight which is stored as inputs × outputs.
     """
     rows, columns = matrix_shape(tuple(delta.shape))
     factors = factorize(name, delta.reshape(rows, columns), sum(band.components for band in bands))
@@ -74,7 +77,14 @@ def compress_bands(
 def quantize_bands(
     factors: Factors, shape: tuple[int, ...], bands: Sequence[Band], second_moment: torch.Tensor | None
 ) -> Compressed | None:
-    """Quantize singular components of a tensor of ``shape``; None where fp32 cannot hold their scales."""
+    """Quantize singular components of a tensor of ``shape``; None where fp32 cannot hold their scales.
+
+    Raises:
+        ValueError: as :func:`compress_bands`.
+    """
+    columns = matrix_shape(shape)[1]
+    if second_moment is not None and second_moment.shape != (columns, columns):
+        raise ValueError(f"expected a second moment of {columns} inputs, got one of shape {list(second_moment.shape)}")
     bands = cut_bands(bands, len(factors.values))
     moment = None if second_moment is None else second_moment.double().cpu().numpy()
     pieces, start = [], 0

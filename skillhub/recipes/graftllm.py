@@ -9,7 +9,7 @@ Du et al., "Knowledge Grafting of Large Language Models" (arXiv 2505.18502), §3
 
 The authors' code has, for hidden size 4096: 20 components at 8 bits, 180 at 4, and 800 (attention) or 1200 (MLP) at 2; we keep those as shares of
 a matrix's shorter side. It neither prunes nor chooses a rank by energy, and has no values for α and β. Our β = 0.9 gives MLPs
-about that rank on real fine-tunes; with α = 0.1 the embedding is the larger half of such a pack.
+about that rank on three real fine-tunes (75 to 297 of 576, where that is 197); α = 0.1 keeps three quarters of the square of an embedding's delta.
 """
 
 from __future__ import annotations
