@@ -82,7 +82,7 @@ class Stream:
         count = min(CHUNK, self.count - number * CHUNK)
         states = self.chunks[number][: 4 * self.lanes].view("<u4").astype(np.uint32)
         words = self.chunks[number][4 * self.lanes :].view("<u2").astype(np.uint32)
-        offsets = None if contexts is None else contexts.astype(np.uint32) << PRECISION
+        offsets = None if contexts is None else contexts.astype(np.uint32) << np.uint32(PRECISION)
         symbols = np.empty(count, dtype=np.uint8)
         whole = count - count % self.lanes
         used = self._decode_steps(states, offsets, words, symbols[:whole])
@@ -95,7 +95,8 @@ class Stream:
     def _decode_steps(self, states: Words, offsets: Words | None, words: Words, symbols: Bytes) -> int:
         """Decode whole steps of as many lanes as there are ``states``; return how many words were taken."""
         used, size = 0, states.size
-        slots, entries, numbers = (np.empty(size, dtype=kind) for kind in (np.intp, np.uint32, np.uint32))
+        slots = np.empty(size, dtype=np.intp)
+        entries, numbers = np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.uint32)
         for begin in range(0, symbols.size, size or 1):
             np.bitwise_and(states, TOTAL - 1, out=numbers)
             np.add(numbers, 0 if offsets is None else offsets[begin : begin + size], out=slots, casting="unsafe")
