@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from skillhub.codecs import EncodedTensor, decode, lowrank, symbols
-from skillhub.codecs.lowrank import Components, choose_groups, read_components, reconstruct
+from skillhub.codecs.lowrank import Components, LineExponents, choose_groups, read_components, reconstruct
 from skillhub.errors import IntegrityError
+from skillhub.interop.products import product_of
 from tests.codec_examples import GOLDEN, from_json, read_golden, words
 
 MAX = symbols.MAX_CODE
@@ -68,6 +69,27 @@ def test_stored_components_decode_to_the_brute_force_sum(matrices: tuple[np.ndar
     assert np.array_equal(stored.scales, components.scales) and stored.groups == components.groups
     decoded = decode(EncodedTensor((rows, columns), (part,)))
     assert np.array_equal(decoded.numpy(), brute_force(components))
+
+
+@given(code_matrices(), st.data())
+def test_powers_of_two_of_rows_and_columns_multiply_the_sum_exactly(
+    matrices: tuple[np.ndarray, np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    left, right, scales = matrices
+    rows, columns = left.shape[1], right.shape[1]
+    limit = data.draw(st.sampled_from([0, 3, lowrank.MAX_LINE_EXPONENT]))
+    of_rows = data.draw(npst.arrays(np.int8, rows, elements=st.integers(-limit, limit)))
+    of_columns = data.draw(npst.arrays(np.int8, columns, elements=st.integers(-limit, limit)))
+    components = choose_groups(left, right, scales, LineExponents(of_rows, of_columns))
+    assert components is not None
+    encoded = EncodedTensor((rows, columns), (lowrank.encode(components),))
+    decoded = decode(encoded).numpy()
+    without = brute_force(components).astype(np.float64)
+    assert np.array_equal(decoded, without * np.exp2(of_rows[:, None] + of_columns[None].astype(np.float64)))
+    product = product_of(encoded)
+    assert product is not None
+    size = np.abs(product.left.numpy()) @ np.abs(product.right.numpy())
+    assert np.all(np.abs(product.multiply().numpy() - decoded) <= 1e-6 * size)
 
 
 @given(
@@ -163,6 +185,24 @@ def test_sums_that_fp32_cannot_hold_are_refused() -> None:
         decode(EncodedTensor((4, 3), (lowrank.encode(beyond),)))
 
 
+def test_hostile_exponents_of_rows_and_columns_are_integrity_errors() -> None:
+    assert COMPONENTS is not None
+    zeros = LineExponents(np.zeros(4, np.int8), np.zeros(3, np.int8))
+    for lines, groups in (
+        (replace(zeros, rows=np.array([0, 25, 0, 0], np.int8)), COMPONENTS.groups),
+        (replace(zeros, columns=np.array([0, -128, 0], np.int8)), COMPONENTS.groups),
+        (replace(zeros, columns=np.array([0, -1, 0], np.int8)), ((2, -126),)),
+        (replace(zeros, rows=np.array([0, 24, 0, 0], np.int8)), ((2, 80),)),
+    ):
+        part = lowrank.encode(replace(COMPONENTS, lines=lines, groups=groups))
+        with pytest.raises(IntegrityError):
+            decode(EncodedTensor((4, 3), (part,)))
+    part = lowrank.encode(replace(COMPONENTS, lines=zeros))
+    for frame in (part.arrays["exponents"][:-1], LARGE.arrays["codes"], np.zeros(0, np.uint8)):
+        with pytest.raises(IntegrityError):
+            decode(EncodedTensor((4, 3), (replace(part, arrays=part.arrays | {"exponents": frame}),)))
+
+
 def test_scales_beyond_fp32_are_reported() -> None:
     assert COMPONENTS is not None
     assert choose_groups(COMPONENTS.left, COMPONENTS.right, np.array([1e-60, 1.0])) is None
@@ -185,6 +225,7 @@ def test_flips_and_truncations_never_crash(bit: int, length: int) -> None:
         assert decoded.shape == (700, 523) and bool(decoded.isfinite().all())
 
 
-def test_golden_files_decode_to_the_same_bits() -> None:
-    for case in read_golden("lowrank"):
+@pytest.mark.parametrize("name", ["lowrank", "lowrank_lines"])
+def test_golden_files_decode_to_the_same_bits(name: str) -> None:
+    for case in read_golden(name):
         assert words(decode(from_json(case["encoded"]))).hex() == case["decoded"], case["case"]

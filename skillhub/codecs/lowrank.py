@@ -5,9 +5,13 @@ scales. Within a group ``Σ_k scale_k · max|left_k| · max|right_k| < 2**24``: 
 that fp32 holds exactly, so the product has the same bits in any order of summation, with or without fused multiply-add, on every
 library and number of threads. The groups are scaled by powers of two and added in their order.
 
+Rows and columns may each have a power of two of their own, by which the matrix is multiplied: where a calibrated metric says that
+some weigh more than others, their codes stand for finer steps. As powers of two round nothing, all of the above still holds.
+
 Codes are packed (:mod:`skillhub.codecs.symbols`) and compressed. Layout of the array ``codes``: per component the scale (uint16, little
 endian), the packing of its left and of its right codes (a byte each); then the frames whose sizes the config lists: one for each
-packing, holding the left codes of all its components, then the right ones; last the overflow.
+packing, holding the left codes of all its components, then the right ones; last the overflow. The array ``exponents``, where there
+is one, is a frame of signed bytes: the exponent of every row, then of every column.
 """
 
 from __future__ import annotations
@@ -40,9 +44,25 @@ EXACT_LIMIT = 2**24
 MIN_EXPONENT, MAX_EXPONENT = -126, 103
 """No sum of multiples of ``2**-126`` is subnormal (flush-to-zero cannot touch it); ``2**24 · 2**103`` is the largest finite power."""
 
+MAX_LINE_EXPONENT = 24
+"""Largest magnitude of a row's or column's exponent; three times what any calibrated metric asked for."""
+
 MAX_RANK = 4096
 MIN_SCALE = 64
 """A scale of at least 64 keeps its rounding error under 0.8 %."""
+
+
+@dataclass(frozen=True, eq=False)
+class LineExponents:
+    """A power of two for each row and column of a matrix.
+
+    Attributes:
+        rows: (rows,) int8, of magnitude up to :data:`MAX_LINE_EXPONENT`.
+        columns: (columns,) int8 likewise.
+    """
+
+    rows: npt.NDArray[np.int8]
+    columns: npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +74,14 @@ class Components:
         right: (rank, columns) int16 codes likewise.
         scales: (rank,) positive integers below 65536.
         groups: (components, exponent) of each run of components that is summed exactly.
+        lines: exponents of the powers of two that rows, and columns, are multiplied by; None where all are 0.
     """
 
     left: Codes
     right: Codes
     scales: npt.NDArray[np.int64]
     groups: tuple[tuple[int, int], ...]
+    lines: LineExponents | None = None
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -67,17 +89,21 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], count_elements(shape[1:])
 
 
-def choose_groups(left: Codes, right: Codes, scales: npt.NDArray[np.float64]) -> Components | None:
+def choose_groups(
+    left: Codes, right: Codes, scales: npt.NDArray[np.float64], lines: LineExponents | None = None
+) -> Components | None:
     """Round real component scales to integers and form groups whose sums are proven exact.
 
     Args:
         left: (rank, rows) codes.
         right: (rank, columns) codes.
         scales: (rank,) positive reals.
+        lines: powers of two of rows and columns, which ``left`` and ``right`` are to be multiplied by.
 
     Returns:
         The components in their order, or None when the scales lie outside what fp32 can hold.
     """
+    lowest, highest = _exponent_range(lines)
     peaks = np.abs(left).max(axis=1).astype(np.float64) * np.abs(right).max(axis=1)
     integers = np.zeros(len(scales), dtype=np.int64)
     groups: list[tuple[int, int]] = []
@@ -85,7 +111,7 @@ def choose_groups(left: Codes, right: Codes, scales: npt.NDArray[np.float64]) ->
     while start < len(scales):
         stop, exponent = start, 0
         while stop < len(scales):
-            candidate = _fit_exponent(peaks[start : stop + 1], scales[start : stop + 1])
+            candidate = _fit_exponent(peaks[start : stop + 1], scales[start : stop + 1], lowest, highest)
             if candidate is None:
                 break
             stop, exponent = stop + 1, candidate
@@ -94,13 +120,24 @@ def choose_groups(left: Codes, right: Codes, scales: npt.NDArray[np.float64]) ->
         integers[start:stop] = np.rint(scales[start:stop] * 2.0**-exponent)
         groups.append((stop - start, exponent))
         start = stop
-    return Components(left, right, integers, tuple(groups))
+    return Components(left, right, integers, tuple(groups), lines)
 
 
-def _fit_exponent(peaks: npt.NDArray[np.float64], scales: npt.NDArray[np.float64]) -> int | None:
+def _exponent_range(lines: LineExponents | None) -> tuple[int, int]:
+    """Return the exponents that a group may have, so that with those of its lines it stays within what fp32 holds exactly."""
+    if lines is None:
+        return MIN_EXPONENT, MAX_EXPONENT
+    lowest = min(0, int(lines.rows.min())) + min(0, int(lines.columns.min()))
+    highest = max(0, int(lines.rows.max())) + max(0, int(lines.columns.max()))
+    return MIN_EXPONENT - lowest, MAX_EXPONENT - highest
+
+
+def _fit_exponent(
+    peaks: npt.NDArray[np.float64], scales: npt.NDArray[np.float64], lowest: int, highest: int
+) -> int | None:
     """Return the smallest exponent whose rounded scales keep the sum exact, if all scales then are at least MIN_SCALE."""
-    lowest = max(int(np.floor(np.log2(scales.max()))) - 15, MIN_EXPONENT)
-    for exponent in range(lowest, MAX_EXPONENT + 1):
+    lowest = max(int(np.floor(np.log2(scales.max()))) - 15, lowest)
+    for exponent in range(lowest, highest + 1):
         integers = np.rint(scales * 2.0**-exponent)
         if integers.min() < MIN_SCALE:
             return None
@@ -126,7 +163,11 @@ def encode(components: Components) -> EncodedPart:
     head[:, :2] = components.scales.astype("<u2").view(np.uint8).reshape(rank, 2)
     head[:, 2:] = packings
     config = {"rank": rank, "groups": [list(group) for group in components.groups], "frames": [f.size for f in frames]}
-    return EncodedPart(ID, config, {"codes": np.concatenate([head.reshape(-1), *frames])})
+    arrays = {"codes": np.concatenate([head.reshape(-1), *frames])}
+    if components.lines is not None:
+        exponents = np.concatenate([components.lines.rows, components.lines.columns])
+        arrays["exponents"] = compress(exponents.view(np.uint8))
+    return EncodedPart(ID, config, arrays)
 
 
 def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None) -> torch.Tensor:
@@ -147,7 +188,7 @@ def read_components(part: EncodedPart, rows: int, columns: int) -> Components:
     Raises:
         IntegrityError: as :func:`decode`.
     """
-    check_keys(part, {"rank", "groups", "frames"}, {"codes"})
+    check_keys(part, {"rank", "groups", "frames"}, {"codes", *(part.arrays.keys() & {"exponents"})})
     rank = read_integer(part.config["rank"], "rank", 1, min(rows, columns, MAX_RANK))
     groups = _read_groups(part.config["groups"], rank)
     data = part.arrays["codes"]
@@ -159,9 +200,19 @@ def read_components(part: EncodedPart, rows: int, columns: int) -> Components:
         raise damaged("has components without a scale or with an unknown packing")
     left, right = np.empty((rank, rows), np.int16), np.empty((rank, columns), np.int16)
     _fill_codes(left, right, packings, frames)
-    components = Components(left, right, scales, groups)
+    components = Components(left, right, scales, groups, _read_lines(part, rows, columns))
     _check_exactness(components)
     return components
+
+
+def _read_lines(part: EncodedPart, rows: int, columns: int) -> LineExponents | None:
+    """Return the exponents of rows and columns, if the part has any."""
+    if "exponents" not in part.arrays:
+        return None
+    exponents = decompress(part.arrays["exponents"], rows + columns).view(np.int8)
+    if exponents.min() < -MAX_LINE_EXPONENT or exponents.max() > MAX_LINE_EXPONENT:
+        raise damaged("has rows or columns with exponents beyond what they may be")
+    return LineExponents(exponents[:rows], exponents[rows:])
 
 
 def _read_groups(value: object, rank: int) -> tuple[tuple[int, int], ...]:
@@ -223,17 +274,20 @@ def _check_exactness(components: Components) -> None:
         if int(components.scales[start:stop] @ peaks[start:stop]) >= EXACT_LIMIT:
             raise damaged("has components whose sum is not exact")
         start = stop
+    lowest, highest = _exponent_range(components.lines)
+    if any(not lowest <= exponent <= highest for _, exponent in components.groups):
+        raise damaged("has components that fp32 cannot hold")
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
     """Components as what is multiplied, in fp32; scales and their power of two are in ``left``.
 
-    Within a group every product and sum is an integer below 2**24 times one power of two, never subnormal, hence exact.
+    Within a group every element's products and sums are integers below 2**24 times one power of two, never subnormal, hence exact.
 
     Attributes:
-        left: (rank, rows): integers times the group's power of two.
-        right: (rank, columns): integers.
+        left: (rank, rows): integers times the powers of two of the group and of the row.
+        right: (rank, columns): integers times the column's power of two.
         groups: sizes of the groups.
     """
 
@@ -261,8 +315,12 @@ def factors_of(components: Components) -> Factors:
     """Return components as factors."""
     powers = np.concatenate([np.full(count, 2.0**exponent, np.float32) for count, exponent in components.groups])
     left = np.multiply(components.left, components.scales[:, None], dtype=np.float32)  # below 2**24: exact
+    right = components.right.astype(np.float32)
     left *= powers[:, None]
-    return Factors(left, components.right.astype(np.float32), tuple(count for count, _ in components.groups))
+    if components.lines is not None:
+        left *= np.exp2(components.lines.rows, dtype=np.float32)
+        right *= np.exp2(components.lines.columns, dtype=np.float32)
+    return Factors(left, right, tuple(count for count, _ in components.groups))
 
 
 def reconstruct(components: Components, rows: slice = slice(None)) -> npt.NDArray[np.float32]:

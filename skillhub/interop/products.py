@@ -114,6 +114,9 @@ def _multiplied_out(components: Components) -> Product:
     shift = np.rint((sizes + np.log2(lengths[0]) - np.log2(lengths[1])) / 2).astype(np.int64)  # of the right factor
     left = components.left.astype(np.float64) * (components.scales * 2.0 ** (exponents - shift))[:, None]
     right = components.right.astype(np.float64) * (2.0**shift)[:, None]
+    if components.lines is not None:
+        left *= np.exp2(components.lines.rows, dtype=np.float64)
+        right *= np.exp2(components.lines.columns, dtype=np.float64)
     return Product(torch.from_numpy(left.T.astype(np.float32)), torch.from_numpy(right.astype(np.float32)))
 
 
