@@ -51,7 +51,8 @@ COLUMNS = [
     (WEIGHTS, "interop"),
     (WEIGHTS, "routing"),
     (WEIGHTS, "packer compose"),
-    (WEIGHTS, "adapterpacker evaluation exporter repacker"),
+    (WEIGHTS, "adapterpacker differences evaluation exporter repacker"),
+    (WEIGHTS, "differencemaps"),
     (TOP, "cli __init__"),
     (TOP, "__main__"),
 ]

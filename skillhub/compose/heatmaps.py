@@ -59,8 +59,8 @@ def draw_interference(interference: Interference, path: str | Path) -> None:
         names = f"{interference.packs[pair[0]]} and {interference.packs[pair[1]]}"
         conflicts, cosines = _grids(interference, pair, rows, columns)
         limit = max(0.1, float(np.nanmax(np.abs(cosines), initial=0.0)))
-        _panel(axes[number, 0], conflicts, f"{names}\nsigns that differ", "RdBu_r", (0.0, 1.0), rows, columns)
-        _panel(axes[number, 1], cosines, f"{names}\ncosine", "RdBu", (-limit, limit), rows, columns)
+        draw_panel(axes[number, 0], conflicts, f"{names}\nsigns that differ", "RdBu_r", (0.0, 1.0), rows, columns)
+        draw_panel(axes[number, 1], cosines, f"{names}\ncosine", "RdBu", (-limit, limit), rows, columns)
     with disk_errors(Path(path)):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
@@ -79,7 +79,7 @@ def _grids(
     return conflicts, cosines
 
 
-def _panel(
+def draw_panel(
     axes: Any,
     grid: NDArray[np.float64],
     title: str,
@@ -88,6 +88,17 @@ def _panel(
     rows: list[int | None],
     columns: list[str],
 ) -> None:
+    """Draw one heat map: a cell for each layer and module, grey where the grid (layers, modules) is NaN.
+
+    Args:
+        axes: of matplotlib.
+        grid: the values.
+        title: what they are.
+        colours: name of matplotlib's colour map.
+        limits: values of its ends.
+        rows: numbers of the layers; None stands for what is outside of layers.
+        columns: names of the modules.
+    """
     image = axes.imshow(grid, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
     axes.set_facecolor("lightgrey")
     axes.set_title(title, fontsize=9)
