@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,15 +14,16 @@ import torch
 from skillhub.bfloat16 import FLOATS
 from skillhub.canonical import is_vocabulary_tensor
 from skillhub.checkpoints import DTYPES, Checkpoint
-from skillhub.codecs import EncodedTensor, content_digest, decode, factors
+from skillhub.codecs import EncodedTensor, content_digest, decode, decoded_digest, factors, lossless
 from skillhub.codecs.decoding import factors_digest
 from skillhub.deltafiles import DAMAGED, DeltaFiles, open_delta_files
 from skillhub.deltareaders import reader_of
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
-from skillhub.manifest import FileEntry, TensorEntry, Variant
+from skillhub.fingerprint import BaseRecord
+from skillhub.manifest import BASE_RECORD_FILE, FileEntry, TensorEntry, Variant
 from skillhub.packs import Pack, check_file, describe_base
 from skillhub.tensorfiles import raw_bytes
-from skillhub.tensorreaders import MemoryReader, TensorReader
+from skillhub.tensorreaders import DifferenceReader, MemoryReader, TensorReader
 
 T = TypeVar("T")
 
@@ -125,6 +127,13 @@ class Delta:
         return max(0, tuned[0] - base[0]) if base and tuned else 0
 
 
+class BaseValues(Protocol):
+    """The base's tensors, such as a checkpoint has them."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return the tensor with the canonical name ``name``, on the CPU; it is not changed."""
+
+
 @dataclass(frozen=True)
 class PackDelta:
     """The delta of one variant of a pack, decoded tensor by tensor on demand.
@@ -133,12 +142,14 @@ class PackDelta:
         pack: the pack.
         variant: the variant that was opened.
         files_checked: whether its files are known to be those of the manifest; decoding them then gives what that promises.
+        base: the base's tensors, which decoding those takes that the pack restores bit for bit; None where they are not at hand.
     """
 
     pack: Pack
     variant: Variant
     _files: DeltaFiles
     files_checked: bool = False
+    base: BaseValues | None = None
 
     @property
     def names(self) -> list[str]:
@@ -170,11 +181,60 @@ class PackDelta:
 
         Raises:
             IntegrityError: the stored bytes are damaged, or decode to something else than the manifest says.
+            UsageError, WrongBaseError: as :meth:`restored`, of a tensor that is restored.
         """
+        if self.restores(name):
+            reader = self.reader(name)
+            return reader.read(0, reader.shape[0]).reshape(self.entry(name).shape)
         tensor = self._read(name, decode)
         if self._read(name, lambda encoded: content_digest(encoded, tensor)) != self.entry(name).digest:
             raise self._broken_promise(name)
         return tensor
+
+    def restored(self, name: str) -> torch.Tensor:
+        """Return the tuned tensor itself, in its own dtype, where a pack restores it.
+
+        Raises:
+            IntegrityError: the stored bytes are damaged, or decode to something else than the manifest says.
+            UsageError: the base is not at hand.
+            WrongBaseError: its tensor is not bit for bit the one that the pack was made with.
+        """
+        base = self._exact_base(name)
+        tensor = self._read(name, lambda encoded: decode(encoded, base))
+        if decoded_digest(tensor) != self.entry(name).digest:
+            raise self._broken_promise(name)
+        return tensor
+
+    def _exact_base(self, name: str) -> torch.Tensor:
+        """Return the base's tensor as the pack was made with it. A fingerprint does not see less than a step of bfloat16."""
+        if self.base is None:
+            raise UsageError(
+                f"{self.pack} stores {name} bit for bit, as a difference that takes the base to be decoded.",
+                hint="Give the base model that the pack was made for.",
+                tensor=name,
+            )
+        wanted = self._read(name, lambda encoded: lossless.base_dtype(encoded.parts[-1]))
+        tensor = self.base.tensor(name).detach().cpu().to(wanted)
+        if decoded_digest(tensor) != self._exact_digests.get(name):
+            raise WrongBaseError(
+                f"{self.pack} stores {name} bit for bit, and that of this base differs from the one that it was made for by less than "
+                "a fingerprint sees, or is held in another dtype.",
+                hint="Use the base's original files, loaded in their own dtype; or a pack of another preset than lossless.",
+                tensor=name,
+            )
+        return tensor
+
+    @cached_property
+    def _exact_digests(self) -> Mapping[str, str]:
+        """Canonical name of each of the base's tensors → digest of its very bytes."""
+        path = f"{self.variant.folder}/{BASE_RECORD_FILE}"
+        for entry in self.variant.files:
+            if entry.path == path:
+                _check_once(self.pack.path_of(entry), entry)
+        if not (self.pack.folder / path).is_file():
+            raise IntegrityError(f"{self.pack} lacks {path}.", hint=DAMAGED)
+        record = BaseRecord.from_bytes((self.pack.folder / path).read_bytes())
+        return {one.name: one.exact_digest for one in record.tensors}
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return factors whose product ``leftᵀ @ right`` is the delta of a matrix, where an adapter's are all that is stored; else None.
@@ -206,7 +266,12 @@ class PackDelta:
 
         Raises:
             IntegrityError: as :meth:`decode`.
+            UsageError, WrongBaseError: as :meth:`restored`, of a tensor that is restored.
         """
+        if self.restores(name):
+            tuned = MemoryReader(self.restored(name))
+            assert self.base is not None
+            return DifferenceReader(tuned, MemoryReader(self.base.tensor(name).detach().cpu()))
         return self._read(name, reader_of) if self.files_checked else MemoryReader(self.decode(name))
 
     def _read(self, name: str, read: Callable[[EncodedTensor], T]) -> T:
@@ -238,13 +303,18 @@ class PackDelta:
         """Say whether :meth:`decode` gives the tuned tensor itself instead of a difference."""
         return self.entry(name).change != "removed" and self.encoded(name).operation == "set"
 
+    def restores(self, name: str) -> bool:
+        """Say whether :meth:`restored` gives the tuned tensor, bit for bit, for the price of having the base's."""
+        return self.entry(name).change != "removed" and self.encoded(name).operation == "restore"
 
-def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:
+
+def open_delta(pack: Pack, fingerprint: str | None = None, base: BaseValues | None = None) -> PackDelta:
     """Open the delta of a pack for a base; headers are read and checked, payloads are not.
 
     Args:
         pack: the pack.
         fingerprint: of the base; None takes the pack's only variant.
+        base: the base's tensors, for tensors that the pack restores bit for bit: a checkpoint, for instance.
 
     Raises:
         WrongBaseError: there is no variant for that base, or the pack is installed for another one.
@@ -257,7 +327,7 @@ def open_delta(pack: Pack, fingerprint: str | None = None) -> PackDelta:
     missing = {name for name, entry in variant.codec.tensors.items() if entry.change != "removed"} - set(files.parts)
     if missing:
         raise IntegrityError(f"{pack} lacks {min(missing)} and {len(missing) - 1} more tensors.", hint=DAMAGED)
-    return PackDelta(pack, variant, files)
+    return PackDelta(pack, variant, files, base=base)
 
 
 def _check_installed(pack: Pack, variant: Variant) -> None:

@@ -19,6 +19,7 @@ from skillhub.compose.declarations import tell_declared_bases
 from skillhub.compose.merging import Contribution
 from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
 from skillhub.compose.schedules import Amount
+from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base
 from skillhub.deltas import PackDelta
 from skillhub.errors import UsageError
@@ -165,7 +166,9 @@ def _contributions(recipe: Recipe, base: _Base) -> list[Contribution]:
         raise wrong_base(recipe, base_records(recipe, fingerprints), fingerprint_checkpoint(base.checkpoint.files))
     checkpoint = base.checkpoint
     target = Target(base.modules, checkpoint.tensor, checkpoint.aliases)
-    contributions = open_contributions(recipe, base.fingerprint, checkpoint.tensors, lambda: target)
+    contributions = open_contributions(
+        recipe, base.fingerprint, checkpoint.tensors, lambda: target, CheckpointBase(checkpoint)
+    )
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     for one in contributions:
         check_packs([one], shapes, in_memory=False)

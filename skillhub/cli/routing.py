@@ -84,6 +84,7 @@ def route_command(
 def _router(base: str, sources: Sequence[str], environment: Any) -> tuple[Any, Any, Any]:
     """Return what decides, the base model and its tokenizer."""
     from skillhub.bases import locate_base
+    from skillhub.checkpoints import open_checkpoint
     from skillhub.compose.recipes import find_pack
     from skillhub.deltas import open_delta
     from skillhub.fingerprint import fingerprint_checkpoint
@@ -97,7 +98,8 @@ def _router(base: str, sources: Sequence[str], environment: Any) -> tuple[Any, A
     for source, pack in zip(sources, packs, strict=True):
         if not isinstance(pack, Pack):
             raise UsageError(f"{source} is not a pack.", hint="Routes are found between packs; leave adapters out.")
-    deltas = {str(pack.name): open_delta(pack, fingerprint) for pack in packs if isinstance(pack, Pack)}
+    checkpoint = open_checkpoint(folder)
+    deltas = {str(pack.name): open_delta(pack, fingerprint, checkpoint) for pack in packs if isinstance(pack, Pack)}
     if len(deltas) < len(packs):
         raise UsageError("A pack is given twice.", hint="Name each pack once.")
     model, tokenizer = load_reader(folder)

@@ -40,7 +40,8 @@ TOTAL = 1 << PRECISION
 LEAST_STATE = 1 << 16
 """Every state is at least this much between steps, and exactly this much in the end: a decoded stream that ends otherwise is damaged."""
 
-MAX_LANES_EXPONENT = 13
+USUAL_LANES_EXPONENT, MAX_LANES_EXPONENT = 4, 13
+"""Lanes that even a short stream has, unless it has fewer symbols; and that the longest has."""
 
 BYTES_A_LANE = 384
 """A lane costs four bytes a chunk: one for at least so many bytes of words keeps that at 1 %."""
@@ -182,7 +183,7 @@ def read_stream(data: Bytes, count: int, *, alphabet: int, context_count: int = 
     levels = decompress(data[head : head + frame], context_count * alphabet).reshape(context_count, alphabet)
     if int(levels.max()) >= LEVELS.size:
         raise damaged("has symbols of an unknown frequency")
-    table = np.concatenate([_tabulate(spread(row)) for row in levels])
+    table = _tabulate(np.stack([spread(row) for row in levels]))
     ends = np.cumsum([head + frame, *sizes])
     return Stream(count, lanes, table, tuple(data[begin:end] for begin, end in pairwise(ends)))
 
@@ -202,8 +203,11 @@ def spread(levels: Bytes) -> npt.NDArray[np.int64]:
     missing = TOTAL - int(frequencies.sum())
     if missing > 0:
         frequencies[np.argsort(-remainders, kind="stable")[:missing]] += 1
-    for _ in range(-missing):
-        frequencies[np.argmax(frequencies)] -= 1
+    while missing < 0:
+        most = int(np.argmax(frequencies))
+        taken = min(-missing, max(1, int(frequencies[most]) // 8))
+        frequencies[most] -= taken
+        missing += taken
     if frequencies.max() == TOTAL:  # the only symbol: one that does not occur gets a slot
         only = int(np.argmax(frequencies))
         frequencies[only] -= 1
@@ -212,12 +216,15 @@ def spread(levels: Bytes) -> npt.NDArray[np.int64]:
 
 
 def _tabulate(frequencies: npt.NDArray[np.int64]) -> Words:
-    """Return (4096,) what :attr:`Stream.table` has of a context; zeros where it never occurs."""
-    if not frequencies.any():
-        return np.zeros(TOTAL, dtype=np.uint32)
-    symbols = np.repeat(np.arange(frequencies.size), frequencies)
-    places = np.arange(TOTAL) - np.repeat(np.cumsum(frequencies) - frequencies, frequencies)
-    return ((frequencies[symbols] << 20) | (places << 8) | symbols).astype(np.uint32)
+    """Return what :attr:`Stream.table` has for (contexts, alphabet) frequencies; zeros for contexts that never occur."""
+    present = frequencies.any(axis=1)
+    counts = frequencies[present].reshape(-1)
+    pairs = np.repeat(np.arange(counts.size), counts)
+    starts = np.cumsum(counts) - counts
+    places, symbols = np.arange(pairs.size) - starts[pairs], pairs % frequencies.shape[1]
+    table = np.zeros((len(frequencies), TOTAL), dtype=np.uint32)
+    table[present] = ((counts[pairs] << 20) | (places << 8) | symbols).reshape(-1, TOTAL)
+    return table.reshape(-1)
 
 
 def _choose_levels(counts: npt.NDArray[np.int64]) -> Bytes:
@@ -232,7 +239,8 @@ def _choose_lanes(counts: npt.NDArray[np.int64], chunk: int) -> int:
     totals = counts.sum(axis=1, keepdims=True)
     bits = -float((counts * np.log2(np.maximum(counts, 1) / np.maximum(totals, 1))).sum())
     lanes = bits / 8 * chunk / max(int(counts.sum()), 1) / BYTES_A_LANE
-    return min(max(int(np.log2(max(lanes, 1))), _least_lanes(chunk)), MAX_LANES_EXPONENT)
+    least = max(_least_lanes(chunk), min(USUAL_LANES_EXPONENT, (chunk - 1).bit_length()))
+    return min(max(int(np.log2(max(lanes, 1))), least), MAX_LANES_EXPONENT)
 
 
 def _least_lanes(chunk: int) -> int:

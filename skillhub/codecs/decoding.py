@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-from skillhub.codecs import exact, factors, lowrank, residual, rows, sign, sparse, zero
-from skillhub.codecs.encoding import EncodedPart, EncodedTensor, count_elements, damaged
+from skillhub.codecs import exact, factors, lossless, lowrank, residual, rows, sign, sparse, zero
+from skillhub.codecs.encoding import EncodedTensor, count_elements, damaged
 from skillhub.codecs.streams import tensor_bytes
-from skillhub.errors import NewerSchemaError
+from skillhub.errors import NewerSchemaError, UsageError
 
-Decoder = Callable[[EncodedPart, tuple[int, ...], torch.Tensor | None], torch.Tensor]
-"""(part, shape, what the parts before it gave or None) → the tensor with this part applied; may change its input in place."""
+Decoder = Callable[..., torch.Tensor]
+"""(part, shape, what the parts before it gave or None) → the tensor with this part applied; may change its input in place. That of
+:mod:`skillhub.codecs.lossless` takes the base's tensor too."""
 
 CODECS: dict[str, Decoder] = {
     zero.ID: zero.decode,
@@ -24,17 +25,23 @@ CODECS: dict[str, Decoder] = {
     sign.ID: sign.decode,
     sparse.ID: sparse.decode,
     factors.ID: factors.decode,
+    lossless.ID: lossless.decode,
 }
 
 
-def decode(encoded: EncodedTensor) -> torch.Tensor:
+def decode(encoded: EncodedTensor, base: torch.Tensor | None = None) -> torch.Tensor:
     """Decode a tensor; the same bits on every machine, for every number of threads, unless an adapter's factors are multiplied.
 
+    Args:
+        encoded: the tensor as it is stored.
+        base: the base's tensor as it was when this was encoded, which only the operation ``"restore"`` takes.
+
     Returns:
-        When ``encoded.operation`` is ``"add"``: the fp32 delta, contiguous, of ``encoded.shape``. When it is ``"set"``: the tuned
-        tensor itself, in its stored dtype.
+        When ``encoded.operation`` is ``"add"``: the fp32 delta, contiguous, of ``encoded.shape``. When it is ``"set"`` or
+        ``"restore"``: the tuned tensor itself, in its stored dtype.
 
     Raises:
+        UsageError: the tensor is to be restored, and there is no ``base``.
         NewerSchemaError: a part's codec is unknown.
         IntegrityError: parts, configs, sizes or streams contradict each other. Sizes are checked before anything is allocated.
     """
@@ -46,11 +53,24 @@ def decode(encoded: EncodedTensor) -> torch.Tensor:
                 hint="Upgrade skillhub-packs.",
             )
     result: torch.Tensor | None = None
-    for part in encoded.parts:
+    for number, part in enumerate(encoded.parts, start=1):
+        if part.codec == lossless.ID:
+            if number < len(encoded.parts) or any(one.codec == factors.ID for one in encoded.parts):
+                raise damaged("is restored from, or before, parts that do not go with that")
+            return lossless.decode(part, encoded.shape, result, _required(base))
         result = CODECS[part.codec](part, encoded.shape, result)
     if result is None:
         raise damaged("has no parts")
     return result
+
+
+def _required(base: torch.Tensor | None) -> torch.Tensor:
+    if base is None:
+        raise UsageError(
+            "The pack stores what to change in its base's tensor to get the fine-tune's, bit for bit; to decode it takes that base.",
+            hint="Give the base model that the pack was made for.",
+        )
+    return base
 
 
 def decoded_digest(tensor: torch.Tensor) -> str:

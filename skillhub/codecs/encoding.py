@@ -54,8 +54,12 @@ class EncodedTensor:
 
     @property
     def operation(self) -> str:
-        """``"add"``: the decoded tensor is an fp32 delta. ``"set"``: it is the tuned tensor itself, in its own dtype."""
-        return "set" if any(part.config.get("operation") == "set" for part in self.parts) else "add"
+        """What the decoded tensor is: ``"add"``: an fp32 delta; else the tuned tensor itself, in its own dtype.
+
+        ``"set"`` stands for itself; to decode ``"restore"`` takes the base's tensor.
+        """
+        operations = {part.config.get("operation") for part in self.parts}
+        return next((operation for operation in ("set", "restore") if operation in operations), "add")
 
 
 def damaged(what: str) -> IntegrityError:

@@ -13,7 +13,7 @@ from skillhub.compose.merging import AnyDelta, Contribution, changed_names, cont
 from skillhub.compose.recipes import AnyPack, Recipe
 from skillhub.compose.schedules import Schedule, count_layers
 from skillhub.compose.tunedcheckpoints import BaseTensors, CheckpointDelta, TunedCheckpoint, open_checkpoint_delta
-from skillhub.deltas import open_delta
+from skillhub.deltas import PackDelta, open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
 from skillhub.layout import Layout
@@ -75,7 +75,7 @@ def open_contributions(
         fingerprint: of the base; None where nothing says it, which does for all but packs.
         names: canonical names of the base's tensors.
         find_target: gives what adapters are applied to; called only where there are any.
-        base: what fine-tuned checkpoints are compared with; None where they cannot be.
+        base: what fine-tuned checkpoints are compared with, and what packs restore tensors from bit for bit; None where that cannot be.
 
     Raises:
         WrongBaseError: a pack has no variant for the base, or an adapter's names or shapes are not the model's.
@@ -87,7 +87,7 @@ def open_contributions(
 
     def delta(pack: AnyPack) -> AnyDelta:
         if isinstance(pack, Pack):
-            return open_delta(pack, fingerprint)
+            return _open_pack_delta(pack, fingerprint, base)
         if isinstance(pack, TunedCheckpoint):
             return open_checkpoint_delta(pack, _required(base, pack))
         assert target is not None
@@ -95,6 +95,17 @@ def open_contributions(
 
     layers = count_layers(names)
     return [Contribution(item, delta(item.pack), layers) for item in recipe.packs]
+
+
+def _open_pack_delta(pack: Pack, fingerprint: str | None, base: BaseTensors | None) -> PackDelta:
+    """Open the delta of a pack, unless it restores tensors from a base that is not there."""
+    delta = open_delta(pack, fingerprint, base)
+    if base is None and any(delta.restores(name) for name in delta.names):
+        raise UsageError(
+            f"{pack} stores its fine-tune bit for bit, which takes the base's weights, and this model is quantized.",
+            hint="Graft a pack of another preset; or fuse into the original checkpoint, then quantize the result.",
+        )
+    return delta
 
 
 def _required(base: BaseTensors | None, tuned: TunedCheckpoint) -> BaseTensors:

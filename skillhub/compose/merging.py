@@ -126,7 +126,8 @@ def merge_chunks(
     """Yield one tensor of the composition, some rows at a time.
 
     The packs' deltas are decoded, merged, added to the base in fp32 (to an fp64 base in fp64) and rounded to ``dtype`` once. Where
-    packs *set* a tensor (integers, added tensors), its values are taken as they are, whatever the weights.
+    packs *set* a tensor (integers, added tensors), its values are taken as they are, whatever the weights. Where one pack alone restores it
+    bit for bit, and all of its difference would be added, its values are taken likewise.
 
     Args:
         recipe: method, rounding and all packs.
@@ -148,12 +149,29 @@ def merge_chunks(
         check_finite(result, [values], name)
         yield result.reshape(row_shape(tuple(result.shape)))
         return
+    key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
+    restoring = _restoring(recipe, contributions, name)
+    if restoring is not None:
+        values = restoring.restored(name)
+        result = rounded(values, dtype, key=key, mode=mode)
+        check_finite(result, [values], name)
+        yield result.reshape(row_shape(tuple(result.shape)))
+        return
     method = find_method(recipe.method)
     inputs = merge_inputs(recipe, contributions, name, base)
     if method is LINEAR and not inputs.options["normalize"]:
         inputs = _joined(inputs)
-    key, mode = rounding_key(recipe.digests, name), rounding_mode(recipe, members, name)
     yield from merge_rows(method, inputs, dtype, key=key, mode=mode, device=device)
+
+
+def _restoring(recipe: Recipe, contributions: Sequence[Contribution], name: str) -> PackDelta | None:
+    """Return the delta of the pack whose very tensor is the result: restored bit for bit, by no other and no other weight than 1."""
+    first, *others = merged_packs(recipe, contributions, name)
+    options = recipe.options_at(name, first.layers)
+    is_plain = find_method(recipe.method) is LINEAR and options["lambda"] == 1 and not others
+    if not is_plain or first.item.weight_at(name, first.layers) != 1 or not isinstance(first.delta, PackDelta):
+        return None
+    return first.delta if first.delta.restores(name) else None
 
 
 def merge_rows(

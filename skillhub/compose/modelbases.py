@@ -45,17 +45,17 @@ class ModelBase:
 
     def reader(self, name: str) -> TensorReader:
         """Return a reader of a tensor as it is at this moment, or was before packs."""
-        return MemoryReader(self._tensor(name))
+        return MemoryReader(self.tensor(name))
 
     def equals(self, name: str, info: TensorInfo) -> bool:
         """Say whether a tensor has the bytes of one in a file."""
         if self.shapes[name] != info.shape or self.dtypes[name] != info.dtype:
             return False
-        stored, present = FileReader(info).read_stored(0, row_shape(info.shape)[0]), self._tensor(name)
+        stored, present = FileReader(info).read_stored(0, row_shape(info.shape)[0]), self.tensor(name)
         return torch.equal(_bytes(stored), _bytes(present))
 
-    def _tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor on the CPU."""
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU as it is at this moment, or was before packs."""
         if name in self.originals:
             return self.originals[name]
         present = self.layout.slots[name].read()

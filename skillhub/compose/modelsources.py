@@ -13,7 +13,7 @@ from skillhub.canonical import alias_candidates
 from skillhub.checkpoints import DTYPES, Checkpoint, dtype_tag, open_checkpoint
 from skillhub.compose.merging import AnyDelta
 from skillhub.compose.recipes import EnvironmentSource, find_pack
-from skillhub.deltas import open_delta
+from skillhub.deltas import PackDelta, open_delta
 from skillhub.errors import NetworkError, NotFoundError, UsageError, WrongBaseError, located
 from skillhub.files import expanded
 from skillhub.fingerprint import fingerprint_checkpoint
@@ -105,6 +105,8 @@ class ModelSource:
                 continue
             if reader is None or delta.sets_values(name):
                 reader = MemoryReader(delta.decode(name))
+            elif isinstance(delta, PackDelta) and delta.restores(name) and delta is self.deltas[0]:
+                reader = MemoryReader(delta.restored(name))
             else:
                 reader = SumReader(reader, delta.reader(name))
         assert reader is not None
@@ -238,5 +240,6 @@ def _own_base(pack: Pack | Adapter) -> LocatedBase:
 
 def _open_delta(pack: Pack | Adapter, checkpoint: Checkpoint) -> AnyDelta:
     if isinstance(pack, Pack):
-        return open_delta(pack, fingerprint_checkpoint(checkpoint.files).fingerprint).with_checked_files()
+        fingerprint = fingerprint_checkpoint(checkpoint.files).fingerprint
+        return open_delta(pack, fingerprint, checkpoint).with_checked_files()
     return open_adapter_delta(pack, target_of(checkpoint))

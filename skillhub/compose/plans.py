@@ -230,6 +230,8 @@ def _kept_bytes(one: Contribution, name: str) -> int:
     whole = 4 * math.prod(entry.shape)
     if isinstance(one.delta, PackDelta):
         ranks = [part.config.get("rank", 0) for part in one.delta.encoded(name).parts]
+        if one.delta.restores(name):
+            return entry.bytes + 4 * whole
         codes = sum(ranks) * (entry.shape[0] + math.prod(entry.shape[1:])) * 12 if any(ranks) else 2 * whole
         return entry.bytes + codes
     if isinstance(one.delta, AdapterDelta):

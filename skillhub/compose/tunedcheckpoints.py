@@ -104,6 +104,9 @@ class BaseTensors(Protocol):
     def reader(self, name: str) -> TensorReader:
         """Return a reader of a tensor."""
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU, in the dtype that the base holds it in."""
+
     def equals(self, name: str, info: TensorInfo) -> bool:
         """Say whether a tensor has the bytes of one in a file."""
 
@@ -130,6 +133,10 @@ class CheckpointBase:
             self._last.clear()
             self._last[name] = RememberingReader(FileReader(self.checkpoint.tensors[name]))
         return self._last[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor in the dtype that it is stored in."""
+        return self.checkpoint.tensor(name)
 
     def equals(self, name: str, info: TensorInfo) -> bool:
         """Say whether a tensor has the bytes of one in a file."""

@@ -1,0 +1,313 @@
+"""The codec ``lossless``: the tuned tensor bit for bit, as what has to be added to its base's bits read as integers.
+
+Floats of one sign are ordered as their bits are (Lindstrom & Isenburg 2006, section 3.1), so bits become integers whose difference
+counts representable values. What is coded is that difference between the tuned tensor and a prediction: the base, plus the delta
+that the parts before this one decode to (:mod:`skillhub.codecs.predictions`). A few low-rank components take much of a delta out.
+
+A difference is coded as a symbol (:mod:`skillhub.codecs.ans`), which says a magnitude exactly below :data:`EXACT` and to a quarter of
+an octave beyond; then come the bits that are left. Layout of ``data``: the frame of the levels of rows and columns, a byte each; the
+stream of symbols; that of the highest bits that are left, up to seven an element; and the lower bytes, as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skillhub.codecs import ans
+from skillhub.codecs.encoding import EncodedPart, EncodedTensor, check_keys, count_elements, damaged, read_integer
+from skillhub.codecs.predictions import (
+    FORMATS,
+    MODELS,
+    Model,
+    Prediction,
+    Words,
+    bits_of,
+    chunks,
+    fit_scales,
+    has_scales,
+    matrix_shape,
+    predict,
+    samples,
+    values_of,
+)
+from skillhub.codecs.streams import Bytes, compress, decompress
+
+ID = "lossless"
+
+OPERATION = "restore"
+"""The decoded tensor is the tuned one; decoding it takes the base's."""
+
+EXACT = 8
+"""Magnitudes below this have a symbol each; an octave above has four."""
+
+REST_ALPHABET, REST_CONTEXTS = 128, 8
+"""Of the stream of the bits that are left: its context is how many they are."""
+
+CELL_BITS = 5
+"""About what a symbol that occurs in a context costs in the tables."""
+
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FORMATS}
+BASE_DTYPES = {**DTYPES, "float64": torch.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class Alphabet:
+    """The symbols of a format; ``2 · magnitude class + sign``.
+
+    Attributes:
+        magnitudes: (symbols,) int64, the least of each.
+        extra: (symbols,) uint8, bits that a symbol leaves open.
+    """
+
+    magnitudes: npt.NDArray[np.int64]
+    extra: Bytes
+
+    @property
+    def size(self) -> int:
+        """Number of symbols."""
+        return self.extra.size
+
+
+@cache
+def alphabet_of(bits: int) -> Alphabet:
+    """Return the symbols for differences of so many bits."""
+    classes = [(magnitude, 0) for magnitude in range(EXACT)]
+    classes += [((4 + quarter) << (octave - 2), octave - 2) for octave in range(3, bits) for quarter in range(4)]
+    magnitudes, extra = np.repeat(np.array(classes, dtype=np.int64), 2, axis=0).T
+    return Alphabet(magnitudes.copy(), extra.astype(np.uint8))
+
+
+def encode(
+    tuned: torch.Tensor,
+    base: torch.Tensor,
+    parts: tuple[EncodedPart, ...] = (),
+    delta: torch.Tensor | None = None,
+) -> EncodedTensor:
+    """Store ``tuned`` bit for bit, for whoever has ``base``.
+
+    Args:
+        tuned: bf16, fp16 or fp32; any shape, layout and values.
+        base: a float tensor of that shape, or with another number of rows; rows that it lacks are predicted to be zero.
+        parts: of an encoding of tuned − base that serves as prediction, such as one of few low-rank components.
+        delta: what ``parts`` decode to.
+
+    Raises:
+        ValueError: a dtype or shape is none of these.
+    """
+    shape = tuple(tuned.shape)
+    _check_kinds(tuned, base)
+    prediction = predict(base, shape, tuned.dtype, delta if parts else None)
+    words = bits_of(tuned.detach().cpu())
+    symbols, rests, lows = _code(prediction, words)
+    model = _choose_model(fit_scales(prediction, words, tuned.dtype, shape), prediction, symbols)
+    contexts = np.empty(words.size, dtype=np.uint8)
+    for begin, end in chunks(words.size):
+        contexts[begin:end] = model.contexts(prediction, begin, end)
+    alphabet = alphabet_of(prediction.form.bits)
+    levels = np.concatenate([model.rows, model.columns]) if has_scales(shape) else model.rows[:1]
+    extra = alphabet.extra[symbols[symbols >= 2 * EXACT]] % 8
+    frames = [
+        compress(levels),
+        ans.encode(symbols, contexts, alphabet=alphabet.size, context_count=MODELS[model.kind]),
+        ans.encode(rests, extra, alphabet=REST_ALPHABET, context_count=REST_CONTEXTS),
+        lows,
+    ]
+    config = {
+        "operation": OPERATION,
+        "dtype": str(tuned.dtype).removeprefix("torch."),
+        "base_dtype": str(base.dtype).removeprefix("torch."),
+        "model": model.kind,
+        "offset": model.offset,
+        "exponent": model.exponent,
+        "frames": [frame.size for frame in frames],
+    }
+    return EncodedTensor(shape, (*parts, EncodedPart(ID, config, {"data": np.concatenate(frames)})))
+
+
+def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None, base: torch.Tensor) -> torch.Tensor:
+    """Return the tuned tensor, in its own dtype.
+
+    Args:
+        part: the stored part.
+        shape: of the tensor.
+        delta: what the parts before it gave, fp32; None where there are none.
+        base: the base's tensor, as it was when this was encoded.
+
+    Raises:
+        IntegrityError: config, streams, shape and base contradict each other.
+    """
+    check_keys(part, {"operation", "dtype", "base_dtype", "model", "offset", "exponent", "frames"}, {"data"})
+    dtype, elements = stored_dtype(part), count_elements(shape)
+    if base.dtype != base_dtype(part) or base.dim() != len(shape) or tuple(base.shape[1:]) != shape[1:]:
+        raise damaged(f"was made with another base than one of {base.dtype} and shape {list(base.shape)}")
+    levels, coded, rest, lows = _split_frames(part)
+    model = _read_model(part, shape, levels)
+    alphabet = alphabet_of(FORMATS[dtype].bits)
+    stream = ans.read_stream(coded, elements, alphabet=alphabet.size, context_count=MODELS[model.kind])
+    prediction = predict(base, shape, dtype, delta)
+    symbols = np.empty(elements, dtype=np.uint8)
+    for number, (begin, end) in enumerate(chunks(elements)):
+        symbols[begin:end] = stream.decode_chunk(number, model.contexts(prediction, begin, end))
+    if elements and int(symbols.max()) >= alphabet.size:
+        raise damaged("has symbols outside their alphabet")
+    words = _restore(prediction, symbols, rest, lows)
+    return values_of(words, dtype).reshape(shape)
+
+
+def stored_dtype(part: EncodedPart) -> torch.dtype:
+    """Return the dtype that a part decodes to.
+
+    Raises:
+        IntegrityError: it does not say one.
+    """
+    return _read_dtype(part, "dtype", DTYPES)
+
+
+def base_dtype(part: EncodedPart) -> torch.dtype:
+    """Return the dtype that the base's tensor has to have; errors as for :func:`stored_dtype`."""
+    return _read_dtype(part, "base_dtype", BASE_DTYPES)
+
+
+def _read_dtype(part: EncodedPart, key: str, known: dict[str, torch.dtype]) -> torch.dtype:
+    name = part.config.get(key)
+    if not isinstance(name, str) or name not in known or part.config.get("operation") != OPERATION:
+        raise damaged(f"is restored with an unknown operation or {key} {name!r}")
+    return known[name]
+
+
+def _check_kinds(tuned: torch.Tensor, base: torch.Tensor) -> None:
+    if tuned.dtype not in FORMATS or base.dtype not in BASE_DTYPES.values():
+        raise ValueError(f"{tuned.dtype} cannot be stored as a difference to {base.dtype}")
+    if base.dim() != tuned.dim() or base.shape[1:] != tuned.shape[1:]:
+        raise ValueError(f"{list(base.shape)} does not predict {list(tuned.shape)}")
+
+
+def _ordered(words: Words) -> Words:
+    """Return bits of floats as integers of the same size that are ordered as the floats are; its own inverse."""
+    bits = 8 * words.dtype.itemsize
+    ordered: Words = words ^ ((words >> (bits - 1)) & words.dtype.type(2 ** (bits - 1) - 1))
+    return ordered
+
+
+def _is_mirrored(prediction: Prediction, begin: int, end: int) -> npt.NDArray[np.bool_] | None:
+    """Say which differences are coded with the other sign, so that positive ones lead to where the prediction was rounded from."""
+    if prediction.beyond is None:
+        return None
+    return (prediction.beyond[begin:end] < 0) ^ (prediction.words[begin:end] < 0)
+
+
+def _code(prediction: Prediction, words: Words) -> tuple[Bytes, Bytes, Bytes]:
+    """Return symbols, highest bits left and lower bytes of the differences of all elements."""
+    symbols, rests, lows = np.empty(words.size, dtype=np.uint8), [], []
+    for begin, end in chunks(words.size):
+        steps = (_ordered(words[begin:end]) - _ordered(prediction.words[begin:end])).astype(np.int64)
+        mirrored = _is_mirrored(prediction, begin, end)
+        if mirrored is not None:
+            np.negative(steps, out=steps, where=mirrored)
+        magnitudes = np.abs(steps)
+        chunk = _classes(magnitudes) * 2 + (steps < 0)
+        symbols[begin:end] = chunk
+        extra = alphabet_of(prediction.form.bits).extra
+        far = np.flatnonzero(chunk >= 2 * EXACT)
+        widths = extra[chunk[far]].astype(np.int64)
+        left = magnitudes[far] & ((1 << widths) - 1)
+        rests.append((left >> (widths & ~7)).astype(np.uint8))
+        lows += [((left >> shift) & 255)[widths >= shift + 8].astype(np.uint8) for shift in (0, 8, 16)]
+    nothing = np.empty(0, dtype=np.uint8)
+    return symbols, np.concatenate([nothing, *rests]), np.concatenate([nothing, *lows])
+
+
+def _classes(magnitudes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the magnitude class of each magnitude."""
+    octaves = np.frexp(magnitudes.astype(np.float64))[1].astype(np.int64) - 1
+    beyond = EXACT + (octaves - 3) * 4 + ((magnitudes >> np.maximum(octaves - 2, 0)) & 3)
+    return np.where(magnitudes < EXACT, magnitudes, beyond)
+
+
+def _restore(prediction: Prediction, symbols: Bytes, rest: Bytes, lows: Bytes) -> Words:
+    """Return the bits of the tuned tensor."""
+    alphabet = alphabet_of(prediction.form.bits)
+    far = symbols[symbols >= 2 * EXACT]
+    rests = ans.decode(rest, far.size, alphabet.extra[far] % 8, alphabet=REST_ALPHABET, context_count=REST_CONTEXTS)
+    signed = np.where(np.arange(alphabet.size) & 1, -alphabet.magnitudes, alphabet.magnitudes)
+    table = signed.astype(prediction.form.words)  # of the size of the words, whose sums wrap around
+    words = np.empty(symbols.size, dtype=prediction.form.words)
+    used_rests = used_lows = 0
+    for begin, end in chunks(symbols.size):
+        chunk = symbols[begin:end]
+        steps = np.take(table, chunk)
+        at = np.flatnonzero(chunk >= 2 * EXACT)
+        if at.size:
+            widths = alphabet.extra[chunk[at]].astype(np.int64)
+            left = rests[used_rests : used_rests + at.size].astype(np.int64) << (widths & ~7)
+            used_rests += at.size
+            used_lows += _add_lows(left, widths, lows[used_lows:])
+            steps[at] += np.where(chunk[at] & 1, -left, left).astype(steps.dtype)
+        mirrored = _is_mirrored(prediction, begin, end)
+        if mirrored is not None:
+            np.negative(steps, out=steps, where=mirrored)
+        words[begin:end] = _ordered(_ordered(prediction.words[begin:end]) + steps)
+    if used_lows != lows.size:
+        raise damaged("has more bytes than its differences")
+    return words
+
+
+def _add_lows(left: npt.NDArray[np.int64], widths: npt.NDArray[np.int64], lows: Bytes) -> int:
+    """Put the lower bytes into what is ``left`` of a chunk's magnitudes; return how many they are."""
+    used = 0
+    for shift in (0, 8, 16):
+        at = np.flatnonzero(widths >= shift + 8)
+        taken = lows[used : used + at.size]
+        if taken.size < at.size:
+            raise damaged("has fewer bytes than its differences")
+        left[at] |= taken.astype(np.int64) << shift
+        used += at.size
+    return used
+
+
+def _choose_model(model: Model, prediction: Prediction, symbols: Bytes) -> Model:
+    """Return the model of the kind that codes the symbols in fewest bits."""
+    models = [replace(model, kind=kind) for kind in MODELS]
+    return min(models, key=lambda one: _estimate_bits(one, prediction, symbols))
+
+
+def _estimate_bits(model: Model, prediction: Prediction, symbols: Bytes) -> float:
+    """Return about what symbols and tables of a tensor take, from samples."""
+    counts = np.zeros(MODELS[model.kind] * 256, dtype=np.int64)
+    for begin, end in samples(symbols.size):
+        pairs = model.contexts(prediction, begin, end).astype(np.intp) * 256 + symbols[begin:end]
+        counts += np.bincount(pairs, minlength=counts.size)
+    cells = counts.reshape(-1, 256)
+    totals = cells.sum(axis=1, keepdims=True)
+    bits = -float((cells * np.log2(np.maximum(cells, 1) / np.maximum(totals, 1))).sum())
+    return bits * symbols.size / max(1, int(totals.sum())) + CELL_BITS * int(np.count_nonzero(cells))
+
+
+def _read_model(part: EncodedPart, shape: tuple[int, ...], frame: Bytes) -> Model:
+    """Return the model that a part was coded with."""
+    kind = part.config["model"]
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise damaged(f"has an unknown model {kind!r}")
+    offset = read_integer(part.config["offset"], "offset", -(2**13), 2**13)
+    exponent = read_integer(part.config["exponent"], "exponent", 0, 255)
+    rows, columns = matrix_shape(shape)
+    if has_scales(shape):
+        levels = decompress(frame, rows + columns)
+        return Model(kind, levels[:rows], levels[rows:], offset, exponent)
+    return Model(kind, decompress(frame, 1), np.full(columns, 128, dtype=np.uint8), offset, exponent)
+
+
+def _split_frames(part: EncodedPart) -> list[Bytes]:
+    """Cut the four frames out of a part's data by the sizes of its config."""
+    data, sizes = part.arrays["data"], part.config["frames"]
+    if not isinstance(sizes, list) or len(sizes) != 4:
+        raise damaged("does not list its frames")
+    sizes = [read_integer(size, "frame size", 0, data.size) for size in sizes]
+    if sum(sizes) != data.size:
+        raise damaged("has frames that do not add up to its bytes")
+    return np.split(data, np.cumsum(sizes)[:-1])
