@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
+from safetensors.torch import save_file
 
 import skillhub
 from skillhub.authorfile import AuthorFile
 from skillhub.canonical import canonical_names, is_vocabulary_tensor
-from skillhub.checkpoints import open_checkpoint
+from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import EncodedTensor, decode
 from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import Delta, PackDelta, open_delta
@@ -204,7 +205,7 @@ def delta_tensors(delta: Delta, scratch: Path) -> Method | None:
         return None
     started = time.process_time()
     file = scratch / "deltatensors.wdelta"
-    tuned, base = str(delta.tuned.files[0].parent), str(delta.base.files[0].parent)
+    tuned, base = (str(_with_shared_tensors(one, delta, scratch)) for one in (delta.tuned, delta.base))
     deltatensors.save_delta_from_paths(str(file), tuned, base, strategy="int4")
     seconds = time.process_time() - started
     rebuilt = deltatensors.load_delta_from_paths(str(file), base)
@@ -214,6 +215,18 @@ def delta_tensors(delta: Delta, scratch: Path) -> Method | None:
         return torch.from_numpy(np.asarray(rebuilt[stored[name]], dtype=np.float32)) - delta.base.tensor(name).float()
 
     return Method("deltatensors, int4", PEER, file.stat().st_size, read, seconds)
+
+
+def _with_shared_tensors(checkpoint: Checkpoint, delta: Delta, scratch: Path) -> Path:
+    """Return the folder of a checkpoint, or of a copy without the buffers that only one of the two has."""
+    if set(delta.base.stored) == set(delta.tuned.stored):
+        return checkpoint.files[0].parent
+    folder = scratch / ("base" if checkpoint is delta.base else "tuned")
+    folder.mkdir(exist_ok=True)
+    names = {name: canonical for name, canonical in checkpoint.canonical.items() if canonical in checkpoint.tensors}
+    tensors = {name: checkpoint.tensor(canonical).contiguous() for name, canonical in names.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 def second_moments(model: Any, inputs: Sequence[torch.Tensor]) -> Moments:

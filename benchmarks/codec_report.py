@@ -178,8 +178,9 @@ def describe(result: Result) -> list[str]:
     lines += [
         _row(result, one) for family in order for one in result.family(family or "") if one.family == (family or "")
     ]
-    lines += ["", *_table_of_published(result), "", *_table_of_lossless(result), "", *check(result), ""]
-    return lines
+    for table in (_table_of_published(result), _table_of_lossless(result), check(result)):
+        lines += ["", *table] if table else []
+    return [*lines, ""]
 
 
 def _row(result: Result, one: Point) -> str:
@@ -216,7 +217,7 @@ def _table_of_published(result: Result) -> list[str]:
     ]
     for one in result.family(PUBLISHED):
         lines.append(
-            f"| {one.name} | {one.size / 1e6:.2f} | {_small(float(one.divergence[0]))} | {float(one.gain[0]):.2%} |"
+            f"| {one.name.removesuffix(', as published')} | {one.size / 1e6:.2f} | {_small(float(one.divergence[0]))} | {float(one.gain[0]):.2%} |"
         )
     return lines
 
