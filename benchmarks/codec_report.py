@@ -294,6 +294,7 @@ def _verdict(reached: bool) -> str:
 def draw(results: Sequence[Result], path: Path) -> None:
     """Draw bytes against divergence, a panel for each delta."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(4.2 * len(results), 4.4), layout="constrained")
     styles = {DATA_FREE: ("o-", "tab:cyan"), CALIBRATED: ("o-", "tab:blue"), PEER: ("s", "tab:red")}
@@ -309,6 +310,9 @@ def draw(results: Sequence[Result], path: Path) -> None:
                 )
         place.set(xscale="log", yscale="log", xlabel="MB", title=result.name)
         place.set_ylabel("1 − cosine" if result.is_encoder else "KL(fine-tune ‖ packed) a token")
+        place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        place.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        place.xaxis.set_minor_formatter(NullFormatter())
         place.grid(alpha=0.3, which="both")
     axes[0, 0].legend(fontsize=7)
     path.parent.mkdir(exist_ok=True)
