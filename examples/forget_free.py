@@ -44,6 +44,12 @@ LEAST_KEPT = 0.95
 """What is promised of routing: so much of every skill's gain stays, whatever comes after it."""
 
 
+def _in_words(method: str, told: Mapping[str, Any]) -> str:
+    """Return a method and what it is told, such as ``ties, weights 1, densities 0.2``."""
+    flat = {name: value for name, value in told.items() if name != "options"} | dict(told.get("options", {}))
+    return ", ".join([f"`{method}`", *(f"{name} {value}" for name, value in flat.items())])
+
+
 def main() -> int:
     """Tell the story; return 0 when everything that was promised came true."""
     parser = argparse.ArgumentParser(description="Ten skills one after another, without forgetting.")
@@ -118,7 +124,7 @@ def tell(story: Story, base: Path, skills: Sequence[Any], steps: int) -> Facts:
         "steps": steps,
         "batch": BATCH_SIZE,
         "rows": ROWS,
-        "fused": {way: f"{method} with {dict(told)}" for way, (method, told) in FUSED.items()},
+        "fused": {way: _in_words(method, told) for way, (method, told) in FUSED.items()},
         "base": before,
         "tuned": {name: facts[name] for name, facts in learned.items()},
         "own pack": {name: facts[name] for name, facts in packed.items()},

@@ -198,7 +198,7 @@ last; "ordinary text" is the NLL per token of paragraphs that belong to no skill
 
 ## Routing
 
-Of the held-out rows of all skills so far, {", ".join(f"{share:.1%}" for share in right)} got their own pack after stage 1 to {count}. The smallest share of any
+Of the held-out rows of all skills so far, at the least stage {min(right):.1%} got their own pack, after the last {right[-1]:.1%}. The smallest share of any
 skill's gain that was kept at any stage is {min(map(min, routed)):.1%}. A pack alone on the base keeps {min(own):.1%} to {max(own):.1%} (mean {mean(own):.1%}) and takes {min(sizes):.1f} to
 {max(sizes):.1f} MB.
 
