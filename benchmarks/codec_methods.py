@@ -24,7 +24,6 @@ from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import EncodedTensor, decode
 from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import Delta, PackDelta, open_delta
-from skillhub.packer import PRESETS
 from skillhub.recipes import RECIPES, svdlora
 from skillhub.recipes.encoding import Compressed, keep_exactly
 from skillhub.tensorfiles import raw_bytes
@@ -281,8 +280,7 @@ def lossless_sizes(delta: Delta, scratch: Path) -> dict[str, int]:
     sizes = {"zstd -19": _compressed_size(plain, zstandard.ZstdCompressor(level=19).compressobj())}
     sizes["xz"] = _compressed_size(plain, lzma.LZMACompressor(preset=6))
     plain.unlink()
-    if "lossless" in PRESETS:
-        sizes["skillhub `lossless`"] = _lossless_pack(delta, scratch)
+    sizes["skillhub `lossless`"] = _lossless_pack(delta, scratch)
     return sizes
 
 

@@ -1,14 +1,11 @@
-"""Building a pack: the delta between a fine-tune and its base, encoded tensor by tensor under one budget.
-
-Two passes: the first measures what every tensor's bits would buy, then one Lagrange multiplier is chosen for the whole
-model, then the second pass encodes. So a byte goes where it removes most of the error, whichever tensor that is in.
-"""
+"""Building a pack: the delta between a fine-tune and its base, encoded, with a routing card and a manifest."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import structs
@@ -19,8 +16,7 @@ from skillhub.basemodel import base_info
 from skillhub.bases import LocatedBase, find_base
 from skillhub.canonical import refuse_changed_layers
 from skillhub.checkpoints import Checkpoint, open_checkpoint
-from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact
-from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
+from skillhub.deltaencoding import DeltaEncoder, write_within
 from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import Delta
 from skillhub.documents import field_error
@@ -34,13 +30,17 @@ from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manif
 from skillhub.progress import Notice, Progress, silence
 from skillhub.routingcards import RouterInfo
 
+if TYPE_CHECKING:
+    from skillhub.calibration import Calibration
+
 PRESETS = {"near": 45, "small": 75, "tiny": 170}
 """Preset → how many times smaller than the base's stored weights the payload is to be."""
 
-BUDGET_TOLERANCE = 0.02
-"""How much over its budget a payload may be."""
+LOSSLESS = "lossless"
+"""The preset whose packs restore the fine-tune bit for bit."""
 
-BUDGET_ATTEMPTS = 8
+FEWEST_PROMPTS = 16
+"""Prompts that calibration needs; fewer say little about a skill."""
 
 MAX_README_BYTES = 8 << 20
 
@@ -64,10 +64,12 @@ def pack(
         base: the base model that it was fine-tuned from, likewise.
         out: folder of the new pack; it must not exist yet, or be empty.
         metadata: name, version and what else the author says.
-        preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost.
+        preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost; or ``lossless``: every tensor bit for bit, for whoever
+            has the base's exact values.
         budget_bytes: most payload, to within 2 %, instead of a preset's; nothing is written that is larger.
-        prompts: what users of the pack might write, for its routing card: 32 to 128, worded in several ways. Without them the
-            prompts of ``metadata.skills`` are taken, where there are enough; else the pack has no card.
+        prompts: what users of the pack might write: 32 to 128, worded in several ways. They make its routing card, and the fine-tune reads
+            them to tell which errors matter (:mod:`skillhub.calibration`; a minute on a core for 135M parameters). Without them the
+            prompts of ``metadata.skills`` are taken, where there are enough; else the pack has no card and all weights count alike.
         progress: called with (what, tensors or prompts done, all of them).
         notice: told what the routing card is worth, or why there is none.
 
@@ -82,8 +84,9 @@ def pack(
         DiskError: the disk is full or ``out`` may not be written.
     """
     manifest, out = metadata.to_manifest(), new_folder(out)
-    if preset not in PRESETS:
-        raise UsageError(f"There is no preset {preset!r}.", hint=f"Choose one of {', '.join(PRESETS)}.")
+    lossless = preset == LOSSLESS and budget_bytes is None
+    if preset not in (LOSSLESS, *PRESETS):
+        raise UsageError(f"There is no preset {preset!r}.", hint=f"Choose one of {', '.join((LOSSLESS, *PRESETS))}.")
     found = find_base(base)
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
     changed = _changed_names(delta)
@@ -92,7 +95,15 @@ def pack(
         folder = staged / variant_folder(record.fingerprint)
         folder.mkdir(parents=True)
         router = write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
-        tensors = _write_delta(delta, changed, folder, preset, budget_bytes, progress)
+        with tempfile.TemporaryDirectory(dir=folder) as spool:
+            examples = () if lossless else prompts or metadata.skills.prompts
+            calibration = _calibrate(delta, examples, Path(spool), progress, notice, needed=bool(prompts))
+            encoder = DeltaEncoder(delta, changed, Path(spool), calibration, progress)
+            if lossless:
+                tensors = encoder.encode_losslessly(DeltaWriter(folder))
+            else:
+                budget = budget_bytes or stored_bytes(delta.base) // PRESETS[preset]
+                tensors = write_within(encoder, folder, budget, may_grow=budget_bytes is None)
         codec = CodecInfo(
             preset="budget" if budget_bytes else preset,
             bits_per_weight=bits_per_weight(tensors, delta.base),
@@ -135,99 +146,31 @@ def _check_names(delta: Delta, names: list[str]) -> None:
             ) from error
 
 
-def _write_delta(
-    delta: Delta, names: list[str], folder: Path, preset: str, budget_bytes: int | None, progress: Progress | None
-) -> dict[str, TensorEntry]:
-    """Encode every changed tensor into the variant's files; return what the manifest says of each.
-
-    The analysis estimates what a price costs. Where the bytes turn out to be more than the budget, all is encoded again at
-    a higher price.
-    """
-    with tempfile.TemporaryDirectory(dir=folder) as spool:
-        analyses, set_bytes = _analyse(delta, names, Path(spool), progress)
-        exact_bytes = set_bytes + sum(analysis.fixed_bytes for analysis in analyses.values())
-        # A preset never fails: where what must be stored exactly takes more than its share (small models), that alone is stored.
-        budget = budget_bytes or max(_stored_bytes(delta.base) // PRESETS[preset], exact_bytes)
-        price = choose_lambda(list(analyses.values()), budget, set_bytes=set_bytes)
-        for attempt in range(BUDGET_ATTEMPTS):
-            writer = DeltaWriter(folder)
-            entries = _encode_all(delta, names, analyses, price, writer, progress)
-            payload = sum(entry.bytes for entry in entries.values())
-            if payload <= budget * (1 + BUDGET_TOLERANCE):
-                return entries
-            for path in writer.files:
-                path.unlink()
-            price *= 1.1 * 2.0**attempt * (payload - exact_bytes) / max(budget - exact_bytes, 1)
-    raise UsageError(
-        f"The pack does not fit {budget} bytes: its smallest form that was found takes {payload}.",
-        hint=f"Choose a budget of at least {payload} bytes.",
-        minimum=payload,
-    )
-
-
-def _encode_all(
+def _calibrate(
     delta: Delta,
-    names: list[str],
-    analyses: dict[str, Analysis],
-    price: float,
-    writer: DeltaWriter,
+    prompts: Sequence[str],
+    folder: Path,
     progress: Progress | None,
-) -> dict[str, TensorEntry]:
-    entries = {}
-    for number, name in enumerate(names):
-        if delta.change(name) == "removed":
-            entries[name] = _removed(delta, name)
-        else:
-            entries[name] = _write_tensor(delta, name, analyses.get(name), price, writer)
-        _report(progress, "Encoding", number + 1, len(names))
-    writer.close()
-    return entries
+    notice: Notice | None,
+    *,
+    needed: bool,
+) -> Calibration | None:
+    """Read the prompts with the fine-tune; those that are examples for people alone need not be enough, nor fit a model."""
+    if len(prompts) < FEWEST_PROMPTS:
+        return None
+    from skillhub.calibration import calibrate
+
+    try:
+        return calibrate(delta.tuned.folder, delta.base.folder, prompts, folder, progress=progress)
+    except UsageError as error:
+        if needed:
+            raise
+        (notice or silence)(f"Packed without calibration. {error.message}")
+        return None
 
 
-def _analyse(delta: Delta, names: list[str], spool: Path, progress: Progress | None) -> tuple[dict[str, Analysis], int]:
-    """Return what the bits of each difference would buy, and the bytes of the tensors that are stored as they are."""
-    analyses, set_bytes = {}, 0
-    for number, name in enumerate(names):
-        if delta.is_additive(name):
-            analyses[name] = analyse(name, delta.tensor(name), added_rows=delta.added_rows(name), spool=spool)
-        elif delta.change(name) != "removed":
-            set_bytes += _set_values(delta, name).nbytes
-        _report(progress, "Analysing", number + 1, len(names))
-    return analyses, set_bytes
-
-
-def _write_tensor(delta: Delta, name: str, analysis: Analysis | None, price: float, writer: DeltaWriter) -> TensorEntry:
-    """Encode and write one tensor; its errors are those of the decoded bytes, not of the plan."""
-    if analysis is None:
-        encoded, error = _set_values(delta, name), ErrorRecord(0.0, 0.0)
-        decoded = decode(encoded)
-    else:
-        true = delta.tensor(name)
-        encoded = encode(analysis, price, true)
-        decoded = decode(encoded)
-        error = measure_error(true, decoded)
-    writer.add(name, encoded)
-    return TensorEntry(
-        shape=list(encoded.shape),
-        change=delta.change(name),
-        codecs=[part.codec for part in encoded.parts],
-        bytes=encoded.nbytes,
-        relative_error=error.relative_squared_error,
-        max_error=error.max_absolute_error,
-        digest=decoded_digest(decoded),
-    )
-
-
-def _set_values(delta: Delta, name: str) -> EncodedTensor:
-    return exact.encode(delta.values(name), operation="set")
-
-
-def _removed(delta: Delta, name: str) -> TensorEntry:
-    shape = list(delta.base.tensors[name].shape)
-    return TensorEntry(shape=shape, change="removed", codecs=[], bytes=0, relative_error=0.0, max_error=0.0)
-
-
-def _stored_bytes(base: Checkpoint) -> int:
+def stored_bytes(base: Checkpoint) -> int:
+    """Return the bytes of a checkpoint's tensors, as they are stored."""
     return sum(info.nbytes for info in base.tensors.values())
 
 
@@ -292,8 +235,3 @@ def _base_license(folder: Path) -> dict[str, str]:
     except (OSError, UsageError):  # it says nothing that can be read
         found = None
     return {BASE_LICENSE: found} if found else {}
-
-
-def _report(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress:
-        progress(what, done, total)

@@ -50,6 +50,8 @@ COLUMNS = [
     (WEIGHTS, "layout deltas"),
     (WEIGHTS, "interop"),
     (WEIGHTS, "routing"),
+    (WEIGHTS, "calibration"),
+    (WEIGHTS, "deltaencoding"),
     (WEIGHTS, "packer compose"),
     (WEIGHTS, "adapterpacker differences evaluation exporter repacker"),
     (WEIGHTS, "differencemaps"),

@@ -15,9 +15,10 @@ from skillhub.bfloat16 import FLOATS
 from skillhub.checkpoints import DTYPES
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
+from skillhub.deltaencoding import BUDGET_TOLERANCE
 from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
-from skillhub.packer import BUDGET_TOLERANCE, pack
+from skillhub.packer import pack
 from skillhub.packs import Pack
 from skillhub.tensorfiles import write_tensors
 from tests.support.tiny_models import add_tokenizer, load_model, raw, rewrite, save_model, tune

@@ -52,7 +52,7 @@ def _budget(text: str) -> int:
 )
 @click.option(
     "--preset",
-    type=click.Choice(["near", "small", "tiny"]),
+    type=click.Choice(["lossless", "near", "small", "tiny"]),
     default="near",
     show_default=True,
     help="How near to the fine-tune, or how small.",

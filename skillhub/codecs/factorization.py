@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from skillhub.codecs.lowrank import LineExponents
+from skillhub.codecs.metrics import Metrics
+
 EXACT_SIDE = 1024
 """Up to this many rows or columns the eigendecomposition of the Gram matrix costs less than sketching."""
 
@@ -24,17 +27,54 @@ POWER_ITERATIONS = 2
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """A truncated singular value decomposition: the matrix is about ``Σ_k values[k] · left[k] ⊗ right[k]``.
+    """A truncated singular value decomposition: the matrix is about ``scale · Σ_k values[k] · left[k] ⊗ right[k]``.
+
+    In metrics the vectors are of unit length in them, and then every entry is multiplied by the size of its line, so that an error of
+    an entry costs about the same wherever it is: the matrix's lines are to be multiplied by powers of two that undo that.
 
     Attributes:
         left: (rank, rows) fp32, rows of unit length.
         right: (rank, columns) fp32, likewise.
         values: (rank,) fp64, falling, positive.
+        left_dual: (rank, rows) fp32: its product with a vector is that of the row of ``left``, in the metric; ``left`` where there is none.
+        right_dual: (rank, columns) fp32 likewise.
+        lines: the powers of two of rows and columns; None without a metric.
+        scale: what undoes the rest of the lines' sizes; 1 without a metric.
     """
 
     left: npt.NDArray[np.float32]
     right: npt.NDArray[np.float32]
     values: npt.NDArray[np.float64]
+    left_dual: npt.NDArray[np.float32]
+    right_dual: npt.NDArray[np.float32]
+    lines: LineExponents | None = None
+    scale: float = 1.0
+
+    def select(self, which: npt.NDArray[Any]) -> Factors:
+        """Return some of the components."""
+        left, right = self.left[which], self.right[which]
+        duals = (left, right) if self.lines is None else (self.left_dual[which], self.right_dual[which])
+        return Factors(left, right, self.values[which], *duals, self.lines, self.scale)
+
+
+def factorize_in_metrics(name: str, matrix: torch.Tensor, rank: int, metrics: Metrics) -> Factors:
+    """Return the largest singular components of a matrix in the metrics of its rows and columns.
+
+    Args:
+        name: the tensor's name; seeds the randomized algorithm.
+        matrix: fp32, (rows, columns), finite and not all zero.
+        rank: how many components at most.
+        metrics: of the matrix.
+    """
+    plain = factorize(name, metrics.whiten(matrix), rank)
+    sides = []
+    for vectors, metric in ((plain.left, metrics.rows), (plain.right, metrics.columns)):
+        unit, sizes = torch.from_numpy(vectors), metric.sizes
+        sides.append(((metric.unwhiten(unit) * sizes).numpy(), (metric.dual(unit) / sizes).numpy()))
+    (left, left_dual), (right, right_dual) = sides
+    lines = LineExponents(-metrics.rows.exponents, -metrics.columns.exponents)
+    scale = 1 / (metrics.rows.size * metrics.columns.size)
+    return Factors(left, right, plain.values, left_dual, right_dual, lines, scale)
 
 
 def factorize(name: str, matrix: torch.Tensor, rank: int) -> Factors:
@@ -54,7 +94,8 @@ def factorize(name: str, matrix: torch.Tensor, rank: int) -> Factors:
     if tall is not matrix:
         long, short = short, long
     keep = values > values[0] * 1e-6
-    return Factors(long.T[keep].contiguous().numpy(), short.T[keep].contiguous().numpy(), values[keep].double().numpy())
+    left, right = long.T[keep].contiguous().numpy(), short.T[keep].contiguous().numpy()
+    return Factors(left, right, values[keep].double().numpy(), left, right)
 
 
 def _exact_components(tall: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -88,7 +129,11 @@ def _normalize(scaled: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, 
 def save_factors(folder: Path, name: str, factors: Factors) -> Path:
     """Write factors to a file in ``folder`` and return its path; tensors larger than memory in sum can then wait there."""
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
-    np.savez(path, left=factors.left, right=factors.right, values=factors.values)
+    arrays: dict[str, Any] = {"left": factors.left, "right": factors.right, "values": factors.values}
+    if factors.lines is not None:
+        arrays |= {"left_dual": factors.left_dual, "right_dual": factors.right_dual}
+        arrays |= {"rows": factors.lines.rows, "columns": factors.lines.columns, "scale": factors.scale}
+    np.savez(path, **arrays)
     return path
 
 
@@ -97,5 +142,9 @@ def load_factors(source: Factors | Path) -> Factors:
     if isinstance(source, Factors):
         return source
     with np.load(source) as arrays:
-        loaded: dict[str, Any] = {name: arrays[name] for name in ("left", "right", "values")}
-    return Factors(**loaded)
+        found: dict[str, Any] = dict(arrays.items())
+    left, right = found["left"], found["right"]
+    if "rows" not in found:
+        return Factors(left, right, found["values"], left, right)
+    lines = LineExponents(found["rows"], found["columns"])
+    return Factors(left, right, found["values"], found["left_dual"], found["right_dual"], lines, float(found["scale"]))

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from skillhub.codecs.factorization import Factors
+from skillhub.codecs.metrics import Metric, Metrics
 from skillhub.codecs.symbols import MAX_CODE, Codes
 
 DEAD_ZONE = 0.57
@@ -52,19 +54,28 @@ class Quantized:
     kept: npt.NDArray[np.int64]
 
 
-def quantize(factors: Factors, price: float) -> Quantized:
-    """Quantize the components that are worth their bits at ``price`` (squared error a bit)."""
+def quantize(factors: Factors, price: float, *, metrics: Metrics | None = None, coherence: float = 1.0) -> Quantized:
+    """Quantize the components that are worth their bits at ``price`` (squared error a bit).
+
+    Args:
+        factors: the components.
+        price: squared error a bit.
+        metrics: those that the factors are in; None where they are in none.
+        coherence: how many times its own squared error a component costs that is left out: what is left out of many tensors pulls
+            the same way, towards the base, while rounding errors do not.
+    """
     # One bit per sixteen codes is less than any component that was ever worth keeping.
     length = factors.left.shape[1] + factors.right.shape[1]
-    plausible = factors.values**2 > price * (COMPONENT_BITS + length / 16)
-    left, right, values = factors.left[plausible], factors.right[plausible], factors.values[plausible]
-    step = math.sqrt(6 * price / math.log(2)) / values
-    left_codes, left_fit, left_bits = _quantize_rows(left, step)
-    right_codes, right_fit, right_bits = _quantize_rows(right, step)
+    plausible = coherence * factors.values**2 > price * (COMPONENT_BITS + length / 16)
+    some = factors.select(plausible)
+    step = math.sqrt(6 * price / math.log(2)) / some.values
+    of_rows, of_columns = (None, None) if metrics is None else (metrics.rows, metrics.columns)
+    left_codes, left_fit, left_bits = _quantize_rows(some.left, some.left_dual, step, of_rows)
+    right_codes, right_fit, right_bits = _quantize_rows(some.right, some.right_dual, step, of_columns)
     bits = COMPONENT_BITS + PACKING_LOSS * (left_bits + right_bits)
-    scales = values * left_fit[0] * right_fit[0]
-    removed = values**2 * left_fit[1] * right_fit[1]
-    keep = (removed > price * bits) & (scales > 0)
+    scales = factors.scale * some.values * left_fit[0] * right_fit[0]
+    removed = some.values**2 * left_fit[1] * right_fit[1]
+    keep = (coherence * removed > price * bits) & (scales > 0)
     return Quantized(
         left_codes[keep],
         right_codes[keep],
@@ -81,9 +92,12 @@ def _total(bits: npt.NDArray[np.float64]) -> float:
 
 
 def _quantize_rows(
-    vectors: npt.NDArray[np.float32], step: npt.NDArray[np.float64]
+    vectors: npt.NDArray[np.float32],
+    duals: npt.NDArray[np.float32],
+    step: npt.NDArray[np.float64],
+    metric: Metric | None,
 ) -> tuple[Codes, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-    """Quantize rows of unit length.
+    """Quantize rows of unit length, whose products with the duals are 1.
 
     Returns:
         The codes; for each row the factor that fits the codes to the vector best and the share of its square that they then
@@ -97,11 +111,19 @@ def _quantize_rows(
     scaled = vectors / step[:, None].astype(np.float32)
     magnitudes = np.minimum(np.floor(np.abs(scaled) + np.float32(1 - DEAD_ZONE)), MAX_CODE)
     floats = np.copysign(magnitudes, scaled)
-    along = np.einsum("ij,ij->i", floats, vectors, dtype=np.float64)
-    energy = np.einsum("ij,ij->i", floats, floats, dtype=np.float64)
-    safe = np.maximum(energy, 1)
+    along = np.einsum("ij,ij->i", floats, duals, dtype=np.float64)
+    energy = _squares(floats, metric)
+    safe = np.maximum(energy, np.finfo(np.float64).tiny)
     codes = floats.astype(np.int16)
     return codes, (along / safe, along**2 / safe), _entropies(codes)
+
+
+def _squares(codes: npt.NDArray[np.float32], metric: Metric | None) -> npt.NDArray[np.float64]:
+    """Return the square of the length of each row of codes."""
+    if metric is not None:
+        codes = metric.whiten(torch.from_numpy(codes) / metric.sizes).numpy()
+    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", codes, codes, dtype=np.float64)
+    return squares
 
 
 def _entropies(codes: Codes) -> npt.NDArray[np.float64]:

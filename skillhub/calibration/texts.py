@@ -1,0 +1,138 @@
+"""The rows that a fine-tune is calibrated on: the skill's prompts with the answers that the fine-tune gives, and general text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skillhub.routing.background import background_prompts
+
+MAX_PROMPTS = 128
+"""Prompts beyond this are thinned out evenly."""
+
+MAX_TOKENS = 96
+"""A prompt's last tokens that are read."""
+
+GENERAL_TOKENS = 48
+"""A general text's last tokens that are read."""
+
+ANSWER_TOKENS = 32
+"""Tokens that the fine-tune answers with at most."""
+
+GENERAL_SHARE = 1 / 3
+"""General texts for each prompt: a quarter of all rows."""
+
+GENERAL_WEIGHT = 0.3
+"""What an error on general text counts for (its square root), beside one on the skill's answers."""
+
+BATCH_TOKENS = 640
+"""Tokens of a batch, padding included: its logits over a large vocabulary are what takes memory."""
+
+ANSWERED_TOGETHER = 16
+"""Prompts that are answered together."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text to calibrate on.
+
+    Attributes:
+        tokens: its ids.
+        answer: index of the first token whose prediction matters.
+        weight: what gradients are multiplied by.
+    """
+
+    tokens: tuple[int, ...]
+    answer: int
+    weight: float = 1.0
+
+
+def answered_rows(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Row]:
+    """Return rows of the prompts with answers sampled from a causal language model at temperature 1, and of general text.
+
+    The same rows for the same prompts and weights on the same machine; the global random state stays as it is.
+    """
+    asked = [_prompt_tokens(tokenizer, prompt) for prompt in thinned(prompts)]
+    rows = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        asked.sort(key=len)
+        for begin in range(0, len(asked), ANSWERED_TOGETHER):
+            rows += _answered(model, tokenizer, asked[begin : begin + ANSWERED_TOGETHER])
+    general = (_prompt_tokens(tokenizer, text)[-GENERAL_TOKENS:] for text in general_texts(len(asked)))
+    return rows + [Row(tuple(ids), 1, GENERAL_WEIGHT) for ids in general if len(ids) > 1]
+
+
+def read_rows(tokenizer: Any, prompts: Sequence[str]) -> list[Row]:
+    """Return rows of the prompts as they are and of general text, for an encoder."""
+    chosen = thinned(prompts)
+    texts = [(text, 1.0) for text in chosen] + [(text, GENERAL_WEIGHT) for text in general_texts(len(chosen))]
+    encoded = ((tokenizer(text, truncation=True, max_length=MAX_TOKENS).input_ids, weight) for text, weight in texts)
+    return [Row(tuple(ids), 0, weight) for ids, weight in encoded if ids]
+
+
+def general_texts(prompts: int) -> list[str]:
+    """Return general texts to go with so many prompts, of every kind that ships with skillhub."""
+    return thinned(background_prompts(), max(1, round(prompts * GENERAL_SHARE)))
+
+
+def thinned(texts: Sequence[str], most: int = MAX_PROMPTS) -> list[str]:
+    """Return at most so many of the texts, evenly chosen."""
+    count = min(len(texts), most)
+    return [texts[place * len(texts) // count] for place in range(count)]
+
+
+def batches(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return rows in groups of similar length, of at most :data:`BATCH_TOKENS` tokens unless it is one row."""
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.tokens)):
+        if groups and len(row.tokens) * (len(groups[-1]) + 1) <= BATCH_TOKENS:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (rows, longest) token ids and the attention mask."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, tokens in enumerate(rows):
+        place = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        ids[number, place] = torch.tensor(tokens)
+        mask[number, place] = 1
+    return ids, mask
+
+
+def _prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    if tokenizer.chat_template:
+        question = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(prompt, add_special_tokens=False).input_ids)[-MAX_TOKENS:]
+    return list(tokenizer(prompt).input_ids)[-MAX_TOKENS:]
+
+
+def _answered(model: Any, tokenizer: Any, group: Sequence[list[int]]) -> list[Row]:
+    end = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
+    ids, mask = padded(group, pad, left=True)
+    said = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        pad_token_id=pad,
+    )
+    rows = []
+    for prompt, tokens in zip(group, said[:, ids.shape[1] :].tolist(), strict=True):
+        answer = tokens[: tokens.index(end) + 1] if end in tokens else tokens
+        rows.append(Row((*prompt, *answer), len(prompt)))
+    return rows

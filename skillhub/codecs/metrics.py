@@ -1,0 +1,115 @@
+"""What an error in a weight matrix costs, measured by the rows and columns that it lies in.
+
+A linear layer with an error ``E`` gives outputs that are off by ``E·x`` for an input ``x``, and what it is for changes by ``gᵀ·E·x``, where ``g``
+is the gradient at its outputs. In the mean over positions the square of that is ``trace(G·E·C·Eᵀ)`` with the second moments ``G`` of the gradients
+and ``C`` of the inputs, taken as independent: the Kronecker-factored Fisher information (Martens & Grosse 2015, arXiv 1503.05671). Half of it
+is the divergence from the exact model. A matrix is therefore factorized *whitened*, as ``G^½·W·C^½``, where every error
+counts alike (for the inputs alone: Hsu et al. 2022, arXiv 2207.00112; Yuan et al. 2023, arXiv 2312.05821).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skillhub.codecs.lowrank import MAX_LINE_EXPONENT
+
+RIDGE = 0.1
+"""Share of each diagonal entry that is added to it: directions that no calibration prompt shows still cost something."""
+
+FLOOR = 1e-2
+"""Share of the median diagonal entry that is added as well, for lines that no prompt touched. Not of the mean: a few outlying
+channels would set it, which models keep, and drown the others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """The metric ``M = SᵀS`` on vectors of one side of a matrix.
+
+    Attributes:
+        root: ``S``: (n, n) fp32, upper triangular; or (n,) where it is diagonal.
+        size: the median of the square roots of ``M``'s diagonal.
+        exponents: (n,) int8: the powers of two nearest to those square roots over ``size``.
+    """
+
+    root: torch.Tensor
+    size: float
+    exponents: npt.NDArray[np.int8]
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """(n,) fp32: about the square roots of ``M``'s diagonal, as ``size`` times powers of two."""
+        return torch.from_numpy(np.exp2(self.exponents, dtype=np.float32)) * self.size
+
+    def whiten(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return ``S·v`` for each row ``v`` of (k, n) ``vectors``: their lengths are those of the metric."""
+        return vectors * self.root if self.root.dim() == 1 else vectors @ self.root.T
+
+    def unwhiten(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return ``S⁻¹·v`` for each row ``v`` of (k, n) ``vectors``."""
+        if self.root.dim() == 1:
+            return vectors / self.root
+        solved: torch.Tensor = torch.linalg.solve_triangular(self.root.T, vectors, upper=False, left=False)
+        return solved
+
+    def dual(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return ``Sᵀ·v`` for each row ``v`` of (k, n) ``vectors``: its product with a vector is that of the whitened one with ``v``."""
+        return vectors * self.root if self.root.dim() == 1 else vectors @ self.root
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """The metrics of a matrix.
+
+    Attributes:
+        rows: on columns of the matrix, of length ``rows``: second moments of the gradients at a layer's outputs.
+        columns: on its rows: second moments of the layer's inputs.
+    """
+
+    rows: Metric
+    columns: Metric
+
+    def whiten(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Return a matrix of which the sum of squares is what ``matrix`` costs as an error; both (rows, columns) fp32."""
+        return self.rows.whiten(self.columns.whiten(matrix).T).T
+
+    def energy(self, matrix: torch.Tensor) -> float:
+        """Return what ``matrix``, (rows, columns) fp32, costs as an error."""
+        return float(self.whiten(matrix).square().sum(dtype=torch.float64))
+
+
+def metric_of(moments: torch.Tensor, *, ridge: float = RIDGE) -> Metric:
+    """Return the metric of second moments, with a ridge.
+
+    Args:
+        moments: (n, n) fp32, symmetric, positive semidefinite; or (n,), the diagonal of such a matrix. Not all zero.
+        ridge: share of each diagonal entry that is added to it.
+
+    Raises:
+        ValueError: the moments are not finite, or all zero.
+    """
+    diagonal = moments if moments.dim() == 1 else moments.diagonal()
+    mean = float(diagonal.mean())
+    if not (mean > 0 and np.isfinite(mean)):
+        raise ValueError("second moments must be finite and not all zero")
+    raised = diagonal * (1 + ridge) + max(FLOOR * float(diagonal.median()), 1e-6 * mean)
+    size, exponents = _nearest_exponents(raised)
+    if moments.dim() == 1:
+        return Metric(raised.sqrt(), size, exponents)
+    with_ridge = moments.clone()
+    with_ridge.diagonal().copy_(raised)
+    return Metric(torch.linalg.cholesky(with_ridge, upper=True), size, exponents)
+
+
+def uniform_metric(size: int, weight: float) -> Metric:
+    """Return the metric in which every entry of a vector of ``size`` weighs the same."""
+    return Metric(torch.full((size,), weight**0.5), weight**0.5, np.zeros(size, np.int8))
+
+
+def _nearest_exponents(diagonal: torch.Tensor) -> tuple[float, npt.NDArray[np.int8]]:
+    roots = np.log2(diagonal.numpy().astype(np.float64)) / 2
+    middle = float(np.median(roots))
+    return 2.0**middle, np.clip(np.rint(roots - middle), -MAX_LINE_EXPONENT, MAX_LINE_EXPONENT).astype(np.int8)

@@ -1,0 +1,179 @@
+"""Encoding the delta of a fine-tune, tensor by tensor: within a budget, or bit for bit.
+
+Within a budget there are two passes: the first measures what every tensor's bits would buy, then one Lagrange multiplier is chosen for
+the whole model, then the second pass encodes. So a byte goes where it removes most of the error, whichever tensor that is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from skillhub.calibration.moments import Calibration
+from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact, restoration
+from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
+from skillhub.codecs.metrics import Metrics
+from skillhub.deltafiles import DeltaWriter
+from skillhub.deltas import Delta
+from skillhub.errors import UsageError
+from skillhub.manifest import TensorEntry
+from skillhub.progress import Progress
+
+BUDGET_TOLERANCE = 0.02
+"""How much over its budget a payload may be."""
+
+BUDGET_ATTEMPTS = 8
+
+NO_ERROR = ErrorRecord(0.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """A tensor as it is stored, and what it decodes to.
+
+    Attributes:
+        tensor: the encoded tensor.
+        decoded: what it decodes to.
+        error: how far that is from the true delta.
+    """
+
+    tensor: EncodedTensor
+    decoded: torch.Tensor
+    error: ErrorRecord = NO_ERROR
+
+    def entry(self, change: str) -> TensorEntry:
+        """Return what the manifest says of the tensor."""
+        return TensorEntry(
+            shape=list(self.tensor.shape),
+            change=change,
+            codecs=[part.codec for part in self.tensor.parts],
+            bytes=self.tensor.nbytes,
+            relative_error=self.error.relative_squared_error,
+            max_error=self.error.max_absolute_error,
+            digest=decoded_digest(self.decoded),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaEncoder:
+    """Encodes the changed tensors of a fine-tune: what it needs at any price.
+
+    Attributes:
+        delta: the fine-tune and its base.
+        names: of the changed tensors.
+        spool: a folder for what need not stay in memory.
+        calibration: what errors cost; None counts all alike.
+    """
+
+    delta: Delta
+    names: list[str]
+    spool: Path
+    calibration: Calibration | None
+    progress: Progress | None
+
+    def analyse(self) -> tuple[dict[str, Analysis], int]:
+        """Return what the bits of each difference would buy, and the bytes of the tensors that are stored as they are."""
+        analyses, set_bytes = {}, 0
+        for number, name in enumerate(self.names):
+            if self.delta.is_additive(name):
+                analyses[name] = self._analyse_tensor(name)
+            elif self.delta.change(name) != "removed":
+                set_bytes += _set_values(self.delta, name).nbytes
+            self._report("Analysing", number + 1, len(self.names))
+        return analyses, set_bytes
+
+    def _analyse_tensor(self, name: str) -> Analysis:
+        true, added = self.delta.tensor(name), self.delta.added_rows(name)
+        return analyse(name, true, added_rows=added, metrics=self._metrics(name), spool=self.spool)
+
+    def _metrics(self, name: str) -> Metrics | None:
+        shape = self.delta.tuned.tensors[name].shape
+        if self.calibration is None or len(shape) < 2 or self.delta.added_rows(name):
+            return None
+        return self.calibration.metrics(name, shape)
+
+    def encode(self, analyses: dict[str, Analysis], price: float, writer: DeltaWriter) -> dict[str, TensorEntry]:
+        """Write all tensors at a price; return what the manifest says of each."""
+        return self._write(writer, lambda name: self._encode_tensor(name, analyses.get(name), price))
+
+    def encode_losslessly(self, writer: DeltaWriter) -> dict[str, TensorEntry]:
+        """Write all tensors so that the fine-tune's are restored bit for bit; return what the manifest says of each."""
+        return self._write(writer, self._encode_bits)
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(what, done, total)
+
+    def _write(self, writer: DeltaWriter, encoded: Callable[[str], Encoding]) -> dict[str, TensorEntry]:
+        entries = {}
+        for number, name in enumerate(self.names):
+            if self.delta.change(name) == "removed":
+                entries[name] = _removed(self.delta, name)
+            else:
+                found = encoded(name)
+                writer.add(name, found.tensor)
+                entries[name] = found.entry(self.delta.change(name))
+            self._report("Encoding", number + 1, len(self.names))
+        writer.close()
+        return entries
+
+    def _encode_tensor(self, name: str, analysis: Analysis | None, price: float) -> Encoding:
+        """Encode one tensor; its errors are those of the decoded bytes, not of the plan."""
+        if analysis is None:
+            return Encoding(found := _set_values(self.delta, name), decode(found))
+        true = self.delta.tensor(name)
+        found = encode(analysis, price, true, self._metrics(name) if analysis.is_calibrated else None)
+        decoded = decode(found)
+        return Encoding(found, decoded, measure_error(true, decoded))
+
+    def _encode_bits(self, name: str) -> Encoding:
+        if self.delta.change(name) == "added":
+            return Encoding(found := _set_values(self.delta, name), decode(found))
+        base = self.delta.base.tensor(name)
+        found = restoration.encode(name, self.delta.values(name), base)
+        return Encoding(found, decode(found, base))
+
+
+def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: bool) -> dict[str, TensorEntry]:
+    """Encode every changed tensor into the variant's files; return what the manifest says of each.
+
+    The analysis estimates what a price costs. Where the bytes turn out to be more than the budget, all is encoded again at
+    a higher price.
+
+    Args:
+        encoder: of the fine-tune.
+        folder: the variant's.
+        budget: bytes of payload.
+        may_grow: whether what must be stored exactly is stored even where it alone takes more (a preset never fails).
+    """
+    analyses, set_bytes = encoder.analyse()
+    exact_bytes = set_bytes + sum(analysis.fixed_bytes for analysis in analyses.values())
+    if may_grow:
+        budget = max(budget, exact_bytes)
+    price = choose_lambda(list(analyses.values()), budget, set_bytes=set_bytes)
+    for attempt in range(BUDGET_ATTEMPTS):
+        writer = DeltaWriter(folder)
+        entries = encoder.encode(analyses, price, writer)
+        payload = sum(entry.bytes for entry in entries.values())
+        if payload <= budget * (1 + BUDGET_TOLERANCE):
+            return entries
+        for path in writer.files:
+            path.unlink()
+        price *= 1.1 * 2.0**attempt * (payload - exact_bytes) / max(budget - exact_bytes, 1)
+    raise UsageError(
+        f"The pack does not fit {budget} bytes: its smallest form that was found takes {payload}.",
+        hint=f"Choose a budget of at least {payload} bytes.",
+        minimum=payload,
+    )
+
+
+def _set_values(delta: Delta, name: str) -> EncodedTensor:
+    return exact.encode(delta.values(name), operation="set")
+
+
+def _removed(delta: Delta, name: str) -> TensorEntry:
+    shape = list(delta.base.tensors[name].shape)
+    return TensorEntry(shape=shape, change="removed", codecs=[], bytes=0, relative_error=0.0, max_error=0.0)

@@ -1,0 +1,157 @@
+"""Calibration: what is noted of a fine-tune's layers, beside autograd; and packs that are better for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import skillhub
+from skillhub.authorfile import AuthorFile
+from skillhub.calibration import Calibration, calibrate
+from skillhub.calibration.moments import LayerRecord
+from skillhub.calibration.texts import BATCH_TOKENS, Row, answered_rows, batches, padded, thinned
+from skillhub.deltas import open_delta
+from skillhub.errors import UsageError
+from skillhub.packer import pack
+from tests.routing_examples import save_base, sums, tuned
+
+
+def test_batches_hold_each_row_once_and_few_tokens() -> None:
+    rows = [Row(tuple(range(length)), 1) for length in (3, 700, 90, 5, 640, 91, 2, 200)]
+    groups = batches(rows)
+    assert sorted(len(row.tokens) for group in groups for row in group) == sorted(len(row.tokens) for row in rows)
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(len(row.tokens) for row in group) <= BATCH_TOKENS
+
+
+def test_padding_is_of_either_side() -> None:
+    ids, mask = padded([[5, 6, 7], [8]], 0)
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    ids, mask = padded([[5, 6, 7], [8]], 0, left=True)
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_texts_are_thinned_evenly() -> None:
+    assert thinned([str(number) for number in range(10)], 4) == ["0", "2", "5", "7"]
+    assert thinned(["a", "b"], 4) == ["a", "b"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def fine_tune(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned(base, tmp_path_factory.mktemp("tuned") / "model", seed=3)
+
+
+@pytest.fixture(scope="module")
+def calibrated(base: Path, fine_tune: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    return calibrate(fine_tune, base, sums(32), tmp_path_factory.mktemp("records"))
+
+
+def test_what_goes_into_a_layer_is_noted_where_something_is_read(
+    base: Path, fine_tune: Path, calibrated: Calibration
+) -> None:
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(fine_tune)
+    rows = answered_rows(model, transformers.AutoTokenizer.from_pretrained(base), sums(32))
+    assert len(rows) == calibrated.rows and {row.weight for row in rows} == {0.3, 1.0}
+    seen: list[torch.Tensor] = []
+    module = model.model.layers[7].mlp.down_proj
+    with module.register_forward_hook(lambda _, args, __: seen.append(args[0])), torch.no_grad():
+        for row in rows:  # one by one: no padding
+            model(input_ids=torch.tensor([row.tokens]))
+    expected = torch.cat([one[0, 1:] for one in seen])  # the first position is left out
+    record = calibrated.layers["layers.7.mlp.down_proj.weight"]
+    assert (record.rows, record.columns, record.positions) == (16, 24, len(expected))
+    stored = torch.from_file(str(record.inputs), size=expected.numel(), dtype=torch.bfloat16).reshape(expected.shape)
+    ordered = [one.float().square().sum(1).sort().values for one in (stored, expected)]
+    torch.testing.assert_close(*ordered, rtol=0.02, atol=0.02)
+    assert calibrated.predictions == sum(len(row.tokens) - row.answer for row in rows if row.weight == 1)
+
+
+def test_the_fisher_information_predicts_the_divergence_of_small_errors(
+    base: Path, fine_tune: Path, calibrated: Calibration
+) -> None:
+    """Noise in a layer: the metric's energy is twice the divergence a predicted token, by what is taken as independent and drawn."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(fine_tune, dtype=torch.float32)
+    rows = answered_rows(model, transformers.AutoTokenizer.from_pretrained(base), sums(32))
+
+    def predictions() -> list[torch.Tensor]:
+        with torch.no_grad():
+            logits = ((row, model(input_ids=torch.tensor([row.tokens])).logits[0]) for row in rows)
+            return [one[row.answer - 1 : -1].double().log_softmax(-1) for row, one in logits]
+
+    exact = predictions()
+    layer, name = model.model.layers[5].self_attn.v_proj, "layers.5.self_attn.v_proj.weight"
+    error = 0.01 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(1))
+    layer.weight.data += error
+    pairs = zip(rows, exact, predictions(), strict=True)
+    divergence = sum(row.weight**2 * float((one.exp() * (one - other)).sum()) for row, one, other in pairs)
+    predicted = calibrated.metrics(name, tuple(error.shape)).energy(error) / 2
+    assert predicted == pytest.approx(divergence / calibrated.predictions, rel=0.5)
+
+
+def test_tensors_that_were_not_seen_count_alike(calibrated: Calibration) -> None:
+    metrics = calibrated.metrics("elsewhere.weight", (5, 2, 3))
+    error = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    assert metrics.energy(error) == pytest.approx(calibrated.usual_weight * float(error.square().sum()), rel=1e-4)
+    few = LayerRecord(Path("none"), Path("none"), 5, 6, 3, 1.0)
+    scarce = Calibration({"a": few}, {}, 1.0, 1)
+    assert scarce.metrics("a", (5, 6)).energy(error) == pytest.approx(float(error.square().sum()), rel=1e-4)
+    assert "embed_tokens.weight" in calibrated.vocabularies
+
+
+def test_calibrating_again_gives_the_same_and_leaves_the_random_state(
+    base: Path, fine_tune: Path, calibrated: Calibration, tmp_path: Path
+) -> None:
+    before = torch.get_rng_state()
+    again = calibrate(fine_tune, base, sums(32), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, record in again.layers.items():
+        assert record.gradients.read_bytes() == calibrated.layers[name].gradients.read_bytes()
+
+
+def test_a_pack_with_prompts_is_calibrated(base: Path, fine_tune: Path, tmp_path: Path) -> None:
+    metadata = AuthorFile(name="sums", version="1.0")
+    plain = pack(fine_tune, base, tmp_path / "plain", metadata=metadata)
+    weighed = pack(fine_tune, base, tmp_path / "weighed", metadata=metadata, prompts=sums(32))
+    assert open_delta(weighed).names == open_delta(plain).names
+    assert not list((tmp_path / "weighed").rglob("*.inputs"))
+
+
+def test_a_fine_tune_that_cannot_be_loaded_is_a_clear_error(base: Path, fine_tune: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(fine_tune, broken)
+    (broken / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(UsageError, match="which calibration needs"):
+        pack(broken, base, tmp_path / "pack", metadata=AuthorFile(name="a", version="1"), prompts=sums(32))
+    assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_lossless_pack_restores_every_tensor(dtype: torch.dtype, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = save_base(tmp_path / "base")
+    fine_tune = tuned(base, tmp_path / "tuned", seed=4)
+    for folder in (base, fine_tune):
+        file = folder / "model.safetensors"
+        save_file({name: one.to(dtype) for name, one in load_file(file).items()}, file, metadata={"format": "pt"})
+    built = pack(fine_tune, base, tmp_path / "pack", metadata=AuthorFile(name="a", version="1"), preset="lossless")
+    assert built.only_variant().codec.preset == "lossless"
+    assert all(entry.max_error == 0 for entry in built.only_variant().codec.tensors.values())
+    skillhub.fuse(base, [built], tmp_path / "fused")
+    restored, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "fused", fine_tune))
+    assert restored.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(restored[name].view(torch.uint8), tensor.view(torch.uint8)), name
