@@ -131,5 +131,5 @@ def test_the_report_has_the_figures(figures: dict[str, Any]) -> None:
     told = report(figures)
     assert "(*ties*: ties with {'weights': 1};" in told
     assert "| sequential | 50.0% | 50.0% | 100.0% |" in told
-    assert "50.0%, 75.0% got their own pack" in told
+    assert "at the least stage 50.0% got their own pack, after the last 75.0%" in told
     assert "1.0 to\n2.0 MB" in told
