@@ -34,8 +34,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## the whole story on a real model, in a few minutes
 	$(BIN)/python examples/demo.py
 
+# Three at a time, also on two cores: many tests wait for other processes.
 test: $(INSTALLED) ## every test that needs no downloaded weights
-	$(BIN)/python -m pytest -m 'not real' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not real' -n 3 --dist loadfile
 
 test-all: lint test ## the above, style and types, and the tests on real weights
 	$(BIN)/python -m pytest -m real -n 2 --dist loadfile

@@ -210,7 +210,7 @@ def build_pack(story: Story, base: Path, skill: Any) -> Facts:
     words = pack.with_name(f"{skill.name}.toml")
     words.parent.mkdir(exist_ok=True)
     words.write_text(author_file(skill), encoding="utf-8")
-    story.run("skillhub", "pack", tuned, "--base", base, "-o", pack, "--metadata", words)
+    story.run("skillhub", "pack", tuned, "--base", base, "-o", pack, "--metadata", words, "--no-calibration")
     model, tokenizer = load(base)
     return {**judge(skillhub.graft(model, [pack]), tokenizer, [skill]), "bytes": folder_size(pack)}
 

@@ -54,6 +54,7 @@ def pack(
     preset: str = "near",
     budget_bytes: int | None = None,
     prompts: Sequence[str] | None = None,
+    calibrate: bool = True,
     progress: Progress | None = None,
     notice: Notice | None = None,
 ) -> Pack:
@@ -70,6 +71,7 @@ def pack(
         prompts: what users of the pack might write: 32 to 128, worded in several ways. They make its routing card, and the fine-tune reads
             them to tell which errors matter (:mod:`skillhub.calibration`; a minute on a core for 135M parameters). Without them the
             prompts of ``metadata.skills`` are taken, where there are enough; else the pack has no card and all weights count alike.
+        calibrate: whether prompts are also read by the fine-tune; otherwise all weights count alike, and they make the routing card only.
         progress: called with (what, tensors or prompts done, all of them).
         notice: told what the routing card is worth, or why there is none.
 
@@ -96,7 +98,7 @@ def pack(
         folder.mkdir(parents=True)
         router = write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
         with tempfile.TemporaryDirectory(dir=folder) as spool:
-            examples = () if lossless else prompts or metadata.skills.prompts
+            examples = prompts or metadata.skills.prompts if calibrate and not lossless else ()
             calibration = _calibrate(delta, examples, Path(spool), progress, notice, needed=bool(prompts))
             encoder = DeltaEncoder(delta, changed, Path(spool), calibration, progress)
             if lossless:

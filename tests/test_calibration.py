@@ -122,9 +122,24 @@ def test_calibrating_again_gives_the_same_and_leaves_the_random_state(
 def test_a_pack_with_prompts_is_calibrated(base: Path, fine_tune: Path, tmp_path: Path) -> None:
     metadata = AuthorFile(name="sums", version="1.0")
     plain = pack(fine_tune, base, tmp_path / "plain", metadata=metadata)
-    weighed = pack(fine_tune, base, tmp_path / "weighed", metadata=metadata, prompts=sums(32))
-    assert open_delta(weighed).names == open_delta(plain).names
-    assert not list((tmp_path / "weighed").rglob("*.inputs"))
+    told: dict[bool, set[str]] = {True: set(), False: set()}
+    built = {
+        calibrates: pack(
+            fine_tune,
+            base,
+            tmp_path / str(calibrates),
+            metadata=metadata,
+            prompts=sums(32),
+            calibrate=calibrates,
+            progress=lambda what, *_, calibrates=calibrates: told[calibrates].add(what),
+        )
+        for calibrates in told
+    }
+    assert told[True] - told[False] == {"calibration texts"}
+    digests = [{name: one.entry(name).digest for name in one.names} for one in map(open_delta, (plain, built[False]))]
+    assert digests[0] == digests[1] and open_delta(built[True]).names == list(digests[0])
+    assert all(one.only_variant().router is not None for one in built.values())
+    assert not list(tmp_path.rglob("*.inputs"))
 
 
 def test_a_fine_tune_that_cannot_be_loaded_is_a_clear_error(base: Path, fine_tune: Path, tmp_path: Path) -> None:

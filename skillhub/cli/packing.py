@@ -67,6 +67,9 @@ def _budget(text: str) -> int:
     type=click.Path(path_type=Path),
     help='Example inputs for the routing card, one {"prompt": …} a line; else those of the author\'s file.',
 )
+@click.option(
+    "--no-calibration", is_flag=True, help="Take the example inputs for the routing card only, and save a minute."
+)
 @console.output_options
 def pack_command(
     tuned: str | None,
@@ -77,6 +80,7 @@ def pack_command(
     preset: str,
     budget: int | None,
     prompts_file: Path | None,
+    no_calibration: bool,
     as_json: bool,
     **words: Any,
 ) -> None:
@@ -108,8 +112,10 @@ def pack_command(
             built = pack_adapter(lora, source, out, **common)
         else:
             assert tuned is not None and source is not None  # checked above
-            built = pack(tuned, source, out, preset=preset, budget_bytes=budget, **common)
-    _print_summary(built, out, as_json=as_json, calibrated=bool(prompts or author.skills.prompts))
+            built = pack(tuned, source, out, preset=preset, budget_bytes=budget, calibrate=not no_calibration, **common)
+    _print_summary(
+        built, out, as_json=as_json, calibrated=not no_calibration and bool(prompts or author.skills.prompts)
+    )
 
 
 def _check_source(tuned: str | None, lora: Path | None) -> None:
