@@ -35,7 +35,7 @@ from skillhub.codecs.predictions import (
     samples,
     values_of,
 )
-from skillhub.codecs.streams import Bytes, compress, decompress
+from skillhub.codecs.streams import Bytes, compress, decompress, split_frames
 
 ID = "lossless"
 
@@ -145,7 +145,7 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
     dtype, elements = stored_dtype(part), count_elements(shape)
     if base.dtype != base_dtype(part) or base.dim() != len(shape) or tuple(base.shape[1:]) != shape[1:]:
         raise damaged(f"was made with another base than one of {base.dtype} and shape {list(base.shape)}")
-    levels, coded, rest, lows = _split_frames(part)
+    levels, coded, rest, lows = split_frames(part.arrays["data"], part.config["frames"], 4)
     model = _read_model(part, shape, levels)
     alphabet = alphabet_of(FORMATS[dtype].bits)
     stream = ans.read_stream(coded, elements, alphabet=alphabet.size, context_count=MODELS[model.kind])
@@ -300,14 +300,3 @@ def _read_model(part: EncodedPart, shape: tuple[int, ...], frame: Bytes) -> Mode
         levels = decompress(frame, rows + columns)
         return Model(kind, levels[:rows], levels[rows:], offset, exponent)
     return Model(kind, decompress(frame, 1), np.full(columns, 128, dtype=np.uint8), offset, exponent)
-
-
-def _split_frames(part: EncodedPart) -> list[Bytes]:
-    """Cut the four frames out of a part's data by the sizes of its config."""
-    data, sizes = part.arrays["data"], part.config["frames"]
-    if not isinstance(sizes, list) or len(sizes) != 4:
-        raise damaged("does not list its frames")
-    sizes = [read_integer(size, "frame size", 0, data.size) for size in sizes]
-    if sum(sizes) != data.size:
-        raise damaged("has frames that do not add up to its bytes")
-    return np.split(data, np.cumsum(sizes)[:-1])

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from skillhub.codecs.encoding import EncodedPart, check_keys, count_elements, damaged, read_integer
-from skillhub.codecs.streams import compress, decompress
+from skillhub.codecs.streams import compress, decompress, split_frames
 from skillhub.codecs.symbols import (
     PACKINGS,
     Bytes,
@@ -192,7 +192,7 @@ def read_components(part: EncodedPart, rows: int, columns: int) -> Components:
     rank = read_integer(part.config["rank"], "rank", 1, min(rows, columns, MAX_RANK))
     groups = _read_groups(part.config["groups"], rank)
     data = part.arrays["codes"]
-    frames = _split_frames(data[4 * rank :], part.config["frames"])
+    frames = split_frames(data[4 * rank :], part.config["frames"], len(PACKINGS) + 1)
     head = data[: 4 * rank].reshape(rank, 4)
     scales = np.ascontiguousarray(head[:, :2]).view("<u2").reshape(rank).astype(np.int64)
     packings = head[:, 2:]
@@ -226,16 +226,6 @@ def _read_groups(value: object, rank: int) -> tuple[tuple[int, int], ...]:
     if sum(count for count, _ in groups) != rank:
         raise damaged("has groups that do not cover its components")
     return groups
-
-
-def _split_frames(data: Bytes, sizes: object) -> list[Bytes]:
-    """Cut the frames out of ``data`` by the sizes of the config."""
-    if not isinstance(sizes, list) or len(sizes) != len(PACKINGS) + 1:
-        raise damaged("does not list its frames")
-    sizes = [read_integer(size, "frame size", 0, data.size) for size in sizes]
-    if sum(sizes) != data.size:
-        raise damaged("has frames that do not add up to its bytes")
-    return np.split(data, np.cumsum(sizes)[:-1])
 
 
 def _fill_codes(left: Codes, right: Codes, packings: Bytes, frames: list[Bytes]) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from skillhub.codecs.encoding import EncodedPart, check_keys, damaged, read_integer
 from skillhub.codecs.lowrank import matrix_shape
-from skillhub.codecs.streams import Bytes, compress, decompress
+from skillhub.codecs.streams import Bytes, compress, decompress, split_frames
 from skillhub.codecs.symbols import (
     MAX_CODE,
     PACKINGS,
@@ -237,7 +237,7 @@ def read_residual(part: EncodedPart, shape: tuple[int, ...]) -> Residual:
     rows, columns = matrix_shape(shape)
     step = _read_step(part.config["step"])
     packing = read_integer(part.config["packing"], "packing", 0, len(PACKINGS) - 1)
-    row_frame, column_frame, packed_frame, overflow_frame = _split_frames(part)
+    row_frame, column_frame, packed_frame, overflow_frame = split_frames(part.arrays["data"], part.config["frames"], 4)
     packed = _decompress(packed_frame, count_packed(rows * columns, packing))
     codes = unpack_symbols(packed, rows * columns, packing)
     codes = add_overflow(codes, _decompress(overflow_frame, count_overflow(codes, packing)), packing)
@@ -265,17 +265,6 @@ def _read_scales(frame: Bytes, count: int) -> Floats | None:
     if (exponents == -128).any():
         raise damaged("has a scale that is out of range")
     return _scales(exponents)
-
-
-def _split_frames(part: EncodedPart) -> list[Bytes]:
-    """Cut the four frames out of a part's data by the sizes of its config."""
-    data, sizes = part.arrays["data"], part.config["frames"]
-    if not isinstance(sizes, list) or len(sizes) != 4:
-        raise damaged("does not list its frames")
-    sizes = [read_integer(size, "frame size", 0, data.size) for size in sizes]
-    if sum(sizes) != data.size:
-        raise damaged("has frames that do not add up to its bytes")
-    return np.split(data, np.cumsum(sizes)[:-1])
 
 
 def _decompress(frame: Bytes, size: int) -> Bytes:

@@ -20,7 +20,15 @@ import numpy.typing as npt
 import torch
 
 from skillhub.codecs.encoding import EncodedPart, check_keys, count_elements, damaged, read_integer
-from skillhub.codecs.streams import Bytes, compress, compress_planes, decompress, decompress_planes, tensor_bytes
+from skillhub.codecs.streams import (
+    Bytes,
+    compress,
+    compress_planes,
+    decompress,
+    decompress_planes,
+    split_frames,
+    tensor_bytes,
+)
 
 ID = "sparse"
 
@@ -133,7 +141,7 @@ def read_changes(part: EncodedPart, shape: tuple[int, ...]) -> tuple[torch.Tenso
     shift = read_integer(part.config["shift"], "shift", 0, MAX_SHIFT)
     # Each byte of 255 stands for as many places.
     size = read_integer(part.config["highs"], "size of high parts", count, count + elements // 255)
-    highs, low, values, ranks = _split_frames(part)
+    highs, low, values, ranks = split_frames(part.arrays["data"], part.config["frames"], 4)
     gaps = _from_bytes(_decompress(highs, size), count)
     if count and (int(gaps.max()) << shift) > elements:
         raise damaged("changes weights beyond its last")
@@ -214,17 +222,6 @@ def _read_values(part: EncodedPart, values: Bytes, ranks: Bytes, count: int) -> 
     if int(at.max()) >= different:
         raise damaged("has ranks beyond its values")
     return listed[at]
-
-
-def _split_frames(part: EncodedPart) -> list[Bytes]:
-    """Cut the four frames out of a part's data by the sizes of its config."""
-    data, sizes = part.arrays["data"], part.config["frames"]
-    if not isinstance(sizes, list) or len(sizes) != 4:
-        raise damaged("does not list its frames")
-    sizes = [read_integer(size, "frame size", 0, data.size) for size in sizes]
-    if sum(sizes) != data.size:
-        raise damaged("has frames that do not add up to its bytes")
-    return np.split(data, np.cumsum(sizes)[:-1])
 
 
 def _compress(data: Bytes) -> Bytes:

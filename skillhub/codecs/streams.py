@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import zstandard
 
-from skillhub.codecs.encoding import damaged
+from skillhub.codecs.encoding import damaged, read_integer
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -48,6 +48,20 @@ def decompress(frame: Bytes, size: int) -> Bytes:
     if len(data) != size:
         raise damaged(f"has a stream of {len(data)} bytes where its config implies {size}")
     return np.frombuffer(data, dtype=np.uint8)
+
+
+def split_frames(data: Bytes, sizes: object, count: int) -> list[Bytes]:
+    """Cut ``count`` frames out of ``data`` by the sizes that a config lists.
+
+    Raises:
+        IntegrityError: the sizes are not so many, or do not add up to the data.
+    """
+    if not isinstance(sizes, list) or len(sizes) != count:
+        raise damaged("does not list its frames")
+    sizes = [read_integer(size, "frame size", 0, data.size) for size in sizes]
+    if sum(sizes) != data.size:
+        raise damaged("has frames that do not add up to its bytes")
+    return np.split(data, np.cumsum(sizes)[:-1])
 
 
 def compress_planes(values: npt.NDArray[Any]) -> Bytes:
