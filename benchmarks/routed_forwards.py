@@ -56,7 +56,8 @@ ON_CPU, ON_GPU = ("0.69 B", "135 M"), ("0.69 B", "8.0 B")
 OF_ADAPTERS = ("8.0 B",)
 """Sizes that are made where they run, with adapters for packs: writing and packing them would take minutes."""
 MIXED = ["p0", None, "p1", "p2", "p0", "p1", None, "p2"]
-ROWS, LENGTH, RANK, STEPS, TURNS = 8, 128, 16, 4, 5
+ROWS, LENGTH, RANK, STEPS, TURNS = 8, 128, 16, 4, 7
+SHORT, SWITCHES = 8, 21
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 Forward = Callable[[], object]
@@ -70,7 +71,7 @@ def route_tables(work: Path, device: str = "cpu") -> list[str]:
     how = "one thread; CPU milliseconds" if device == "cpu" else f"{torch.cuda.get_device_name()}; wall milliseconds"
     lines = [
         f"Batches of {ROWS} rows of {LENGTH} tokens over three packs (rank {RANK}, all linear layers) and the base, bf16, {how}, "
-        f"medians of {TURNS} turns. Decoding is one token for every row. The router runs the base up to a layer: ¼ of the depth "
+        f"medians of {TURNS} turns (ratios: of each turn's ratio). Decoding is one token for every row. The router runs the base up to a layer: ¼ of the depth "
         "is the deepest that a routing card may name, ⅙ the deepest that cards of the three skills of `benchmarks/routing.py` do.",
     ]
     for size in ON_CPU if device == "cpu" else ON_GPU:
@@ -210,27 +211,41 @@ def _compare(model: Any, inputs: dict[str, Any], calls: dict[str, Callable[..., 
     first, then = in_turns(prefills), in_turns(decodes)
     digits = 0 if model.device.type == "cpu" else 1
     return [
-        f"| {name} | {first[name]:.{digits}f} | {first[name] / first['base']:.2f} | {then[name] / STEPS:.1f} | {then[name] / then['base']:.2f} |"
+        f"| {name} | {first.of(name):.{digits}f} | {first.ratio(name, 'base'):.2f} | "
+        f"{then.of(name) / STEPS:.1f} | {then.ratio(name, 'base'):.2f} |"
         for name in prefills
     ]
 
 
 def _switching(model: Any, inputs: dict[str, Any], executor: str) -> str:
-    """Measure what it costs that a batch agrees on another pack than the one before, beside copying the weights twice."""
+    """Measure what it costs that a batch agrees on another pack than the one before, beside copying the weights twice.
+
+    The batch is one row of a few tokens: what a switch costs does not depend on it, and a longer forward would hide it.
+    """
+    short = {name: tensor[:1, :SHORT] for name, tensor in inputs.items()}
     touched = [tensor for name, tensor in model.named_parameters() if name.endswith("_proj.weight")]
     copies = [tensor.detach().clone() for tensor in touched]
 
     def one(name: str) -> None:
-        _prefill(model, inputs, pack_choices=[name] * ROWS)
+        _prefill(model, short, pack_choices=[name])
 
     def copy() -> None:
         for _ in range(2):
             for tensor, kept in zip(touched, copies, strict=True):
                 kept.copy_(tensor.detach())
 
-    found = in_turns({"stay": lambda: (one("p1"), one("p1")), "switch": lambda: (one("p0"), one("p1")), "copy": copy})
-    cost = max(0.0, (found["switch"] - found["stay"]) / 2)
-    return f"| {executor}: switching packs {cost:.0f} ms; copying the touched weights twice {found['copy']:.0f} ms | | | | |"
+    forwards: dict[str, Forward] = {
+        "stay": lambda: (one("p1"), one("p1")),
+        "switch": lambda: (one("p0"), one("p1")),
+        "copy": copy,
+    }
+    found = in_turns(forwards, SWITCHES)
+    cost = statistics.median(one - two for one, two in zip(found["switch"], found["stay"], strict=True)) / 2
+    digits = 0 if model.device.type == "cpu" else 1
+    return (
+        f"| {executor}: switching packs {max(0.0, cost):.{digits}f} ms; "
+        f"copying the touched weights twice {found.of('copy'):.{digits}f} ms | | | | |"
+    )
 
 
 def _peft(model: Any, inputs: dict[str, Any]) -> list[str]:
@@ -253,22 +268,34 @@ def _peft(model: Any, inputs: dict[str, Any]) -> list[str]:
                 tensor.data = torch.randn_like(tensor.float()).mul_(0.01).to(dtype)
         steps = _steps(wrapped, inputs, adapter_names=names)
         found = in_turns({"prefill": lambda: _prefill(wrapped, inputs, adapter_names=names), "decode": steps})
-        cells = [f"{found['prefill']:.{digits}f}", f"{found['prefill'] / base['prefill']:.2f}"]
-        cells += [f"{found['decode'] / STEPS:.1f}", f"{found['decode'] / base['decode']:.2f}"]
+        cells = [f"{found.of('prefill'):.{digits}f}", f"{found.of('prefill') / base.of('prefill'):.2f}"]
+        cells += [f"{found.of('decode') / STEPS:.1f}", f"{found.of('decode') / base.of('decode'):.2f}"]
         rows.append(f"| PEFT, {dtype} adapters: rows differ | {' | '.join(cells)} |")
     return rows
 
 
-def in_turns(functions: dict[str, Forward]) -> dict[str, float]:
-    """Return the median milliseconds of each function, run in turns after an unmeasured one."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(TURNS + 1):
+class Times(dict[str, list[float]]):
+    """Milliseconds of each function in each turn."""
+
+    def of(self, name: str) -> float:
+        """Return a function's median."""
+        return statistics.median(self[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """Return the median over the turns of what one function took for each millisecond of another."""
+        return statistics.median(one / two for one, two in zip(self[name], self[other], strict=True))
+
+
+def in_turns(functions: dict[str, Forward], turns: int = TURNS) -> Times:
+    """Measure functions, run in turns after an unmeasured one: ratios in one turn know nothing of a machine's slow minutes."""
+    times = Times({name: [] for name in functions})
+    for turn in range(turns + 1):
         for name, function in functions.items():
             started = seconds()
             function()
             if turn:
-                times[name].append(seconds() - started)
-    return {name: 1000 * statistics.median(some) for name, some in times.items()}
+                times[name].append(1000 * (seconds() - started))
+    return times
 
 
 def seconds() -> float:
