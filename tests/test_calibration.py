@@ -11,8 +11,10 @@ import skillhub
 from skillhub.authorfile import AuthorFile
 from skillhub.calibration import Calibration, calibrate
 from skillhub.calibration.moments import LayerRecord
+from skillhub.calibration.recording import ROOM
 from skillhub.calibration.texts import BATCH_TOKENS, Row, answered_rows, batches, padded, thinned
 from skillhub.deltas import open_delta
+from skillhub.devices import device_for
 from skillhub.errors import UsageError
 from skillhub.packer import pack
 from tests.routing_examples import save_base, sums, tuned
@@ -59,14 +61,15 @@ def test_what_goes_into_a_layer_is_noted_where_something_is_read(
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(fine_tune)
+    model = model.to(device_for(model, room=ROOM))  # sampled answers differ between devices
     rows = answered_rows(model, transformers.AutoTokenizer.from_pretrained(base), sums(32))
     assert len(rows) == calibrated.rows and {row.weight for row in rows} == {0.3, 1.0}
     seen: list[torch.Tensor] = []
     module = model.model.layers[7].mlp.down_proj
     with module.register_forward_hook(lambda _, args, __: seen.append(args[0])), torch.no_grad():
         for row in rows:  # one by one: no padding
-            model(input_ids=torch.tensor([row.tokens]))
-    expected = torch.cat([one[0, 1:] for one in seen])  # the first position is left out
+            model(input_ids=torch.tensor([row.tokens], device=model.device))
+    expected = torch.cat([one[0, 1:].cpu() for one in seen])  # the first position is left out
     record = calibrated.layers["layers.7.mlp.down_proj.weight"]
     assert (record.rows, record.columns, record.positions) == (16, 24, len(expected))
     stored = torch.from_file(str(record.inputs), size=expected.numel(), dtype=torch.bfloat16).reshape(expected.shape)
