@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from skillhub.calibration.moments import Calibration
-from skillhub.codecs import EncodedTensor, decode, decoded_digest, exact, restoration
+from skillhub.codecs import EncodedTensor, content_digest, decode, exact, restoration
 from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
 from skillhub.codecs.metrics import Metrics
 from skillhub.deltafiles import DeltaWriter
@@ -21,6 +21,8 @@ from skillhub.deltas import Delta
 from skillhub.errors import UsageError
 from skillhub.manifest import TensorEntry
 from skillhub.progress import Progress
+from skillhub.recipes import Recipe
+from skillhub.recipes.encoding import keep_exactly
 
 BUDGET_TOLERANCE = 0.02
 """How much over its budget a payload may be."""
@@ -53,7 +55,7 @@ class Encoding:
             bytes=self.tensor.nbytes,
             relative_error=self.error.relative_squared_error,
             max_error=self.error.max_absolute_error,
-            digest=decoded_digest(self.decoded),
+            digest=content_digest(self.tensor, self.decoded),
         )
 
 
@@ -103,6 +105,13 @@ class DeltaEncoder:
         """Write all tensors so that the fine-tune's are restored bit for bit; return what the manifest says of each."""
         return self._write(writer, self._encode_bits)
 
+    def encode_by(self, recipe: Recipe, writer: DeltaWriter) -> dict[str, TensorEntry]:
+        """Write all tensors as a published recipe compresses them; return what the manifest says of each.
+
+        What no recipe speaks of is kept exactly: values that are set, and tensors with rows that the base does not have.
+        """
+        return self._write(writer, lambda name: self._compress(recipe, name))
+
     def _report(self, what: str, done: int, total: int) -> None:
         if self.progress:
             self.progress(what, done, total)
@@ -126,6 +135,18 @@ class DeltaEncoder:
             return Encoding(found := _set_values(self.delta, name), decode(found))
         true = self.delta.tensor(name)
         found = encode(analysis, price, true, self._metrics(name) if analysis.is_calibrated else None)
+        decoded = decode(found)
+        return Encoding(found, decoded, measure_error(true, decoded))
+
+    def _compress(self, recipe: Recipe, name: str) -> Encoding:
+        if not self.delta.is_additive(name):
+            return Encoding(found := _set_values(self.delta, name), decode(found))
+        true = self.delta.tensor(name)
+        if self.delta.added_rows(name):
+            found = keep_exactly(true).encoded
+        else:
+            seen = self.calibration.second_moment(name, tuple(true.shape)) if self.calibration else None
+            found = recipe(name, true, seen).encoded
         decoded = decode(found)
         return Encoding(found, decoded, measure_error(true, decoded))
 

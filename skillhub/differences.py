@@ -23,7 +23,7 @@ from skillhub.codecs import exact
 from skillhub.codecs.allocation import Analysis, analyse, choose_lambda
 from skillhub.deltas import Delta
 from skillhub.errors import UsageError, WrongBaseError
-from skillhub.packer import PRESETS
+from skillhub.goals import SIZES
 from skillhub.progress import Progress
 
 Key = TypeVar("Key", bound=Hashable)
@@ -269,7 +269,7 @@ def _predict_sizes(
             sizes[one.name] = exact.encode(delta.values(one.name), operation="set").nbytes
     as_they_are = sum(sizes.values())
     least = as_they_are + sum(analysis.fixed_bytes for analysis in analyses.values())
-    price = choose_lambda(list(analyses.values()), max(base_size // PRESETS[PRESET], least), set_bytes=as_they_are)
+    price = choose_lambda(list(analyses.values()), max(base_size // SIZES[PRESET], least), set_bytes=as_they_are)
     return sizes | {name: _bytes_at(analysis, price) for name, analysis in analyses.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,14 @@ from skillhub.basemodel import base_info
 from skillhub.bases import LocatedBase, find_base
 from skillhub.canonical import refuse_changed_layers
 from skillhub.checkpoints import Checkpoint, open_checkpoint
-from skillhub.deltaencoding import DeltaEncoder, write_within
-from skillhub.deltafiles import DeltaWriter
+from skillhub.deltaencoding import DeltaEncoder
 from skillhub.deltas import Delta
 from skillhub.documents import field_error
 from skillhub.errors import UsageError
 from skillhub.fields import Label
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
+from skillhub.goals import choose_goal, write_tensors
 from skillhub.licenses import BASE_LICENSE, stated_license
 from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manifest
@@ -32,12 +32,6 @@ from skillhub.routingcards import RouterInfo
 
 if TYPE_CHECKING:
     from skillhub.calibration import Calibration
-
-PRESETS = {"near": 45, "small": 75, "tiny": 170}
-"""Preset → how many times smaller than the base's stored weights the payload is to be."""
-
-LOSSLESS = "lossless"
-"""The preset whose packs restore the fine-tune bit for bit."""
 
 FEWEST_PROMPTS = 16
 """Prompts that calibration needs; fewer say little about a skill."""
@@ -53,6 +47,7 @@ def pack(
     metadata: AuthorFile,
     preset: str = "near",
     budget_bytes: int | None = None,
+    recipe_options: Mapping[str, object] | None = None,
     prompts: Sequence[str] | None = None,
     calibrate: bool = True,
     progress: Progress | None = None,
@@ -65,9 +60,12 @@ def pack(
         base: the base model that it was fine-tuned from, likewise.
         out: folder of the new pack; it must not exist yet, or be empty.
         metadata: name, version and what else the author says.
-        preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost; or ``lossless``: every tensor bit for bit, for whoever
-            has the base's exact values.
+        preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost; ``lossless``: every tensor bit for bit, for whoever
+            has the base's exact values; or, to compare with, a published recipe (:mod:`skillhub.recipes`): ``graftllm``,
+            ``delta-come``, ``bitdelta`` or ``svd-lora``, all of the model as its paper has it. What a recipe does not compress is kept
+            exactly: norms and biases, with Delta-CoMe and BitDelta embeddings and head too, and whatever has tokens beyond the base's.
         budget_bytes: most payload, to within 2 %, instead of a preset's; nothing is written that is larger.
+        recipe_options: of a recipe, other options than its paper's, as for :func:`skillhub.recipes.choose_recipe`.
         prompts: what users of the pack might write: 32 to 128, worded in several ways. They make its routing card, and the fine-tune reads
             them to tell which errors matter (:mod:`skillhub.calibration`; a minute on a core for 135M parameters). Without them the
             prompts of ``metadata.skills`` are taken, where there are enough; else the pack has no card and all weights count alike.
@@ -86,9 +84,7 @@ def pack(
         DiskError: the disk is full or ``out`` may not be written.
     """
     manifest, out = metadata.to_manifest(), new_folder(out)
-    lossless = preset == LOSSLESS and budget_bytes is None
-    if preset not in (LOSSLESS, *PRESETS):
-        raise UsageError(f"There is no preset {preset!r}.", hint=f"Choose one of {', '.join((LOSSLESS, *PRESETS))}.")
+    goal = choose_goal(preset, budget_bytes, recipe_options)
     found = find_base(base)
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
     changed = _changed_names(delta)
@@ -98,19 +94,12 @@ def pack(
         folder.mkdir(parents=True)
         router = write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
         with tempfile.TemporaryDirectory(dir=folder) as spool:
-            examples = prompts or metadata.skills.prompts if calibrate and not lossless else ()
+            examples = prompts or metadata.skills.prompts if calibrate and goal.is_calibrated else ()
             calibration = _calibrate(delta, examples, Path(spool), progress, notice, needed=bool(prompts))
             encoder = DeltaEncoder(delta, changed, Path(spool), calibration, progress)
-            if lossless:
-                tensors = encoder.encode_losslessly(DeltaWriter(folder))
-            else:
-                budget = budget_bytes or stored_bytes(delta.base) // PRESETS[preset]
-                tensors = write_within(encoder, folder, budget, may_grow=budget_bytes is None)
-        codec = CodecInfo(
-            preset="budget" if budget_bytes else preset,
-            bits_per_weight=bits_per_weight(tensors, delta.base),
-            tensors=tensors,
-        )
+            tensors = write_tensors(goal, encoder, folder)
+        codec = CodecInfo(preset=goal.preset, bits_per_weight=bits_per_weight(tensors, delta.base), tensors=tensors)
+        manifest = structs.replace(manifest, provenance=goal.facts)
         finish_pack(staged, folder, manifest, found, record, codec, router)
     return open_pack(out)
 
@@ -171,11 +160,6 @@ def _calibrate(
         return None
 
 
-def stored_bytes(base: Checkpoint) -> int:
-    """Return the bytes of a checkpoint's tensors, as they are stored."""
-    return sum(info.nbytes for info in base.tensors.values())
-
-
 def bits_per_weight(tensors: dict[str, TensorEntry], base: Checkpoint) -> float:
     """Return the payload's bits over the base's parameters."""
     payload = sum(entry.bytes for entry in tensors.values())
@@ -225,7 +209,7 @@ def finish_pack(
     paths = sorted(path.relative_to(staged).as_posix() for path in folder.iterdir())
     base = base_info(found.folder, record, repository=found.repo, revision=found.revision)
     variant = Variant(base=base, codec=codec, files=[file_entry(staged, path) for path in paths], router=router)
-    provenance = {"built_with": f"skillhub {__version__}"} | _base_license(found.folder)
+    provenance = {**manifest.provenance, "built_with": f"skillhub {__version__}", **_base_license(found.folder)}
     write_manifest(staged, structs.replace(manifest, variants=[variant], provenance=provenance))
 
 

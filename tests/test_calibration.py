@@ -13,10 +13,12 @@ from skillhub.calibration import Calibration, calibrate
 from skillhub.calibration.moments import LayerRecord
 from skillhub.calibration.recording import ROOM
 from skillhub.calibration.texts import BATCH_TOKENS, Row, answered_rows, batches, padded, thinned
-from skillhub.deltas import open_delta
+from skillhub.checkpoints import open_checkpoint
+from skillhub.deltas import Delta, open_delta
 from skillhub.devices import device_for
 from skillhub.errors import UsageError
 from skillhub.packer import pack
+from skillhub.packs import Pack
 from tests.routing_examples import save_base, sums, tuned
 
 
@@ -143,6 +145,53 @@ def test_a_pack_with_prompts_is_calibrated(base: Path, fine_tune: Path, tmp_path
     assert digests[0] == digests[1] and open_delta(built[True]).names == list(digests[0])
     assert all(one.only_variant().router is not None for one in built.values())
     assert not list(tmp_path.rglob("*.inputs"))
+
+
+def test_gptq_is_given_the_second_moment_of_what_a_layer_reads(calibrated: Calibration) -> None:
+    name = "layers.7.mlp.down_proj.weight"
+    record = calibrated.layers[name]
+    inputs = torch.from_file(str(record.inputs), size=record.positions * 24, dtype=torch.bfloat16).double()
+    expected = torch.einsum("pi,pj->ij", *[inputs.reshape(-1, 24)] * 2) / record.positions
+    found = calibrated.second_moment(name, (16, 24))
+    assert found is not None
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    assert calibrated.second_moment(name, (24, 16)) is None
+    assert calibrated.second_moment("embed_tokens.weight", (261, 16)) is None
+
+
+@pytest.mark.parametrize("preset", ["delta-come", "svd-lora"])
+def test_prompts_calibrate_the_recipes_that_take_them(
+    preset: str, base: Path, fine_tune: Path, calibrated: Calibration, tmp_path: Path
+) -> None:
+    metadata, told = AuthorFile(name="sums", version="1.0"), set[str]()
+    packs = [
+        pack(
+            fine_tune,
+            base,
+            tmp_path / str(number),
+            metadata=metadata,
+            preset=preset,
+            recipe_options={"rank": 16},  # nothing is truncated: all error is quantization's
+            prompts=prompts,
+            progress=lambda what, *_: told.add(what),
+        )
+        for number, prompts in enumerate([None, sums(32)])
+    ]
+    delta = Delta(open_checkpoint(base), open_checkpoint(fine_tune))
+    names = [name for name in calibrated.layers if name.endswith("down_proj.weight")]
+
+    def seen_error(built: Pack) -> float:
+        decoded, total = open_delta(built), 0.0
+        for name in names:
+            error = decoded.decode(name) - delta.tensor(name)
+            moment = calibrated.second_moment(name, tuple(error.shape))
+            assert moment is not None
+            total += float(torch.trace(error @ moment @ error.T))
+        return total
+
+    assert ("calibration texts" in told) == (preset == "delta-come")
+    plain, informed = map(seen_error, packs)
+    assert (informed < 0.9 * plain) if preset == "delta-come" else (informed == plain)
 
 
 def test_a_fine_tune_that_cannot_be_loaded_is_a_clear_error(base: Path, fine_tune: Path, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ COLUMNS = [
     (WEIGHTS, "routing"),
     (WEIGHTS, "calibration"),
     (WEIGHTS, "deltaencoding"),
+    (WEIGHTS, "goals"),
     (WEIGHTS, "packer compose"),
     (WEIGHTS, "adapterpacker differences evaluation exporter repacker"),
     (WEIGHTS, "differencemaps"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -234,3 +235,63 @@ def test_a_tensor_name_that_no_manifest_holds_is_the_authors_to_correct(tmp_path
     with pytest.raises(UsageError, match="It contains control characters") as caught:
         pack(tuned, base, tmp_path / "pack", metadata=METADATA)
     assert caught.value.hint == "Rename the tensor in the checkpoint." and not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("preset", ["bitdelta", "delta-come", "graftllm", "svd-lora"])
+def test_a_recipe_packs_a_whole_model(preset: str, tmp_path: Path) -> None:
+    base = save_model("llama", tmp_path / "base", dtype=torch.float32)
+    tuned = tune(base, tmp_path / "tuned")
+    built = pack(tuned, base, tmp_path / "pack", metadata=METADATA, preset=preset)
+    codec = built.only_variant().codec
+    assert codec.preset == preset
+    before, expected = (load_file(folder / "model.safetensors") for folder in (base, tuned))
+    found = load_file(fuse(base, [built], tmp_path / "fused", verify="full") / "model.safetensors")
+    for name, tensor in expected.items():
+        entry, change = codec.tensors[name.removeprefix("model.")], tensor - before[name]
+        error = float((found[name] - tensor).square().sum() / change.square().sum())
+        assert error == pytest.approx(entry.relative_error, rel=1e-3, abs=1e-9), name
+        is_kept = tensor.dim() == 1 or (preset in ("bitdelta", "delta-come") and ("embed" in name or "head" in name))
+        assert (error < 1e-9) == is_kept, name
+
+
+def test_a_recipes_options_are_noted(tmp_path: Path) -> None:
+    base = save_model("llama", tmp_path / "base")
+    tuned = tune(base, tmp_path / "tuned")
+    built = pack(tuned, base, tmp_path / "pack", metadata=METADATA, preset="svd-lora", recipe_options={"rank": 2})
+    assert built.manifest.provenance["recipe_options"] == "rank=2"
+    delta = open_delta(built)
+    assert delta.encoded("layers.0.mlp.up_proj.weight").parts[0].config["rank"] == 2
+
+
+def test_a_recipe_keeps_new_tokens_and_values_that_are_set(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    base = {GROWN: torch.rand(30, 8, generator=generator), "w": torch.rand(20, 8, generator=generator)}
+    ids = torch.arange(4)
+    tuned = {name: tensor + 1e-3 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+    tuned[GROWN] = torch.cat([tuned[GROWN], torch.ones(2, 8)])
+    folders = save(tmp_path / "base", {**base, "ids": ids}), save(tmp_path / "tuned", {**tuned, "ids": ids + 1})
+    built = pack(
+        folders[1], folders[0], tmp_path / "pack", metadata=METADATA, preset="svd-lora", recipe_options={"rank": 1}
+    )
+    found = load_file(fuse(folders[0], [built], tmp_path / "fused") / "model.safetensors")
+    assert torch.equal(found["ids"], ids + 1)
+    torch.testing.assert_close(found[GROWN], tuned[GROWN], rtol=0, atol=1e-7)
+    assert not torch.allclose(found["w"], tuned["w"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"preset": "huge"}, "no preset 'huge'"),
+        ({"recipe_options": {"rank": 3}}, "none was chosen"),
+        ({"preset": "svd-lora", "budget_bytes": 10_000}, "svd-lora has no size to choose"),
+        ({"preset": "lossless", "budget_bytes": 10_000}, "lossless has no size to choose"),
+        ({"preset": "svd-lora", "recipe_options": {"rank": "x"}}, "cannot be x"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_read(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        pack("no-such-model", "no-such-base", tmp_path / "pack", metadata=METADATA, **given)
+    assert caught.value.hint and not (tmp_path / "pack").exists()

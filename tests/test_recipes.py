@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from skillhub.codecs import decode, sign
 from skillhub.codecs.factorization import factorize
 from skillhub.codecs.lowrank import matrix_shape, read_components
-from skillhub.recipes import RECIPES, deltacome, graftllm, svdlora
+from skillhub.errors import UsageError
+from skillhub.recipes import RECIPES, choose_recipe, choosing, deltacome, graftllm, svdlora
 from skillhub.recipes.components import Band, compress_bands, count_bytes, cut_bands
 from skillhub.recipes.encoding import Compressed
 from tests.codec_examples import words
@@ -148,7 +149,7 @@ def test_graftllm_gives_attention_a_fixed_rank_and_mlps_one_by_energy() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.01, 0.3, 1.0])
 def test_graftllm_prunes_the_smallest_deltas_of_an_embedding(alpha: float) -> None:
     delta = decaying(200, 16)
-    compressed = graftllm.compress(EMBEDDING, delta, None, graftllm.Options(alpha=alpha))
+    compressed = graftllm.compress(EMBEDDING, delta, None, graftllm.Options(embedding_share=alpha))
     decoded = decode(compressed.encoded)
     count = round(alpha * delta.numel())
     kept = decoded != 0
@@ -207,3 +208,51 @@ def test_convolutions_and_other_layouts_are_taken(recipe: str) -> None:
     assert torch.equal(decode(RECIPES[recipe](MLP, convolution, None).encoded), whole.reshape(24, 5, 12))
     transposed = decode(RECIPES[recipe](MLP, delta.T.contiguous().T, None).encoded)
     assert torch.allclose(transposed, whole, atol=1e-3 * float(delta.abs().max()))
+
+
+def test_every_recipe_can_be_chosen() -> None:
+    assert set(choosing.NAMES) == set(RECIPES)
+    for name, recipe in RECIPES.items():
+        chosen, delta = choose_recipe(name), decaying(24, 60)
+        assert torch.equal(decode(chosen.compress(MLP, delta, None).encoded), decode(recipe(MLP, delta, None).encoded))
+        assert chosen.told == {}
+
+
+def test_options_are_numbers_or_their_texts() -> None:
+    delta = decaying(60, 80)
+    (part,) = choose_recipe("svd-lora", {"rank": "7"}).compress(MLP, delta, None).encoded.parts
+    assert part.config["rank"] == 7
+    chosen = choose_recipe("graftllm", {"mlp-energy": "0.5", "embedding_share": 0})
+    assert chosen.told == {"mlp_energy": 0.5, "embedding_share": 0.0}
+    assert not decode(chosen.compress(EMBEDDING, delta, None).encoded).any()
+    expected = graftllm.compress(MLP, delta, None, graftllm.Options(mlp_energy=0.5))
+    assert torch.equal(decode(chosen.compress(MLP, delta, None).encoded), decode(expected.encoded))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message", "hint"),
+    [
+        ("svd-lora", {"rank": 0}, "rank of the recipe svd-lora cannot be 0", "a whole number from 1 to 4096"),
+        ("svd-lora", {"rank": "2.5"}, "cannot be 2.5", "a whole number"),
+        ("delta-come", {"bits-per-weight": "nan"}, "bits-per-weight of the recipe delta-come cannot be nan", "above 0"),
+        ("graftllm", {"mlp-energy": 0}, "mlp-energy of the recipe graftllm cannot be 0", "above 0 to 1"),
+        ("graftllm", {"embedding-share": "much"}, "cannot be much", "a number from 0 to 1"),
+        ("bitdelta", {"rank": 3}, "bitdelta has no option 'rank'", "no options"),
+        ("graftllm", {"alpha": 3}, "no option 'alpha'", "embedding-share, mlp-energy, attention-rank"),
+    ],
+)
+def test_options_that_will_not_do_are_refused(name: str, options: dict[str, object], message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        choose_recipe(name, options)
+    assert hint in str(caught.value.hint)
+
+
+def test_embeddings_are_compressed_by_those_recipes_whose_papers_do() -> None:
+    delta = decaying(60, 80)
+    for name in ("embed_tokens.weight", "lm_head.weight", "embeddings.position_embeddings.weight", "wpe.weight"):
+        kept = {
+            recipe
+            for recipe in RECIPES
+            if torch.equal(decode(choose_recipe(recipe).compress(name, delta, None).encoded), delta)
+        }
+        assert kept == {"bitdelta", "delta-come"}, name

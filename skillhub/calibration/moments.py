@@ -88,6 +88,22 @@ class Calibration:
             weight = VOCABULARY_SHARE * self.vocabularies[name] / (size[0] * size[1]) / self.predictions
         return Metrics(uniform_metric(size[0], weight), uniform_metric(size[1], 1.0))
 
+    def second_moment(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """Return ``E[x xᵀ]`` over the positions where a linear layer got its inputs ``x``; None where none of this shape was seen enough.
+
+        Args:
+            name: canonical name.
+            shape: of its weight.
+
+        Returns:
+            (columns, columns) fp32.
+        """
+        layer = self.layers.get(name)
+        if layer is None or (layer.rows, layer.columns) != shape or not self._is_seen(layer):
+            return None
+        inputs = _read(layer.inputs, layer.positions, layer.columns)
+        return inputs.T @ inputs / layer.positions
+
     @property
     def usual_weight(self) -> float:
         """The median over the layers of what the square of one weight's error costs; 1 where none was seen."""

@@ -30,6 +30,17 @@ def _budget(text: str) -> int:
     return size
 
 
+def _recipe_options(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    found = dict[str, str]()
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            problem = "is given twice" if name in found else "is not of the form NAME=NUMBER"
+            raise click.BadParameter(f"{text!r} {problem}", context, parameter)
+        found[name] = value
+    return found
+
+
 @click.command("pack")
 @click.argument("tuned", metavar="[TUNED]", required=False)
 @click.option(
@@ -52,13 +63,21 @@ def _budget(text: str) -> int:
 )
 @click.option(
     "--preset",
-    type=click.Choice(["lossless", "near", "small", "tiny"]),
+    type=click.Choice(["lossless", "near", "small", "tiny", "bitdelta", "delta-come", "graftllm", "svd-lora"]),
     default="near",
     show_default=True,
-    help="How near to the fine-tune, or how small; lossless: every bit.",
+    help="How near to the fine-tune, or how small; lossless: every bit; or a published recipe, to compare with.",
 )
 @click.option(
     "--budget", metavar="SIZE", callback=options.read_by(_budget), help="Size to aim at instead of a preset, as in 8MB."
+)
+@click.option(
+    "--recipe-option",
+    "recipe_options",
+    metavar="NAME=NUMBER",
+    multiple=True,
+    callback=_recipe_options,
+    help="Other than a recipe's paper has it, as in rank=64; may be repeated.",
 )
 @click.option(
     "--prompts",
@@ -79,6 +98,7 @@ def pack_command(
     metadata: Path | None,
     preset: str,
     budget: int | None,
+    recipe_options: dict[str, str],
     prompts_file: Path | None,
     no_calibration: bool,
     as_json: bool,
@@ -89,6 +109,11 @@ def pack_command(
     With 16 or more example inputs the pack gets a routing card, by which a model with several packs tells which one an input is
     for (see `skillhub route`). The fine-tune also reads and answers them, to tell which errors matter: a minute or two on a core for
     135M parameters. 32 to 128 of them do best, worded as differently as users would.
+
+    Published recipes compress the whole model as their papers do, for comparison; what a paper leaves alone is kept exactly (norms and
+    biases; by delta-come and bitdelta embeddings and head too). With example inputs, graftllm and delta-come are calibrated by GPTQ.
+    Their options: embedding-share (α), mlp-energy (β) and attention-rank of graftllm; bits-per-weight, or rank, of delta-come; rank
+    of svd-lora. BitDelta's scales are not trained.
 
     \b
     Example:
@@ -112,24 +137,27 @@ def pack_command(
             built = pack_adapter(lora, source, out, **common)
         else:
             assert tuned is not None and source is not None  # checked above
-            built = pack(tuned, source, out, preset=preset, budget_bytes=budget, calibrate=not no_calibration, **common)
+            goal: dict[str, Any] = {"preset": preset, "budget_bytes": budget, "recipe_options": recipe_options}
+            built = pack(tuned, source, out, calibrate=not no_calibration, **goal, **common)
     _print_summary(
         built, out, as_json=as_json, calibrated=not no_calibration and bool(prompts or author.skills.prompts)
     )
 
 
 def _check_source(tuned: str | None, lora: Path | None) -> None:
-    """Refuse a fine-tune and an adapter together, neither, and a size for an adapter, which is kept as it is."""
+    """Refuse a fine-tune and an adapter together, neither, and what says how small where that is said or settled already."""
     if (tuned is None) == (lora is None):
         raise UsageError(
             "Name what to pack: a fine-tuned checkpoint, or an adapter with --lora.",
             hint="Give one of them, as in skillhub pack ./tuned or skillhub pack --lora ./adapter.",
         )
     given = [
-        f"--{name}"
-        for name in ("preset", "budget")
+        f"--{name.removesuffix('s').replace('_', '-')}"
+        for name in ("preset", "budget", "recipe_options")
         if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
+    if len({"--preset", "--budget"} & set(given)) > 1:
+        raise UsageError("--preset and --budget both say how small the pack is to be.", hint="Give one of them.")
     if lora is not None and given:
         raise UsageError(
             f"{given[0]} does not go with --lora: an adapter's factors are kept as they are.",

@@ -1,15 +1,16 @@
 """Published recipes for compressing deltas, as honest baselines: what their papers describe, really packed, in our container.
 
-One file a recipe, each with a ``compress``; :data:`RECIPES` has them by the names of their presets, with the options of their papers. They
-compress the matrices that their papers compress; which other codec takes the embeddings is for the caller to decide.
+One file a recipe, each with a ``compress`` of one tensor; :data:`RECIPES` has them by the names of their presets, with the options of their
+papers. :mod:`.choosing` makes of them presets for whole models: with other options, and with what each paper leaves as it is.
 """
 
 from __future__ import annotations
 
 from skillhub.recipes import bitdelta, deltacome, graftllm, svdlora
+from skillhub.recipes.choosing import ChosenRecipe, choose_recipe
 from skillhub.recipes.encoding import Compressed, Recipe
 
-__all__ = ["RECIPES", "Compressed", "Recipe"]
+__all__ = ["RECIPES", "ChosenRecipe", "Compressed", "Recipe", "choose_recipe"]
 
 RECIPES: dict[str, Recipe] = {
     "bitdelta": bitdelta.compress,
