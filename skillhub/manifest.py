@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, SkillhubError, UnsafeContentError
@@ -79,11 +79,20 @@ class CodecInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         preset: the preset's name, or ``budget``.
         bits_per_weight: payload bits over the base's parameters.
         tensors: canonical name → how that tensor was encoded; unchanged tensors are left out.
+        calibrated: whether prompts told which errors matter. Left out where that could not be: a preset that has no use for it, an
+            adapter's factors, packs from before this field.
     """
 
     preset: Label
     bits_per_weight: float
     tensors: dict[Label, TensorEntry]
+    calibrated: bool | UnsetType = UNSET
+
+    @property
+    def way(self) -> str:
+        """The preset and, where that is known, whether it was calibrated, in words: ``near, calibrated``."""
+        words = {True: ", calibrated", False: ", not calibrated", UNSET: ""}
+        return f"{self.preset}{words[self.calibrated]}"
 
 
 class BaseInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -148,10 +148,11 @@ def _usage(name: PackName) -> str:
 
 def _bases(variants: Iterable[Variant]) -> str:
     rows = [
-        f"| {_cell(describe_base(variant))} | {_size(variant.size)} | {variant.codec.bits_per_weight:.3g} |"
+        f"| {_cell(describe_base(variant))} | {_size(variant.size)} | {variant.codec.bits_per_weight:.3g} | "
+        f"{_cell(variant.codec.way)} |"
         for variant in variants
     ]
-    return "\n".join(["| Base model | Size | Bits per weight |", "|---|---|---|", *rows])
+    return "\n".join(["| Base model | Size | Bits per weight | Preset |", "|---|---|---|---|", *rows])
 
 
 def _size(count: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from skillhub import __version__
 from skillhub.authorfile import AuthorFile
@@ -98,7 +98,12 @@ def pack(
             calibration = _calibrate(delta, examples, Path(spool), progress, notice, needed=bool(prompts))
             encoder = DeltaEncoder(delta, changed, Path(spool), calibration, progress)
             tensors = write_tensors(goal, encoder, folder)
-        codec = CodecInfo(preset=goal.preset, bits_per_weight=bits_per_weight(tensors, delta.base), tensors=tensors)
+        codec = CodecInfo(
+            preset=goal.preset,
+            bits_per_weight=bits_per_weight(tensors, delta.base),
+            tensors=tensors,
+            calibrated=calibration is not None if goal.is_calibrated else UNSET,
+        )
         manifest = structs.replace(manifest, provenance=goal.facts)
         finish_pack(staged, folder, manifest, found, record, codec, router)
     return open_pack(out)

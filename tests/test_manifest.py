@@ -19,7 +19,10 @@ from skillhub.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest, vari
 from tests.support.manifests import BASE, MANIFESTS, OTHER_BASE, manifest_fields
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest_0.json"
+CALIBRATED = GOLDEN.with_name("manifest_0_calibrated.json")
+"""The same, of packs that say whether they were calibrated; those before did not."""
 GOLDEN_DIGEST = "826658efd1e3465328a90e6956c057b8bbd445d4c32992ac755eb80efb532ec8"
+CALIBRATED_DIGEST = "545a4867c672eadb5f81cddf1161b440a89889bb14a5f9e6dfb41978e44c6601"
 
 
 def parse(fields: object) -> Manifest:
@@ -40,12 +43,28 @@ def put(fields: Any, path: str, value: object) -> Any:
     return changed
 
 
-def test_the_golden_manifest_is_read_and_written_byte_for_byte() -> None:
-    data = GOLDEN.read_bytes()
+def calibrated_fields() -> Any:
+    """The fields of the golden manifest with what packs say since they may be calibrated."""
+    fields = json.loads(json.dumps(manifest_fields()))  # its variants share what is in them
+    fields = put(fields, "variants|0|codec|calibrated", value=True)
+    return put(fields, "variants|1|codec|calibrated", value=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "digest", "fields"),
+    [(GOLDEN, GOLDEN_DIGEST, manifest_fields()), (CALIBRATED, CALIBRATED_DIGEST, calibrated_fields())],
+)
+def test_the_golden_manifest_is_read_and_written_byte_for_byte(path: Path, digest: str, fields: Any) -> None:
+    data = path.read_bytes()
     manifest = parse_manifest(data)
     assert manifest.to_bytes() == data
-    assert manifest.digest == hashlib.sha256(data).hexdigest() == GOLDEN_DIGEST
-    assert data == canonical_json(manifest_fields())
+    assert manifest.digest == hashlib.sha256(data).hexdigest() == digest
+    assert data == canonical_json(fields)
+
+
+def test_manifests_say_whether_packs_were_calibrated_where_that_is_known() -> None:
+    ways = [[one.codec.way for one in parse_manifest(path.read_bytes()).variants] for path in (GOLDEN, CALIBRATED)]
+    assert ways == [["near", "near"], ["near, calibrated", "near, not calibrated"]]
 
 
 def test_the_golden_manifest_has_every_field() -> None:
@@ -58,8 +77,8 @@ def test_the_golden_manifest_has_every_field() -> None:
             for one, other in zip(fields, value, strict=True):
                 check(one, other)
 
-    fields = json.loads(GOLDEN.read_bytes())
-    check(fields, parse_manifest(GOLDEN.read_bytes()))
+    fields = json.loads(CALIBRATED.read_bytes())
+    check(fields, parse_manifest(CALIBRATED.read_bytes()))
     first = fields["variants"][0]
     assert None not in (*fields.values(), *first.values(), *first["base"].values(), *first["router"].values())
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from skillhub.authorfile import AuthorFile
+from skillhub.modelcards import model_card
+from skillhub.names import PackName
+from skillhub.packs import open_pack
 from tests.support.commands import Shell
 
 NAMED = ("--name", "tiny-pack", "--version", "1.0")
@@ -24,6 +29,32 @@ def test_a_recipe_is_named_with_its_options(shell: Shell, models: tuple[Path, Pa
     assert manifest["variants"][0]["codec"]["preset"] == "svd-lora"
     assert manifest["provenance"]["recipe_options"] == "rank=3"
     assert "no option 'alpha'" in shell.fail(2, *asked, "--recipe-option", "alpha=0.1", "-o", "other")
+
+
+@pytest.fixture(scope="module")
+def skilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A tiny language model with a chat template, a fine-tune of it, and a file of prompts."""
+    from tests.routing_examples import save_base, sums, tuned  # torch: only for tests that need it
+
+    folder = tmp_path_factory.mktemp("skilled")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in sums(32)), encoding="utf-8")
+    base = save_base(folder / "base")
+    return base, tuned(base, folder / "tuned", seed=3), prompts
+
+
+def test_packs_say_whether_they_were_calibrated(shell: Shell, skilled: tuple[Path, Path, Path]) -> None:
+    base, tuned, prompts = skilled
+    asked = ("pack", tuned, "--base", base, *NAMED, "--prompts", prompts)
+    assert "(near, calibrated).\n" in shell.succeed(*asked, "-o", "one")
+    assert shell.json(*asked, "--no-calibration", "-o", "two")["calibrated"] is False
+    assert (
+        shell.json("pack", tuned, "--base", base, *NAMED, "-o", "three", "--preset", "lossless")["calibrated"] is None
+    )
+    for folder, way in {"one": "near, calibrated", "two": "near, not calibrated", "three": "lossless"}.items():
+        assert f"preset {way}\n" in shell.succeed("show", f"./{folder}")
+        card = model_card(open_pack(shell.home / folder).manifest, PackName("acme", "tiny-pack"))
+        assert f"| {way} |" in card
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from msgspec import UNSET
 
 from skillhub.authorfile import AUTHOR_FILE, AuthorFile, read_author_file
 from skillhub.cli import console, options
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 MUCH_LEFT_OUT = 0.6
 """Squared error of a module class from which the summary suggests a larger budget."""
+
+
+SIZED = ("near", "small", "tiny", "budget")
+"""Presets whose packs a budget could make larger."""
 
 
 def _budget(text: str) -> int:
@@ -139,9 +144,7 @@ def pack_command(
             assert tuned is not None and source is not None  # checked above
             goal: dict[str, Any] = {"preset": preset, "budget_bytes": budget, "recipe_options": recipe_options}
             built = pack(tuned, source, out, calibrate=not no_calibration, **goal, **common)
-    _print_summary(
-        built, out, as_json=as_json, calibrated=not no_calibration and bool(prompts or author.skills.prompts)
-    )
+    _print_summary(built, out, as_json=as_json)
 
 
 def _check_source(tuned: str | None, lora: Path | None) -> None:
@@ -187,7 +190,7 @@ def _author_file(tuned: str, metadata: Path | None, words: dict[str, Any]) -> Au
     return author
 
 
-def _print_summary(pack: Pack, out: Path, *, as_json: bool, calibrated: bool) -> None:
+def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
     """Print size, ratio, error by module class and the worst tensors.
 
     Calibrated packs leave out what predictions do not need, so that much squared error may be left says nothing of them.
@@ -205,6 +208,8 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool, calibrated: bool) ->
                 "fingerprint": variant.base.fingerprint,
                 "size": variant.size,
                 "checkpoint_size": checkpoint,
+                "preset": variant.codec.preset,
+                "calibrated": variant.codec.calibrated if variant.codec.calibrated is not UNSET else None,
                 "bits_per_weight": variant.codec.bits_per_weight,
                 "routing_card": variant.router is not None,
                 "classes": classes,
@@ -217,10 +222,11 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool, calibrated: bool) ->
     ]
     console.table(["Module class", "Tensors", "Size", "Error", "Codecs"], rows, right=(1, 2, 3))
     _print_worst(variant)
-    if not calibrated and any(row["relative_error"] > MUCH_LEFT_OUT for row in classes.values()):
+    much = any(row["relative_error"] > MUCH_LEFT_OUT for row in classes.values())
+    if much and variant.codec.preset in SIZED and not variant.codec.calibrated:
         click.echo(f"Much of this delta was left out. To keep more: --budget {max(1, 2 * variant.size // 1000)}kB.")
     sizes = f"{console.size_text(variant.size)}, {_ratio(variant.size, checkpoint)}"
-    click.echo(f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {sizes}.")
+    click.echo(f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {sizes} ({variant.codec.way}).")
 
 
 def _ratio(size: int, checkpoint: int) -> str:

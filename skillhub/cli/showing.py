@@ -250,8 +250,8 @@ def _print_variant(variant: Variant, base: Base | None) -> None:
     click.echo(printable(f"\nFor {describe_base(variant)}{mark}:"))
     click.echo(printable(f"  {info.architecture or 'unknown architecture'}, {info.dtype or 'unknown type'}"))
     click.echo(
-        f"  {console.size_text(variant.size)}, {codec.bits_per_weight:.3f} bits per weight, preset {codec.preset}, "
-        f"{len(codec.tensors)} tensors"
+        f"  {console.size_text(variant.size)}, {codec.bits_per_weight:.3f} bits per weight, {len(codec.tensors)} tensors, "
+        f"preset {codec.way}"
     )
     rows = [
         [one.task, one.metric, f"{one.base:.4f}", "–" if one.tuned is None else f"{one.tuned:.4f}", f"{one.pack:.4f}"]

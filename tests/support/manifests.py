@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from skillhub.manifest import (
     MANIFEST_SCHEMA,
@@ -129,6 +130,7 @@ def variants(draw: st.DrawFn) -> Variant:
         preset="near",
         bits_per_weight=draw(NUMBERS),
         tensors=draw(st.dictionaries(LINES, _TENSORS, max_size=3)),
+        calibrated=draw(st.sampled_from([UNSET, False, True])),
     )
     evaluation = draw(st.lists(_EVALUATIONS, max_size=2))
     router = draw(st.sampled_from([None, card]))
