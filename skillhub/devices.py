@@ -8,7 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from skillhub.errors import UsageError
+
 _MEMORY_FILE = Path("/proc/meminfo")
+
+_ROOM = 2 << 30
+"""Bytes of a GPU's memory that merging may take, to be on the safe side."""
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -52,3 +57,22 @@ def device_for(model: nn.Module, *, room: float = 1.2) -> torch.device:
     """
     tensors = [*model.parameters(), *model.buffers()]
     return device_with(room * sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+
+def choose_device(device: str) -> torch.device:
+    """Return where chunks are merged.
+
+    Args:
+        device: ``auto`` (a CUDA device where there is one with 2 GB left, each local rank its own; else the CPU), or the name of one.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if device == "auto":
+        return device_with(_ROOM)
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found).cpu()  # from the device "meta" nothing comes back
+    except Exception as error:  # each kind of device has its own way to say so
+        raise UsageError(f"There is no device {device!r} here.", hint="Use auto, cpu or cuda.") from error
+    return found

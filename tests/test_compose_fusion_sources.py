@@ -335,12 +335,12 @@ def test_a_checkpoint_is_not_grafted_and_a_folder_without_weights_is_none(llama:
 
 
 def test_files_are_shared_out_evenly_and_each_goes_to_one_rank(llama: Path):
-    from skillhub.compose.ranks import Ranks
+    from skillhub.ranks import Ranks
 
     shards = [
         sharding.Shard(str(size), (sharding.FusedTensor(str(size), "U8", (size,), None),)) for size in (9, 1, 5, 4, 8)
     ]
-    own = [Ranks(rank, 2).own(shards) for rank in range(2)]
+    own = [sharding.own_shards(Ranks(rank, 2), shards) for rank in range(2)]
     assert sorted(shard.file for part in own for shard in part) == sorted(shard.file for shard in shards)
     assert [sum(shard.nbytes for shard in part) for part in own] == [14, 13]
 

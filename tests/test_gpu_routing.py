@@ -13,10 +13,9 @@ import torch
 
 from skillhub.authorfile import AuthorFile
 from skillhub.compose.grafts import graft, ungraft
-from skillhub.compose.ranks import choose_device
 from skillhub.compose.routed import decide, graft_routed, last_decision, ungraft_routed
 from skillhub.deltas import open_delta
-from skillhub.devices import available_bytes, device_for
+from skillhub.devices import available_bytes, choose_device, device_for
 from skillhub.errors import UsageError
 from skillhub.packer import pack
 from skillhub.packs import open_pack

@@ -44,7 +44,7 @@ COLUMNS = [
     (DISTRIBUTION, "sessions diagnosis downloading"),
     (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer basechange"),
-    (WEIGHTS, "codecs rounding checkpoints conversions devices"),
+    (WEIGHTS, "codecs rounding checkpoints conversions devices ranks"),
     (WEIGHTS, "tensorreaders deltafiles recipes"),
     (WEIGHTS, "deltareaders"),
     (WEIGHTS, "layout deltas"),

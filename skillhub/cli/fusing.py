@@ -188,7 +188,7 @@ def _show_plan(
 def _writing_problems(plan: FusionPlan, out: Path | None, *, tokenizer: str, device: str) -> Iterator[SkillhubError]:
     """Yield what is wrong with where and how the checkpoint is to be written."""
     from skillhub.compose.companions import choose_tokenizer
-    from skillhub.compose.ranks import choose_device
+    from skillhub.devices import choose_device
 
     checks: list[Callable[[], object]] = [
         lambda: None if out is None else new_folder(out),

@@ -13,14 +13,15 @@ from skillhub.compose.declarations import tell_declared_bases
 from skillhub.compose.lineage import CARD_FILE, model_card
 from skillhub.compose.merging import Contribution
 from skillhub.compose.plans import FusionPlan, plan_fusion
-from skillhub.compose.ranks import choose_device, joined_ranks, shared_stage
 from skillhub.compose.recipes import EnvironmentSource, PackSource
 from skillhub.compose.schedules import Amount
-from skillhub.compose.sharding import SHARD_BYTES, fused_pieces, write_index, write_shards
+from skillhub.compose.sharding import SHARD_BYTES, fused_pieces, own_shards, write_index, write_shards
 from skillhub.deltas import PackDelta
+from skillhub.devices import choose_device
 from skillhub.errors import UsageError
 from skillhub.files import new_folder
 from skillhub.progress import Notice, Progress, silence
+from skillhub.ranks import joined_ranks, shared_stage
 
 VERIFICATIONS = ("files", "full")
 """``files`` compares the packs' files with their digests, once a process; ``full`` also every decoded tensor with its own."""
@@ -120,7 +121,7 @@ def fuse(
             if ranks.leads:  # what may be wrong with these comes out before the hours of merging
                 _write_companions(staged, plan, chosen)
             heard = progress if ranks.leads else None
-            write_shards(staged, ranks.own(plan.shards), pieces, progress=heard)
+            write_shards(staged, own_shards(ranks, plan.shards), pieces, progress=heard)
     return folder
 
 

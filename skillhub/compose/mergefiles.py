@@ -14,23 +14,25 @@ from skillhub.compose.mergecards import merge_card
 from skillhub.compose.mergecompanions import write_companions
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
-from skillhub.compose.ranks import Ranks, choose_device, joined_ranks, shared_stage
 from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
 from skillhub.compose.sharding import (
     SHARD_BYTES,
     FusedTensor,
     Shard,
+    own_shards,
     room_error,
     split_shards,
     write_index,
     write_shards,
 )
 from skillhub.compose.vocabularies import Vocabulary, make_vocabulary
+from skillhub.devices import choose_device
 from skillhub.errors import UsageError
 from skillhub.files import new_folder
 from skillhub.interop.mergekit.configurations import Configuration, read_configurations
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.progress import Notice, Progress, silence
+from skillhub.ranks import Ranks, joined_ranks, shared_stage
 
 
 def fuse_file(
@@ -219,7 +221,7 @@ def _write_checkpoint(
         write_index(folder, shards)
     write_shards(
         folder,
-        ranks.own(shards),
+        own_shards(ranks, shards),
         lambda tensor: merge.pieces(by_name[tensor.name]),
         progress=progress if ranks.leads else None,
     )

@@ -22,6 +22,7 @@ from skillhub.compose.sums import check_finite, fits, rounded
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.errors import DiskError, UsageError
 from skillhub.progress import Progress
+from skillhub.ranks import Ranks
 from skillhub.tensorfiles import BITS, TensorInfo, write_tensors
 from skillhub.tensorreaders import FileReader
 
@@ -149,6 +150,12 @@ def split_shards(tensors: Sequence[FusedTensor], limit: int) -> list[Shard]:
     return [
         Shard(f"model-{number:05d}-of-{count:05d}.safetensors", tuple(part)) for number, part in enumerate(parts, 1)
     ]
+
+
+def own_shards(ranks: Ranks, shards: Sequence[Shard]) -> list[Shard]:
+    """Return the files that this process writes, of all that several write together."""
+    own = set(ranks.own({shard.file: shard.nbytes for shard in shards}))
+    return [shard for shard in shards if shard.file in own]
 
 
 def room_error(free: int, shards: Sequence[Shard]) -> DiskError | None:

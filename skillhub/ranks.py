@@ -1,28 +1,22 @@
-"""Several processes that fuse one checkpoint together, as ``torchrun`` starts them: who they are, and how they meet."""
+"""Several processes that write one checkpoint or pack together, as ``torchrun`` starts them: who they are, and how they meet."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import distributed
 
-from skillhub.compose.sharding import Shard
-from skillhub.devices import device_with
 from skillhub.errors import SkillhubError, UsageError
 from skillhub.files import staged_folder
 
 _PATIENCE = timedelta(days=2)
-"""How long ranks wait for each other: for the slowest to merge its files."""
-
-_ROOM = 2 << 30
-"""Bytes of a GPU's memory that merging may take, to be on the safe side."""
+"""How long ranks wait for each other: for the slowest to do its share."""
 
 T = TypeVar("T")
 
@@ -44,16 +38,19 @@ class Ranks:
         """Whether this is the process that publishes and prints."""
         return self.rank == 0
 
-    def own(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Return the files that this process writes: each goes, the largest first, to whoever has the least to write."""
+    def own(self, sizes: Mapping[str, int]) -> list[str]:
+        """Return, sorted, which of the things with these sizes are this process's.
+
+        Each goes, the largest first, to whoever has the least so far.
+        """
         loads = [0] * self.count
         chosen = []
-        for shard in sorted(shards, key=lambda shard: (-shard.nbytes, shard.file)):
+        for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
             owner = loads.index(min(loads))
-            loads[owner] += shard.nbytes
+            loads[owner] += sizes[name]
             if owner == self.rank:
-                chosen.append(shard)
-        return sorted(chosen, key=lambda shard: shard.file)
+                chosen.append(name)
+        return sorted(chosen)
 
     def gather(self, value: T) -> list[T]:
         """Return every process's value, by rank; all wait for all."""
@@ -144,22 +141,3 @@ def _all_done(ranks: Ranks) -> Iterator[None]:
 
 def _failed(rank: int, text: str) -> SkillhubError:
     return SkillhubError(f"Rank {rank} failed: {text}", hint="Nothing was written. Look at that process's output.")
-
-
-def choose_device(device: str) -> torch.device:
-    """Return where chunks are merged.
-
-    Args:
-        device: ``auto`` (a CUDA device where there is one with 2 GB left, each local rank its own; else the CPU), or the name of one.
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    if device == "auto":
-        return device_with(_ROOM)
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found).cpu()  # from the device "meta" nothing comes back
-    except Exception as error:  # each kind of device has its own way to say so
-        raise UsageError(f"There is no device {device!r} here.", hint="Use auto, cpu or cuda.") from error
-    return found
