@@ -15,33 +15,34 @@ from skillhub.codecs.metrics import RIDGE, Metrics, metric_of, uniform_metric
 from skillhub.codecs.quantization import quantize
 
 
-def second_moments(size: int, seed: int, spread: float) -> torch.Tensor:
-    """Moments of correlated vectors whose entries differ in size by powers of two."""
+def correlated(size: int, seed: int, spread: float) -> torch.Tensor:
+    """Correlated vectors whose entries differ in size by powers of two."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(size, size, generator=generator) + 2 * torch.eye(size)
     vectors = torch.randn(4 * size, size, generator=generator) @ mixing
     scaled = vectors * torch.exp2(torch.linspace(-spread, spread, size))
-    return scaled.T @ scaled / len(scaled)
+    return scaled / len(scaled) ** 0.5
 
 
 @settings(max_examples=40)
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 10**6), st.floats(0, 6))
 def test_the_energy_is_the_trace_that_defines_it(rows: int, columns: int, seed: int, spread: float) -> None:
-    of_rows, of_columns = second_moments(rows, seed, spread), second_moments(columns, seed + 1, spread)
-    metrics = Metrics(metric_of(of_rows), metric_of(of_columns))
+    seen = correlated(rows, seed, spread), correlated(columns, seed + 1, spread)
+    metrics = Metrics(*map(metric_of, seen))
     error = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed + 2))
     whole = [
         one.double() + torch.diag(torch.diagonal(ridged(one)) - one.diagonal()).double()
-        for one in (of_rows, of_columns)
+        for one in (vectors.T @ vectors for vectors in seen)
     ]
     expected = torch.trace(whole[0] @ error.double() @ whole[1] @ error.double().T)
     assert metrics.energy(error) == pytest.approx(float(expected), rel=1e-3)
     vectors = torch.randn(3, rows, generator=torch.Generator().manual_seed(seed))
+    without_root = metric_of(seen[0]).squares(vectors)
     there = metrics.rows.whiten(vectors)
     torch.testing.assert_close(metrics.rows.unwhiten(there), vectors, rtol=2e-3, atol=2e-3)
-    assert there.square().sum(1).tolist() == pytest.approx(
-        torch.einsum("ki,ij,kj->k", vectors.double(), whole[0], vectors.double()).tolist(), rel=1e-3
-    )
+    squares = pytest.approx(torch.einsum("ki,ij,kj->k", vectors.double(), whole[0], vectors.double()).tolist(), rel=1e-3)
+    assert there.square().sum(1).tolist() == squares
+    assert metrics.rows.squares(vectors).tolist() == squares and without_root.tolist() == squares
 
 
 def ridged(moments: torch.Tensor) -> torch.Tensor:
@@ -51,7 +52,7 @@ def ridged(moments: torch.Tensor) -> torch.Tensor:
 
 def test_duals_give_products_in_the_metric() -> None:
     matrix = torch.randn(30, 20, generator=torch.Generator().manual_seed(1))
-    metrics = Metrics(metric_of(second_moments(30, 2, 3)), metric_of(second_moments(20, 3, 2)))
+    metrics = Metrics(metric_of(correlated(30, 2, 3)), metric_of(correlated(20, 3, 2)))
     found = factorize_in_metrics("a", matrix, 8, metrics)
     for vectors, duals, metric in (
         (found.left, found.left_dual, metrics.rows),
@@ -66,7 +67,7 @@ def test_duals_give_products_in_the_metric() -> None:
 
 def test_all_components_unquantized_give_the_matrix_back() -> None:
     matrix = torch.randn(12, 9, generator=torch.Generator().manual_seed(1))
-    metrics = Metrics(metric_of(second_moments(12, 2, 4)), metric_of(second_moments(9, 3, 1)))
+    metrics = Metrics(metric_of(correlated(12, 2, 4)), metric_of(correlated(9, 3, 1)))
     found = factorize_in_metrics("a", matrix, 9, metrics)
     assert found.lines is not None
     left = found.left * np.exp2(found.lines.rows, dtype=np.float64)
@@ -79,7 +80,7 @@ def calibrated_case() -> tuple[torch.Tensor, Metrics]:
     generator = torch.Generator().manual_seed(7)
     low = torch.randn(160, 12, generator=generator) @ torch.randn(12, 96, generator=generator)
     delta = (low + 0.3 * torch.randn(160, 96, generator=generator)) * 1e-3
-    return delta, Metrics(metric_of(second_moments(160, 8, 3)), metric_of(second_moments(96, 9, 2)))
+    return delta, Metrics(metric_of(correlated(160, 8, 3)), metric_of(correlated(96, 9, 2)))
 
 
 def test_what_is_said_to_be_removed_is_removed() -> None:
@@ -128,7 +129,7 @@ def test_factors_wait_in_a_file(tmp_path) -> None:  # type: ignore[no-untyped-de
     assert np.array_equal(again.lines.rows, found.lines.rows)
 
 
-@pytest.mark.parametrize("moments", [torch.zeros(3, 3), torch.full((3,), torch.nan), torch.full((2, 2), torch.inf)])
-def test_moments_that_say_nothing_are_refused(moments: torch.Tensor) -> None:
+@pytest.mark.parametrize("vectors", [torch.zeros(3, 3), torch.full((1, 3), torch.nan), torch.full((2, 2), torch.inf)])
+def test_moments_that_say_nothing_are_refused(vectors: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="second moments"):
-        metric_of(moments)
+        metric_of(vectors)

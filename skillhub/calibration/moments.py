@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from skillhub.codecs.metrics import Metric, Metrics, metric_of, uniform_metric
+from skillhub.codecs.metrics import Metric, Metrics, diagonal_metric, metric_of, uniform_metric
 
 MAX_SIDE = 8192
 """Longer sides get a diagonal metric: a full one would take more memory than the matrix."""
@@ -129,9 +129,8 @@ def _layer_metrics(layer: LayerRecord, predictions: float) -> Metrics:
 def _metric(vectors: torch.Tensor, weights: torch.Tensor) -> Metric:
     """Return the metric of vectors, a row each, that count for their weights."""
     if vectors.shape[1] > MAX_SIDE:
-        return metric_of(weights @ vectors.square())
-    scaled = vectors * weights.sqrt()[:, None]
-    return metric_of(scaled.T @ scaled)
+        return diagonal_metric(weights @ vectors.square())
+    return metric_of(vectors * weights.sqrt()[:, None])
 
 
 def _read(path: Path, positions: int, size: int) -> torch.Tensor:

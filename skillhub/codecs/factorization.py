@@ -50,8 +50,8 @@ class Factors:
     lines: LineExponents | None = None
     scale: float = 1.0
 
-    def select(self, which: npt.NDArray[Any]) -> Factors:
-        """Return some of the components."""
+    def select(self, which: slice) -> Factors:
+        """Return some of the components; nothing is copied."""
         left, right = self.left[which], self.right[which]
         duals = (left, right) if self.lines is None else (self.left_dual[which], self.right_dual[which])
         return Factors(left, right, self.values[which], *duals, self.lines, self.scale)

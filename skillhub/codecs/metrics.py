@@ -9,7 +9,8 @@ counts alike (for the inputs alone: Hsu et al. 2022, arXiv 2207.00112; Yuan et a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +31,26 @@ class Metric:
     """The metric ``M = SᵀS`` on vectors of one side of a matrix.
 
     Attributes:
-        root: ``S``: (n, n) fp32, upper triangular; or (n,) where it is diagonal.
-        size: the median of the square roots of ``M``'s diagonal.
+        diagonal: (n,) fp32: that of ``M``, positive.
+        size: the median of the square roots of the diagonal.
         exponents: (n,) int8: the powers of two nearest to those square roots over ``size``.
+        vectors: (m, n) fp32 of which ``vectorsᵀ·vectors`` is ``M`` beside its diagonal; None where ``M`` has nothing else.
     """
 
-    root: torch.Tensor
+    diagonal: torch.Tensor
     size: float
     exponents: npt.NDArray[np.int8]
+    vectors: torch.Tensor | None = None
+
+    @cached_property
+    def root(self) -> torch.Tensor:
+        """``S``: (n, n) fp32, upper triangular; or (n,) where it is diagonal."""
+        if self.vectors is None:
+            return self.diagonal.sqrt()
+        vectors = self.vectors.numpy()
+        moments = torch.from_numpy(vectors.T @ vectors)  # by numpy, which computes one triangle of such a product only
+        moments.diagonal().copy_(self.diagonal)
+        return torch.linalg.cholesky(moments, upper=True)
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -47,6 +60,13 @@ class Metric:
     def whiten(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return ``S·v`` for each row ``v`` of (k, n) ``vectors``: their lengths are those of the metric."""
         return vectors * self.root if self.root.dim() == 1 else vectors @ self.root.T
+
+    def squares(self, vectors: torch.Tensor) -> npt.NDArray[np.float64]:
+        """Return the square of the length, in the metric, of each row of (k, n) ``vectors``; the root is taken only where it is known."""
+        if self.vectors is None or "root" in self.__dict__:
+            return _squares(self.whiten(vectors))
+        rest = self.diagonal - self.vectors.square().sum(0)
+        return _squares(vectors @ self.vectors.T) + vectors.square().double().numpy() @ rest.double().numpy()
 
     def unwhiten(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return ``S⁻¹·v`` for each row ``v`` of (k, n) ``vectors``."""
@@ -81,32 +101,38 @@ class Metrics:
         return float(self.whiten(matrix).square().sum(dtype=torch.float64))
 
 
-def metric_of(moments: torch.Tensor, *, ridge: float = RIDGE) -> Metric:
-    """Return the metric of second moments, with a ridge.
+def metric_of(vectors: torch.Tensor, *, ridge: float = RIDGE) -> Metric:
+    """Return the metric of the second moments of vectors, with a ridge.
 
     Args:
-        moments: (n, n) fp32, symmetric, positive semidefinite; or (n,), the diagonal of such a matrix. Not all zero.
+        vectors: (m, n) fp32, whose moments are the sum of each one's outer product with itself. Not all zero.
         ridge: share of each diagonal entry that is added to it.
 
     Raises:
         ValueError: the moments are not finite, or all zero.
     """
-    diagonal = moments if moments.dim() == 1 else moments.diagonal()
+    return replace(diagonal_metric(vectors.square().sum(0), ridge=ridge), vectors=vectors)
+
+
+def diagonal_metric(diagonal: torch.Tensor, *, ridge: float = RIDGE) -> Metric:
+    """Return the metric of second moments of which only the diagonal, (n,) fp32, is taken; otherwise as :func:`metric_of`."""
     mean = float(diagonal.mean())
     if not (mean > 0 and np.isfinite(mean)):
         raise ValueError("second moments must be finite and not all zero")
     raised = diagonal * (1 + ridge) + max(FLOOR * float(diagonal.median()), 1e-6 * mean)
     size, exponents = _nearest_exponents(raised)
-    if moments.dim() == 1:
-        return Metric(raised.sqrt(), size, exponents)
-    with_ridge = moments.clone()
-    with_ridge.diagonal().copy_(raised)
-    return Metric(torch.linalg.cholesky(with_ridge, upper=True), size, exponents)
+    return Metric(raised, size, exponents)
 
 
 def uniform_metric(size: int, weight: float) -> Metric:
     """Return the metric in which every entry of a vector of ``size`` weighs the same."""
-    return Metric(torch.full((size,), weight**0.5), weight**0.5, np.zeros(size, np.int8))
+    return Metric(torch.full((size,), weight), weight**0.5, np.zeros(size, np.int8))
+
+
+def _squares(vectors: torch.Tensor) -> npt.NDArray[np.float64]:
+    rows = vectors.numpy()
+    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return squares
 
 
 def _nearest_exponents(diagonal: torch.Tensor) -> tuple[float, npt.NDArray[np.int8]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +68,7 @@ def quantize(factors: Factors, price: float, *, metrics: Metrics | None = None, 
     # One bit per sixteen codes is less than any component that was ever worth keeping.
     length = factors.left.shape[1] + factors.right.shape[1]
     plausible = coherence * factors.values**2 > price * (COMPONENT_BITS + length / 16)
-    some = factors.select(plausible)
+    some = factors.select(slice(np.count_nonzero(plausible)))  # the values fall
     step = math.sqrt(6 * price / math.log(2)) / some.values
     of_rows, of_columns = (None, None) if metrics is None else (metrics.rows, metrics.columns)
     left_codes, left_fit, left_bits = _quantize_rows(some.left, some.left_dual, step, of_rows)
@@ -82,7 +83,7 @@ def quantize(factors: Factors, price: float, *, metrics: Metrics | None = None, 
         scales[keep],
         _total(bits[keep]),
         float(removed[keep].sum()),
-        np.flatnonzero(plausible)[keep],
+        np.flatnonzero(keep),
     )
 
 
@@ -121,16 +122,23 @@ def _quantize_rows(
 def _squares(codes: npt.NDArray[np.float32], metric: Metric | None) -> npt.NDArray[np.float64]:
     """Return the square of the length of each row of codes."""
     if metric is not None:
-        codes = metric.whiten(torch.from_numpy(codes) / metric.sizes).numpy()
+        return metric.squares(torch.from_numpy(codes) / metric.sizes)
     squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", codes, codes, dtype=np.float64)
     return squares
 
 
 def _entropies(codes: Codes) -> npt.NDArray[np.float64]:
     """Return the empirical entropy of each row's codes, in bits for the whole row."""
-    width = 2 * MAX_CODE + 1
-    index = codes.astype(np.int64) + (np.arange(len(codes)) * width + MAX_CODE)[:, None]
+    length, peak = codes.shape[1], int(np.abs(codes).max())
+    width = 2 * peak + 1
+    index = codes + (np.arange(len(codes), dtype=np.intp) * width + peak)[:, None]
     counts = np.bincount(index.reshape(-1), minlength=len(codes) * width).reshape(-1, width)
-    logarithms = np.log2(np.maximum(counts, 1))
-    entropies: npt.NDArray[np.float64] = codes.shape[1] * math.log2(codes.shape[1]) - (counts * logarithms).sum(axis=1)
+    entropies: npt.NDArray[np.float64] = length * math.log2(length) - _surprise(length)[counts].sum(axis=1)
     return entropies
+
+
+@lru_cache(maxsize=16)
+def _surprise(most: int) -> npt.NDArray[np.float64]:
+    """Return n·log2 n of every n up to ``most``; looking it up is faster than computing it for the many counts of a matrix."""
+    numbers = np.arange(most + 1)
+    return numbers * np.log2(np.maximum(numbers, 1))
