@@ -6,9 +6,11 @@ the whole model, then the second pass encodes. So a byte goes where it removes m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,9 +22,13 @@ from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import Delta
 from skillhub.errors import UsageError
 from skillhub.manifest import TensorEntry
+from skillhub.partials import Partial
 from skillhub.progress import Progress
+from skillhub.ranks import Ranks
 from skillhub.recipes import Recipe
 from skillhub.recipes.encoding import keep_exactly
+
+T = TypeVar("T")
 
 BUDGET_TOLERANCE = 0.02
 """How much over its budget a payload may be."""
@@ -30,6 +36,17 @@ BUDGET_TOLERANCE = 0.02
 BUDGET_ATTEMPTS = 8
 
 NO_ERROR = ErrorRecord(0.0, 0.0)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread while the block runs: with several, sums are taken in another order, and the bytes are others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +83,35 @@ class DeltaEncoder:
     Attributes:
         delta: the fine-tune and its base.
         names: of the changed tensors.
-        spool: a folder for what need not stay in memory.
+        partial: where what was found out is kept, for whoever goes on with an interrupted run.
         calibration: what errors cost; None counts all alike.
+        progress: called with (``Analysing`` or ``Encoding``, tensors of this process done, all of them).
+        ranks: the processes that share the tensors; what they find out is the same for any number of them.
     """
 
     delta: Delta
     names: list[str]
-    spool: Path
+    partial: Partial
     calibration: Calibration | None
     progress: Progress | None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def analyse(self) -> tuple[dict[str, Analysis], int]:
         """Return what the bits of each difference would buy, and the bytes of the tensors that are stored as they are."""
-        analyses, set_bytes = {}, 0
-        for number, name in enumerate(self.names):
-            if self.delta.is_additive(name):
-                analyses[name] = self._analyse_tensor(name)
-            elif self.delta.change(name) != "removed":
-                set_bytes += _set_values(self.delta, name).nbytes
-            self._report("Analysing", number + 1, len(self.names))
-        return analyses, set_bytes
+        own = self._do_own("Analysing", self._analysed)
+        found = {name: own[name] if name in own else self._analysed(name) for name in self.names}
+        set_bytes = sum(one for one in found.values() if isinstance(one, int))
+        return {name: one for name, one in found.items() if not isinstance(one, int)}, set_bytes
 
-    def _analyse_tensor(self, name: str) -> Analysis:
+    def _analysed(self, name: str) -> Analysis | int:
+        """Return what the bits of a difference would buy; of another change the bytes that it takes."""
+        return self.partial.made("analysis", name, lambda: self._analyse_tensor(name))
+
+    def _analyse_tensor(self, name: str) -> Analysis | int:
+        if not self.delta.is_additive(name):
+            return 0 if self.delta.change(name) == "removed" else _set_values(self.delta, name).nbytes
         true, added = self.delta.tensor(name), self.delta.added_rows(name)
-        return analyse(name, true, added_rows=added, metrics=self._metrics(name), spool=self.spool)
+        return analyse(name, true, added_rows=added, metrics=self._metrics(name), spool=self.partial.folder)
 
     def _metrics(self, name: str) -> Metrics | None:
         shape = self.delta.tuned.tensors[name].shape
@@ -99,35 +121,68 @@ class DeltaEncoder:
 
     def encode(self, analyses: dict[str, Analysis], price: float, writer: DeltaWriter) -> dict[str, TensorEntry]:
         """Write all tensors at a price; return what the manifest says of each."""
-        return self._write(writer, lambda name: self._encode_tensor(name, analyses.get(name), price))
+        return self._write(
+            writer, f"price {price!r}", lambda name: self._encode_tensor(name, analyses.get(name), price)
+        )
 
     def encode_losslessly(self, writer: DeltaWriter) -> dict[str, TensorEntry]:
         """Write all tensors so that the fine-tune's are restored bit for bit; return what the manifest says of each."""
-        return self._write(writer, self._encode_bits)
+        return self._write(writer, "bits", self._encode_bits)
 
     def encode_by(self, recipe: Recipe, writer: DeltaWriter) -> dict[str, TensorEntry]:
         """Write all tensors as a published recipe compresses them; return what the manifest says of each.
 
         What no recipe speaks of is kept exactly: values that are set, and tensors with rows that the base does not have.
         """
-        return self._write(writer, lambda name: self._compress(recipe, name))
+        return self._write(writer, "recipe", lambda name: self._compress(recipe, name))
 
-    def _report(self, what: str, done: int, total: int) -> None:
-        if self.progress:
-            self.progress(what, done, total)
+    def _do_own(self, what: str, work: Callable[[str], T]) -> dict[str, T]:
+        """Do something with each of this process's tensors, wait until all processes have, and return what came of its own."""
+        sizes = {name: max(self._nbytes(name), 1) for name in self.names}
+        own = self.ranks.own(sizes)
 
-    def _write(self, writer: DeltaWriter, encoded: Callable[[str], Encoding]) -> dict[str, TensorEntry]:
+        def do_all() -> None:
+            for number, name in enumerate(own):
+                done[name] = work(name)
+                if self.progress and self.ranks.leads:
+                    self.progress(what, number + 1, len(own))
+
+        done: dict[str, T] = {}
+        with one_thread():
+            self.ranks.share(do_all)
+        return done
+
+    def _nbytes(self, name: str) -> int:
+        both = (checkpoint.tensors.get(name) for checkpoint in (self.delta.base, self.delta.tuned))
+        return sum(info.nbytes for info in both if info)
+
+    def _write(self, writer: DeltaWriter, how: str, encoded: Callable[[str], Encoding]) -> dict[str, TensorEntry]:
+        """Write all tensors, by the first process.
+
+        Args:
+            writer: of the files.
+            how: tells encodings of a tensor apart.
+            encoded: encodes a tensor.
+        """
+
+        def kept(name: str) -> tuple[EncodedTensor | None, TensorEntry]:
+            return self.partial.made("encoding", f"{name}, {how}", lambda: self._with_entry(name, encoded))
+
+        self._do_own("Encoding", lambda name: kept(name)[1])
         entries = {}
-        for number, name in enumerate(self.names):
-            if self.delta.change(name) == "removed":
-                entries[name] = _removed(self.delta, name)
-            else:
-                found = encoded(name)
-                writer.add(name, found.tensor)
-                entries[name] = found.entry(self.delta.change(name))
-            self._report("Encoding", number + 1, len(self.names))
-        writer.close()
+        for name in self.names:
+            tensor, entries[name] = kept(name)
+            if tensor is not None and self.ranks.leads:
+                writer.add(name, tensor)
+        if self.ranks.leads:
+            writer.close()
         return entries
+
+    def _with_entry(self, name: str, encoded: Callable[[str], Encoding]) -> tuple[EncodedTensor | None, TensorEntry]:
+        if self.delta.change(name) == "removed":
+            return None, _removed(self.delta, name)
+        found = encoded(name)
+        return found.tensor, found.entry(self.delta.change(name))
 
     def _encode_tensor(self, name: str, analysis: Analysis | None, price: float) -> Encoding:
         """Encode one tensor; its errors are those of the decoded bytes, not of the plan."""

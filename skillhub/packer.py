@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +20,15 @@ from skillhub.deltas import Delta
 from skillhub.documents import field_error
 from skillhub.errors import UsageError
 from skillhub.fields import Label
-from skillhub.files import new_folder, staged_folder
+from skillhub.files import new_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
 from skillhub.goals import choose_goal, write_tensors
 from skillhub.licenses import BASE_LICENSE, stated_license
 from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manifest
+from skillhub.partials import Partial, digest_inputs, partial_pack
 from skillhub.progress import Notice, Progress, silence
+from skillhub.ranks import joined_ranks, shared_stage
 from skillhub.routingcards import RouterInfo
 
 if TYPE_CHECKING:
@@ -50,10 +51,15 @@ def pack(
     recipe_options: Mapping[str, object] | None = None,
     prompts: Sequence[str] | None = None,
     calibrate: bool = True,
+    resume: bool = True,
     progress: Progress | None = None,
     notice: Notice | None = None,
 ) -> Pack:
     """Build the pack of a fine-tune, with one variant for its base.
+
+    What is found out is kept in ``.<name>.partial`` beside ``out`` until the pack is there, so that a run which was interrupted goes on
+    where it was. Under ``torchrun`` the tensors are shared among the processes, on a file system that all of them share; the pack
+    is, byte for byte, the one that a single process on such a machine makes.
 
     Args:
         tuned: the fine-tuned checkpoint: a folder with safetensors, or ``repo[@revision]``.
@@ -70,8 +76,9 @@ def pack(
             them to tell which errors matter (:mod:`skillhub.calibration`; a minute on a core for 135M parameters). Without them the
             prompts of ``metadata.skills`` are taken, where there are enough; else the pack has no card and all weights count alike.
         calibrate: whether prompts are also read by the fine-tune; otherwise all weights count alike, and they make the routing card only.
+        resume: whether to go on with an earlier run that was interrupted, from the same inputs; the pack is the same either way.
         progress: called with (what, tensors or prompts done, all of them).
-        notice: told what the routing card is worth, or why there is none.
+        notice: told what the routing card is worth, or why there is none, and what was taken up from an earlier run.
 
     Returns:
         The pack, opened.
@@ -89,15 +96,27 @@ def pack(
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
     changed = _changed_names(delta)
     record = fingerprint_checkpoint(found.folder)
-    with staged_folder(out, is_new=True) as staged:
+    examples = prompts or metadata.skills.prompts if calibrate and goal.is_calibrated else ()
+    tell = notice or silence
+
+    def inputs() -> str:
+        return digest_inputs(delta, preset, budget_bytes, dict(recipe_options or {}), list(examples))
+
+    with (
+        joined_ranks() as ranks,
+        partial_pack(ranks, out, inputs, resume=resume, notice=tell) as partial,
+        shared_stage(ranks, out) as staged,
+    ):
         folder = staged / variant_folder(record.fingerprint)
-        folder.mkdir(parents=True)
-        router = write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
-        with tempfile.TemporaryDirectory(dir=folder) as spool:
-            examples = prompts or metadata.skills.prompts if calibrate and goal.is_calibrated else ()
-            calibration = _calibrate(delta, examples, Path(spool), progress, notice, needed=bool(prompts))
-            encoder = DeltaEncoder(delta, changed, Path(spool), calibration, progress)
-            tensors = write_tensors(goal, encoder, folder)
+
+        def prepare() -> tuple[RouterInfo | None, Calibration | None]:
+            _tell_what_is_known(partial, len(changed), tell)
+            folder.mkdir(parents=True)
+            router = write_card(found.folder, folder, prompts, metadata.skills.prompts, progress, notice)
+            return router, _calibrate(delta, examples, partial, progress, tell, needed=bool(prompts))
+
+        router, calibration = ranks.share(lambda: prepare() if ranks.leads else (None, None))[0]
+        tensors = write_tensors(goal, DeltaEncoder(delta, changed, partial, calibration, progress, ranks), folder)
         codec = CodecInfo(
             preset=goal.preset,
             bits_per_weight=bits_per_weight(tensors, delta.base),
@@ -105,8 +124,19 @@ def pack(
             calibrated=calibration is not None if goal.is_calibrated else UNSET,
         )
         manifest = structs.replace(manifest, provenance=goal.facts)
-        finish_pack(staged, folder, manifest, found, record, codec, router)
+        if ranks.leads:
+            finish_pack(staged, folder, manifest, found, record, codec, router)
     return open_pack(out)
+
+
+def _tell_what_is_known(partial: Partial, tensors: int, tell: Notice) -> None:
+    """Say what was taken up from an earlier run."""
+    found = {what: partial.count(kind) for what, kind in (("analysed", "analysis"), ("encoded", "encoding"))}
+    known = [f"{count} of {tensors} tensors {what}" for what, count in found.items() if count]
+    if partial.count("calibration"):
+        known = ["calibrated", *known]
+    if known:
+        tell(f"Going on with an interrupted run ({', '.join(known)}). To start anew, remove {partial.folder.parent}.")
 
 
 def _changed_names(delta: Delta) -> list[str]:
@@ -145,9 +175,9 @@ def _check_names(delta: Delta, names: list[str]) -> None:
 def _calibrate(
     delta: Delta,
     prompts: Sequence[str],
-    folder: Path,
+    partial: Partial,
     progress: Progress | None,
-    notice: Notice | None,
+    tell: Notice,
     *,
     needed: bool,
 ) -> Calibration | None:
@@ -156,13 +186,16 @@ def _calibrate(
         return None
     from skillhub.calibration import calibrate
 
-    try:
-        return calibrate(delta.tuned.folder, delta.base.folder, prompts, folder, progress=progress)
-    except UsageError as error:
-        if needed:
-            raise
-        (notice or silence)(f"Packed without calibration. {error.message}")
-        return None
+    def read() -> tuple[Calibration | None]:
+        try:
+            return (calibrate(delta.tuned.folder, delta.base.folder, prompts, partial.folder, progress=progress),)
+        except UsageError as error:
+            if needed:
+                raise
+            tell(f"Packed without calibration. {error.message}")
+            return (None,)
+
+    return partial.made("calibration", "", read)[0]
 
 
 def bits_per_weight(tensors: dict[str, TensorEntry], base: Checkpoint) -> float:

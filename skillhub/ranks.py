@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,6 +59,23 @@ class Ranks:
         values: list[Any] = [None] * self.count
         distributed.all_gather_object(values, value)
         return values
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        """Do something in every process, and return what each got, by rank.
+
+        Raises:
+            SkillhubError: another process failed.
+            Exception: what ``work`` raised here.
+        """
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:  # not an interrupt, which torchrun passes on to all
+            failure = error
+        self.agree(failure)
+        results: list[Any] = self.gather(result)
+        return results
 
     def agree(self, error: Exception | None) -> None:
         """Wait for all, then raise one's own error, or say whose work failed."""

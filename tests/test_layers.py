@@ -51,6 +51,7 @@ COLUMNS = [
     (WEIGHTS, "interop"),
     (WEIGHTS, "routing"),
     (WEIGHTS, "calibration"),
+    (WEIGHTS, "partials"),
     (WEIGHTS, "deltaencoding"),
     (WEIGHTS, "goals"),
     (WEIGHTS, "packer compose"),

@@ -75,9 +75,9 @@ def emit_json(result: dict[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for people on stderr; not with ``--quiet``."""
+    """Print a line for people on stderr; not with ``--quiet``, and of processes that work together the first alone does."""
     context = click.get_current_context(silent=True)
-    if not (context and context.meta.get("skillhub.quiet")):
+    if is_leader() and not (context and context.meta.get("skillhub.quiet")):
         click.echo(presentable(text), err=True)
 
 

@@ -94,6 +94,7 @@ def _recipe_options(context: click.Context, parameter: click.Parameter, texts: t
 @click.option(
     "--no-calibration", is_flag=True, help="Take the example inputs for the routing card only, and save a minute."
 )
+@click.option("--no-resume", is_flag=True, help="Start anew where an earlier run from the same inputs was interrupted.")
 @console.output_options
 def pack_command(
     tuned: str | None,
@@ -106,6 +107,7 @@ def pack_command(
     recipe_options: dict[str, str],
     prompts_file: Path | None,
     no_calibration: bool,
+    no_resume: bool,
     as_json: bool,
     **words: Any,
 ) -> None:
@@ -119,6 +121,9 @@ def pack_command(
     biases; by delta-come and bitdelta embeddings and head too). With example inputs, graftllm and delta-come are calibrated by GPTQ.
     Their options: embedding-share (α), mlp-energy (β) and attention-rank of graftllm; bits-per-weight, or rank, of delta-come; rank
     of svd-lora. BitDelta's scales are not trained.
+
+    A run that was interrupted goes on where it was when it is started again. Several processes share the work under torchrun, and make
+    the same pack: torchrun --nproc-per-node 4 -m skillhub pack …
 
     \b
     Example:
@@ -143,7 +148,9 @@ def pack_command(
         else:
             assert tuned is not None and source is not None  # checked above
             goal: dict[str, Any] = {"preset": preset, "budget_bytes": budget, "recipe_options": recipe_options}
-            built = pack(tuned, source, out, calibrate=not no_calibration, **goal, **common)
+            built = pack(tuned, source, out, calibrate=not no_calibration, resume=not no_resume, **goal, **common)
+    if not console.is_leader():
+        return
     _print_summary(built, out, as_json=as_json)
 
 

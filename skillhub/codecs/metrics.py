@@ -47,10 +47,10 @@ class Metric:
         """``S``: (n, n) fp32, upper triangular; or (n,) where it is diagonal."""
         if self.vectors is None:
             return self.diagonal.sqrt()
-        vectors = self.vectors.numpy()
-        moments = torch.from_numpy(vectors.T @ vectors)  # by numpy, which computes one triangle of such a product only
+        moments = self.vectors.T @ self.vectors
         moments.diagonal().copy_(self.diagonal)
-        return torch.linalg.cholesky(moments, upper=True)
+        root: torch.Tensor = torch.linalg.cholesky(moments, upper=True)
+        return root
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -66,7 +66,8 @@ class Metric:
         if self.vectors is None or "root" in self.__dict__:
             return _squares(self.whiten(vectors))
         rest = self.diagonal - self.vectors.square().sum(0)
-        return _squares(vectors @ self.vectors.T) + vectors.square().double().numpy() @ rest.double().numpy()
+        squares: npt.NDArray[np.float64] = _squares(vectors @ self.vectors.T) + (vectors.square() @ rest).numpy()
+        return squares
 
     def unwhiten(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return ``S⁻¹·v`` for each row ``v`` of (k, n) ``vectors``."""

@@ -140,5 +140,6 @@ def _entropies(codes: Codes) -> npt.NDArray[np.float64]:
 @lru_cache(maxsize=16)
 def _surprise(most: int) -> npt.NDArray[np.float64]:
     """Return n·log2 n of every n up to ``most``; looking it up is faster than computing it for the many counts of a matrix."""
-    numbers = np.arange(most + 1)
-    return numbers * np.log2(np.maximum(numbers, 1))
+    numbers = np.arange(most + 1, dtype=np.float64)
+    surprise: npt.NDArray[np.float64] = numbers * np.log2(np.maximum(numbers, 1))
+    return surprise
