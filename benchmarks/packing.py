@@ -26,9 +26,10 @@ import skillhub
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import exact
 from skillhub.deltas import Delta
-from skillhub.evaluation import answer_scores, read_rows
+from skillhub.evaluation import read_rows
 from skillhub.layout import layout_of
 from skillhub.rounding import round_to, rounding_key
+from skillhub.scoring import answer_scores
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ("near", "small", "tiny")

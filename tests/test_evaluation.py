@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from skillhub import scoring
+from skillhub.calibration.texts import CONTROL_TEXTS, Row, control_texts, general_texts
 from skillhub.compose.generation import load_model as load_language_model
 from skillhub.errors import NotFoundError, UsageError, WrongBaseError
-from skillhub.evaluation import answer_scores, embedding_scores, evaluate_pack, pair_cosines, read_rows
+from skillhub.evaluation import evaluate_pack, gain_kept, read_rows
+from skillhub.manifest import Evaluation
+from skillhub.measures import CONTROL
 from skillhub.packs import RECEIPT_FILE, open_pack
+from skillhub.scoring import Reference, answer_scores, pair_cosines
 from tests.support.tiny_models import bits, build_pack, load_model, rewrite, save_model, tune
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<unk>", "<user>", "<assistant>"]
@@ -145,8 +150,6 @@ def test_cosines_are_of_mean_pooled_states(encoder: Path, batch: int):
 
     expected = [float(torch.cosine_similarity(embedding(p["a"]), embedding(p["b"]), dim=0)) for p in PAIRS]
     assert cosines == pytest.approx(expected, abs=1e-5) and cosines[2] == pytest.approx(1)
-    scores = embedding_scores(model, tokenizer, PAIRS, batch=batch)
-    assert scores == {"cosine": pytest.approx(sum(expected) / 3, abs=1e-5), "rows": 3}
 
 
 def test_evaluating_fills_the_manifest_and_keeps_other_tasks(causal: Path, tmp_path: Path):
@@ -160,23 +163,121 @@ def test_evaluating_fills_the_manifest_and_keeps_other_tasks(causal: Path, tmp_p
         task="words",
         progress=lambda *step: seen.append(step),
     )
-    assert [(one.task, one.metric, one.rows) for one in scores] == [("words", "nll", 3), ("words", "exact", 3)]
+    several = sum(
+        len(text.split()) > 1 for text in control_texts()
+    )  # of more words, each of which is a token, than one
+    assert [(one.task, one.metric, one.rows) for one in scores] == [
+        *(("words", metric, 3) for metric in ("nll", "exact", "kl")),
+        (CONTROL, "kl", several),
+    ]
     assert all(one.pack == one.tuned for one in scores)  # the pack is exact
-    assert scores[0].base != scores[0].pack
-    assert [what for what, done, _ in seen if done == 3] == ["base rows", "pack rows", "tuned rows"]
+    assert scores[0].base != scores[0].pack and gain_kept(scores) in (1, None)
+    assert all(one.base > 0 and one.tuned == 0 for one in scores[2:])
+    assert [what for what, done, _ in seen if done == 3] == ["tuned rows", "base rows", "pack rows"]
+    assert not list(tmp_path.glob(".evaluation-*"))
     evaluated = open_pack(tmp_path / "pack")
     assert evaluated.manifest.variants[0].evaluation == scores and evaluated.digest != pack.digest
     evaluate_pack(evaluated, causal / "base", ROWS[:2], task="fewer")
     again = evaluate_pack(open_pack(tmp_path / "pack"), causal / "base", ROWS[:1], task="words")
     kept = open_pack(tmp_path / "pack").manifest.variants[0].evaluation
-    assert [(one.task, one.rows) for one in kept] == [("fewer", 2), ("fewer", 2), ("words", 1), ("words", 1)]
+    assert [(one.task, one.metric, one.rows) for one in kept] == [
+        ("words", "kl", 3),
+        (CONTROL, "kl", several),
+        *((task, metric, rows) for task, rows in (("fewer", 2), ("words", 1)) for metric in ("nll", "exact")),
+    ]
     assert again[0].tuned is None
 
 
 def test_an_encoder_is_evaluated_on_pairs(encoder: Path, tmp_path: Path):
     pack = build_pack(encoder / "tuned", encoder / "base", tmp_path / "pack")
-    (score,) = evaluate_pack(pack, str(encoder / "base"), PAIRS, tuned=encoder / "tuned", task="pairs")
-    assert (score.metric, score.rows) == ("cosine", 3) and score.pack == score.tuned != score.base
+    scores = evaluate_pack(pack, str(encoder / "base"), PAIRS, tuned=encoder / "tuned", task="pairs")
+    assert [(one.task, one.metric, one.rows) for one in scores] == [
+        ("pairs", "cosine", 3),
+        ("pairs", "distance", 3),
+        (CONTROL, "distance", CONTROL_TEXTS),
+    ]
+    assert scores[0].pack == scores[0].tuned != scores[0].base
+    assert all(one.pack == pytest.approx(one.tuned, abs=1e-12) and one.base > 1e-6 for one in scores[1:])
+
+
+def test_the_divergence_is_that_of_the_fine_tunes_predictions_to_the_others(causal: Path, tmp_path: Path):
+    pack = build_pack(causal / "tuned", causal / "base", tmp_path / "pack")
+    found = {(one.task, one.metric): one for one in evaluate_pack(pack, causal / "base", ROWS, tuned=causal / "tuned")}
+    models = [load_model(causal / name).float() for name in ("tuned", "base")]
+    total, count = 0.0, 0
+    for row in ROWS:
+        prompt, answer = ids_of(row, True)
+        with torch.no_grad():
+            tuned, base = (
+                model(input_ids=torch.tensor([prompt + answer]))
+                .logits[0, len(prompt) - 1 : -1]
+                .double()
+                .log_softmax(-1)
+                for model in models
+            )
+        total += float((tuned.exp() * (tuned - base)).sum())
+        count += len(answer)
+    assert found["held-out", "kl"].base == pytest.approx(total / count, rel=1e-3)
+
+
+def test_no_more_predictions_are_remembered_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = [Row((1, 2, 3), 1) for _ in range(6)]
+    monkeypatch.setattr(scoring, "MOST_REMEMBERED", 4 * 7 * 2 * 6 // 3)
+    reference = Reference(tmp_path / "kept", rows)
+    logits = [torch.randn(2, 7, generator=torch.Generator().manual_seed(number)) for number in range(6)]
+    for number in (3, 0, 5, 1, 2, 4):
+        reference.remember(number, logits[number])
+    assert [number for number in range(6) if number in reference] == [0, 3]
+    assert reference.divergence(3, logits[3]) == pytest.approx(0, abs=1e-6)
+    wider = torch.cat([logits[3], torch.full((2, 5), 9.0)], 1)  # tokens that the fine-tune does not have
+    assert reference.divergence(3, wider) == pytest.approx(0, abs=1e-6)
+    first, second = (one.double().log_softmax(-1) for one in (logits[0], logits[4]))
+    expected = float((first.exp() * (first - second)).sum())
+    assert reference.divergence(0, logits[4]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_control_is_text_that_nothing_is_calibrated_on():
+    for prompts in range(1, 129):
+        assert not set(general_texts(prompts)) & set(control_texts())
+    assert len(set(control_texts())) == CONTROL_TEXTS
+
+
+def test_all_read_by_the_fine_tunes_tokenizer_if_the_base_knows_its_tokens(causal: Path, tmp_path: Path):
+    tuned = tune(causal / "base", tmp_path / "tuned", size=0.05)
+    pack = build_pack(tuned, causal / "base", tmp_path / "pack")
+
+    def base_nll() -> float:
+        return next(one.base for one in evaluate_pack(pack, causal / "base", ROWS, tuned=tuned) if one.metric == "nll")
+
+    def expected(template: str | None) -> float:
+        return answer_scores(load_model(causal / "base"), make_tokenizer(template), ROWS)["nll"]
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tuned / name).unlink(missing_ok=True)
+    assert base_nll() == pytest.approx(expected(TEMPLATE), abs=1e-5)
+    make_tokenizer(None).save_pretrained(tuned)
+    assert base_nll() == pytest.approx(expected(None), abs=1e-5) != pytest.approx(expected(TEMPLATE), abs=1e-3)
+    larger = make_tokenizer(None)
+    larger.add_tokens([f"new{number}" for number in range(200)])
+    larger.save_pretrained(tuned)
+    assert base_nll() == pytest.approx(expected(TEMPLATE), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "kept"),
+    [
+        ("nll", (3.0, 1.0, 1.5), 0.75),
+        ("cosine", (0.2, 0.7, 0.6), 0.8),
+        ("nll", (1.0, 1.0, 1.0), None),
+        ("nll", (1.0, 2.0, 1.5), None),
+        ("nll", (1.0, None, 1.5), None),
+        ("exact", (0.0, 1.0, 0.5), None),
+    ],
+)
+def test_the_gain_that_is_kept(metric: str, scores: tuple[float, float | None, float], kept: float | None):
+    base, tuned, packed = scores
+    one = Evaluation(task="t", metric=metric, base=base, tuned=tuned, pack=packed, rows=1)
+    assert gain_kept([one]) == (None if kept is None else pytest.approx(kept))
 
 
 def test_what_cannot_be_evaluated_is_refused_and_the_pack_stays(causal: Path, tmp_path: Path):

@@ -15,8 +15,9 @@ from skillhub.authorfile import AuthorFile
 from skillhub.compose.grafts import disable, enable, graft, grafted, grafted_packs, set_weights, ungraft
 from skillhub.compose.sidepaths import LEFT
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
-from skillhub.evaluation import answer_scores, evaluate_pack
+from skillhub.evaluation import evaluate_pack
 from skillhub.packer import pack
+from skillhub.scoring import answer_scores
 from tests.support.gpu import needs_gpu
 from tests.support.lowrank_packs import build_lowrank_pack
 from tests.support.tiny_models import add_tokenizer, bits, build_pack, load_model, save_model, tune, with_entry

@@ -58,6 +58,26 @@ def test_packs_say_whether_they_were_calibrated(shell: Shell, skilled: tuple[Pat
         assert f"| {way} |" in card
 
 
+def test_a_pack_is_measured_as_it_is_built(shell: Shell, skilled: tuple[Path, Path, Path]) -> None:
+    base, tuned, _ = skilled
+    rows = shell.home / "sums held-out.jsonl"
+    rows.write_text('{"prompt": "1 + 1 = ?", "answer": "2"}\n' * 3, encoding="utf-8")
+    asked = ("pack", tuned, "--base", base, *NAMED, "--preset", "svd-lora", "--recipe-option", "rank=2")
+    told = shell.json(*asked, "--evaluate", rows, "-o", "pack")
+    scores = {(one["task"], one["metric"]): one for one in told["evaluation"]}
+    assert set(scores) == {
+        *(("sums held-out", metric) for metric in ("nll", "exact", "kl")),
+        ("unrelated text", "kl"),
+    }
+    assert 0 < scores["sums held-out", "kl"]["pack"] < scores["sums held-out", "kl"]["base"]
+    shown = shell.json("show", "./pack")
+    assert shown["digest"] == told["digest"]
+    assert shown["manifest"]["variants"][0]["evaluation"] == told["evaluation"]
+    rows.write_text('{"prompt": "1 + 1 = ?"}\n', encoding="utf-8")
+    assert "line 1 is not an object" in shell.fail(2, *asked, "--evaluate", rows, "-o", "other")
+    assert not (shell.home / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -25,6 +25,9 @@ ANSWER_TOKENS = 32
 GENERAL_SHARE = 1 / 3
 """General texts for each prompt: a quarter of all rows."""
 
+CONTROL_TEXTS = 64
+"""General texts that are measured on, none of which calibrates."""
+
 GENERAL_WEIGHT = 0.3
 """What an error on general text counts for (its square root), beside one on the skill's answers."""
 
@@ -76,7 +79,12 @@ def read_rows(tokenizer: Any, prompts: Sequence[str]) -> list[Row]:
 
 def general_texts(prompts: int) -> list[str]:
     """Return general texts to go with so many prompts, of every kind that ships with skillhub."""
-    return thinned(background_prompts(), max(1, round(prompts * GENERAL_SHARE)))
+    return thinned(background_prompts()[::2], max(1, round(prompts * GENERAL_SHARE)))
+
+
+def control_texts() -> list[str]:
+    """Return general texts that nothing is calibrated on, to measure what a pack changes beside its skill."""
+    return thinned(background_prompts()[1::2], CONTROL_TEXTS)
 
 
 def thinned(texts: Sequence[str], most: int = MAX_PROMPTS) -> list[str]:

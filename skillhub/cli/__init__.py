@@ -57,7 +57,7 @@ GROUPS = {
         "new": ("authoring", "Write a skillpack.toml for a new pack, with every key explained."),
         "pack": ("packing", "Build a pack from a fine-tuned checkpoint and its base."),
         "diff": ("diffing", "Show how two checkpoints differ, and how large a pack would be."),
-        "evaluate": ("packing", "Measure base, fine-tune and pack, and note it in the pack's manifest."),
+        "evaluate": ("evaluating", "Measure base, fine-tune and pack, and note it in the pack's manifest."),
         "publish": ("publishing", "Publish a pack as a release on a registry."),
         "yank": ("publishing", "Withdraw a release, so that nothing chooses it any more."),
         "unyank": ("publishing", "Let a yanked release be chosen again."),

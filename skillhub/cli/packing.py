@@ -1,4 +1,4 @@
-"""``skillhub pack`` and ``skillhub evaluate``: building a pack and measuring it."""
+"""``skillhub pack``: building a pack, and saying what it became."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from msgspec import UNSET
 
 from skillhub.authorfile import AUTHOR_FILE, AuthorFile, read_author_file
 from skillhub.cli import console, options
+from skillhub.cli.evaluating import Examples, print_scores, read_examples, scores_json
 from skillhub.configuration import parse_size
-from skillhub.errors import UsageError
+from skillhub.errors import SkillhubError, UsageError
 from skillhub.packs import Pack, open_pack
 from skillhub.prompts import read_prompts
 
@@ -95,6 +96,13 @@ def _recipe_options(context: click.Context, parameter: click.Parameter, texts: t
     "--no-calibration", is_flag=True, help="Take the example inputs for the routing card only, and save a minute."
 )
 @click.option("--no-resume", is_flag=True, help="Start anew where an earlier run from the same inputs was interrupted.")
+@click.option(
+    "--evaluate",
+    "rows_file",
+    metavar="FILE.jsonl",
+    type=click.Path(path_type=Path),
+    help="Then measure what the pack costs, on examples as `skillhub evaluate` takes them.",
+)
 @console.output_options
 def pack_command(
     tuned: str | None,
@@ -108,6 +116,7 @@ def pack_command(
     prompts_file: Path | None,
     no_calibration: bool,
     no_resume: bool,
+    rows_file: Path | None,
     as_json: bool,
     **words: Any,
 ) -> None:
@@ -135,11 +144,14 @@ def pack_command(
     source = base or author.base
     if source is None and lora is None:
         raise UsageError("The base model is not known.", hint=f"Name it with --base, or as `base` in {AUTHOR_FILE}.")
+    if source is None and rows_file is not None:
+        raise UsageError("To measure the pack of an adapter, its base must be named.", hint="Name it with --base.")
     prompts = None if prompts_file is None else read_prompts(prompts_file)
+    examples = None if rows_file is None else read_examples(rows_file, rows_file.stem)
     from skillhub.adapterpacker import pack_adapter
     from skillhub.packer import pack
 
-    if prompts or author.skills.prompts or lora is not None:
+    if prompts or author.skills.prompts or examples or lora is not None:
         console.quiet_transformers()
     with console.progress("tensors") as progress:
         common: dict[str, Any] = {"metadata": author, "prompts": prompts, "progress": progress, "notice": console.say}
@@ -151,7 +163,19 @@ def pack_command(
             built = pack(tuned, source, out, calibrate=not no_calibration, resume=not no_resume, **goal, **common)
     if not console.is_leader():
         return
+    if examples is not None and source is not None:
+        built = _evaluate(built, examples, source, tuned)
     _print_summary(built, out, as_json=as_json)
+
+
+def _evaluate(built: Pack, examples: Examples, base: str, tuned: str | None) -> Pack:
+    """Measure a pack that was just built, and return it as it is then."""
+    try:
+        examples.measure(built, base, tuned)
+    except SkillhubError:
+        console.say(f"The pack is in {built.folder}, and was not measured.")
+        raise
+    return open_pack(built.folder)
 
 
 def _check_source(tuned: str | None, lora: Path | None) -> None:
@@ -220,6 +244,7 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
                 "bits_per_weight": variant.codec.bits_per_weight,
                 "routing_card": variant.router is not None,
                 "classes": classes,
+                **scores_json(variant.evaluation),
             }
         )
         return
@@ -234,6 +259,8 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
         click.echo(f"Much of this delta was left out. To keep more: --budget {max(1, 2 * variant.size // 1000)}kB.")
     sizes = f"{console.size_text(variant.size)}, {_ratio(variant.size, checkpoint)}"
     click.echo(f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {sizes} ({variant.codec.way}).")
+    if variant.evaluation:
+        print_scores(variant.evaluation)
 
 
 def _ratio(size: int, checkpoint: int) -> str:
@@ -279,47 +306,3 @@ def _checkpoint_bytes(variant: Variant) -> int:
     """Return the size of the base's weights in its own dtype."""
     widths = {"F64": 8, "F32": 4, "I32": 4}
     return variant.base.parameters * widths.get(variant.base.dtype or "", 2)
-
-
-@click.command("evaluate")
-@click.argument("pack_folder", metavar="PACK", type=click.Path(path_type=Path))
-@click.option("--base", metavar="PATH|REPO", required=True, help="The base model.")
-@click.option("--tuned", metavar="PATH|REPO", help="The fine-tune that the pack was built from, to compare with.")
-@click.option("--rows", "rows_file", type=click.Path(path_type=Path), required=True, help="JSONL with the examples.")
-@click.option("--task", required=True, help="What the examples measure, such as 'math held-out'.")
-@click.option("--limit", type=click.IntRange(min=1), help="Use the first N examples only.")
-@console.output_options
-def evaluate_command(
-    pack_folder: Path, base: str, tuned: str | None, rows_file: Path, task: str, limit: int | None, as_json: bool
-) -> None:
-    """Measure base, fine-tune and pack on the same examples, and note the scores in PACK's manifest.
-
-    Each line of the examples is {"prompt": …, "answer": …} for a language model (negative log-likelihood per answer
-    token, and share of answers that are exact), or {"a": …, "b": …} for an encoder (cosine). Evaluate before
-    publishing: the scores become part of the manifest, and with it of the release's identity.
-
-    \b
-    Example:
-      skillhub evaluate math-pack --base ./SmolLM2 --tuned ./tuned --rows held-out.jsonl --task "math held-out"
-    """
-    pack = open_pack(pack_folder)
-    from skillhub.evaluation import evaluate_pack, read_rows
-
-    console.quiet_transformers()
-    rows = read_rows(rows_file)[:limit]
-    with console.progress("rows") as progress:
-        scores = evaluate_pack(pack, base, rows, tuned=tuned, task=task, progress=progress)
-    if as_json:
-        from msgspec import to_builtins
-
-        console.emit_json({"pack": str(pack_folder), "evaluation": to_builtins(scores)})
-        return
-    cells = [
-        [score.task, score.metric, f"{score.base:.4f}", _score(score.tuned), f"{score.pack:.4f}", str(score.rows)]
-        for score in scores
-    ]
-    console.table(["Task", "Metric", "Base", "Tuned", "Pack", "Rows"], cells, right=(2, 3, 4, 5))
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -18,7 +18,12 @@ _GENERATING = re.compile("CausalLM|ConditionalGeneration|LMHead|DoubleHeads")
 
 
 def load_model(
-    base: str | Path, *, encoder: bool = False, threads: int | None = None, room: float = 1.2
+    base: str | Path,
+    *,
+    encoder: bool = False,
+    threads: int | None = None,
+    room: float = 1.2,
+    tokenizer_of: str | Path | None = None,
 ) -> tuple[Any, Any]:
     """Load a model in its own dtype, on a GPU when there is one with room for it.
 
@@ -27,6 +32,7 @@ def load_model(
         encoder: load it without a head, instead of as a causal language model.
         threads: for torch on the CPU; None leaves torch's choice.
         room: memory that what follows takes, in sizes of the model's weights.
+        tokenizer_of: the folder or repository whose tokenizer it gets; by default its own.
 
     Returns:
         The model (in evaluation mode) and its tokenizer.
@@ -38,13 +44,14 @@ def load_model(
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     folder = locate_base(base)
+    tokenizer_folder = folder if tokenizer_of is None else locate_base(tokenizer_of)
     if threads:
         torch.set_num_threads(threads)
     kind: Any = AutoModel if encoder else AutoModelForCausalLM
     try:
         if not encoder:
             _check_generates(base, AutoConfig.from_pretrained(folder, **HERE_ALONE))
-        tokenizer = AutoTokenizer.from_pretrained(folder, **HERE_ALONE)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, **HERE_ALONE)
         model: Any = kind.from_pretrained(folder, dtype="auto", **HERE_ALONE)
     except UsageError:
         raise
@@ -56,6 +63,32 @@ def load_model(
             "an encoder. For other models use skillhub.graft(model, packs).",
         ) from error
     return model.to(device_for(model, room=room)).eval(), tokenizer
+
+
+def load_tokenizer(source: str | Path) -> tuple[Any, Any]:
+    """Return the tokenizer of a folder or repository, and the part of its config that is about text.
+
+    Raises:
+        UsageError: there is no tokenizer or config that can be read.
+        NotFoundError: there is no such folder or repository.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = locate_base(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **HERE_ALONE)
+        config = AutoConfig.from_pretrained(folder, **HERE_ALONE)
+    except Exception as error:  # a stranger's config or tokenizer may make transformers raise anything
+        raise UsageError(
+            f"The tokenizer of {source} could not be loaded: {error}", hint="Put its files beside config.json."
+        ) from error
+    return tokenizer, config.get_text_config()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Say whether a checkpoint, a folder or a file in one, has a tokenizer beside it."""
+    folder = folder.parent if folder.is_file() else folder
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def _check_generates(base: str | Path, config: Any) -> None:
