@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skillhub.codecs import EncodedPart, EncodedTensor, ans, decode, exact, lossless, restoration
-from skillhub.errors import IntegrityError, SkillhubError, UsageError
+from skillhub.errors import IntegrityError, UsageError
 from tests.codec_examples import from_json, read_golden, words, write_golden
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32]
@@ -138,10 +138,8 @@ def test_chunks_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def replaced(encoded: EncodedTensor, **changes: object) -> EncodedTensor:
     part = encoded.parts[-1]
-    config = {**part.config, **{key: value for key, value in changes.items() if key != "data"}}
-    data = changes.get("data", part.arrays["data"])
-    assert isinstance(data, np.ndarray)
-    return EncodedTensor(encoded.shape, (*encoded.parts[:-1], EncodedPart(part.codec, config, {"data": data})))
+    config = {**part.config, **changes}
+    return EncodedTensor(encoded.shape, (*encoded.parts[:-1], EncodedPart(part.codec, config, part.arrays)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def replaced(encoded: EncodedTensor, **changes: object) -> EncodedTensor:
         {"offset": 0.5},
         {"exponent": -1},
         {"frames": []},
-        {"frames": [1, 2, 3, 2**60]},
+        {"frames": [1, 2, 2**60]},
         {"frames": "1234"},
         {"surplus": 1},
     ],
@@ -170,31 +168,6 @@ def test_hostile_configs_are_refused(changes: dict[str, object]) -> None:
     base, tuned = fine_tune(40, 30, torch.bfloat16)
     with pytest.raises(IntegrityError):
         decode(replaced(lossless.encode(tuned, base), **changes), base)
-
-
-def test_every_truncation_is_refused() -> None:
-    base, tuned = fine_tune(30, 20, torch.float32)
-    encoded = lossless.encode(tuned, base)
-    data = encoded.parts[-1].arrays["data"]
-    for size in range(0, data.size, 3):
-        with pytest.raises(IntegrityError):
-            decode(replaced(encoded, data=data[:size]), base)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_a_flipped_bit_is_refused_or_shows_in_the_digest(dtype: torch.dtype) -> None:
-    base, tuned = fine_tune(40, 30, dtype)
-    encoded = lossless.encode(tuned, base)
-    data = encoded.parts[-1].arrays["data"]
-    generator = np.random.default_rng(1)
-    for _ in range(150):
-        flipped = data.copy()
-        flipped[generator.integers(data.size)] ^= 1 << generator.integers(8)
-        try:
-            decoded = decode(replaced(encoded, data=flipped), base)
-        except SkillhubError:
-            continue
-        assert decoded.shape == tuned.shape and decoded.dtype == tuned.dtype
 
 
 def test_nothing_may_follow_the_part_that_restores() -> None:

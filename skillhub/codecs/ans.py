@@ -6,7 +6,7 @@ step of all lanes is a dozen numpy operations on whole arrays; about 100 million
 point takes part in decoding: the symbols are the same on every machine.
 
 Every context has a table of 12-bit frequencies that the encoder counted. A table is stored as one *level* a symbol, eight levels to a
-factor of two: that costs under 0.001 bits a symbol, and a table then takes few bytes.
+factor of two, rounded further where few symbols were counted: that costs under 0.01 bits a symbol, and a table then takes few bytes.
 
 Layout of a stream: the exponent of two of the number of lanes (a byte), the size of the tables' frame and the number of words
 of each chunk (uint32, little endian), the frame, and the chunks: the states of all lanes (uint32), then the words (uint16). A chunk holds
@@ -25,10 +25,14 @@ import numpy.typing as npt
 from skillhub.codecs.encoding import damaged, read_integer
 from skillhub.codecs.streams import Bytes, compress, decompress
 
-Words = npt.NDArray[np.uint32]
+Words = npt.NDArray[np.uint16]
+Integers = npt.NDArray[np.int64]
 
 CHUNK = 1 << 22
-"""Symbols that are coded together; what decoding needs beside its result is about 30 MB."""
+"""Symbols that are coded together."""
+
+BLOCK = 1 << 16
+"""Symbols whose slots are found before their symbols are looked up: as many as stay in a processor's cache."""
 
 MAX_SYMBOLS = 256
 MAX_CONTEXTS = 256
@@ -60,14 +64,15 @@ class Stream:
     Attributes:
         count: number of symbols.
         lanes: states that are stepped together.
-        table: (contexts · 4096,) uint32: of every slot of every context the symbol (lowest 8 bits), the slot's place among the
-            slots of that symbol (12 bits) and the symbol's frequency (12 bits).
+        symbols: (contexts · 4096,) uint8: the symbol of every slot of every context.
+        steps: (contexts · 4096,) int64: the slot's place among those of its symbol, and from bit 16 on the symbol's frequency.
         chunks: states and words of each chunk.
     """
 
     count: int
     lanes: int
-    table: Words
+    symbols: Bytes
+    steps: Integers
     chunks: tuple[Bytes, ...]
 
     def decode_chunk(self, number: int, contexts: Bytes | None = None) -> Bytes:
@@ -81,39 +86,41 @@ class Stream:
             IntegrityError: the chunk is damaged.
         """
         count = min(CHUNK, self.count - number * CHUNK)
-        states = self.chunks[number][: 4 * self.lanes].view("<u4").astype(np.uint32)
-        words = self.chunks[number][4 * self.lanes :].view("<u2").astype(np.uint32)
-        offsets = None if contexts is None else contexts.astype(np.uint32) << np.uint32(PRECISION)
+        states = self.chunks[number][: 4 * self.lanes].view("<u4").astype(np.int64)
+        words = self.chunks[number][4 * self.lanes :].view("<u2")
         symbols = np.empty(count, dtype=np.uint8)
-        whole = count - count % self.lanes
-        used = self._decode_steps(states, offsets, words, symbols[:whole])
-        rest = None if offsets is None else offsets[whole:]
-        used += self._decode_steps(states[: count - whole], rest, words[used:], symbols[whole:])
+        used, block = 0, self.lanes * -(-BLOCK // self.lanes)
+        for begin in range(0, count, block):
+            there = slice(begin, min(begin + block, count))
+            slots = np.zeros(there.stop - begin, dtype=np.int64)
+            if contexts is not None:
+                np.left_shift(contexts[there], PRECISION, out=slots, dtype=np.int64)
+            used += self._decode_steps(states, slots, words[used:])
+            self.symbols.take(slots, out=symbols[there], mode="clip")
         if used != words.size or (states != LEAST_STATE).any():
             raise damaged("has entropy-coded symbols that do not end as they should")
         return symbols
 
-    def _decode_steps(self, states: Words, offsets: Words | None, words: Words, symbols: Bytes) -> int:
-        """Decode whole steps of as many lanes as there are ``states``; return how many words were taken."""
-        used, size = 0, states.size
-        slots = np.empty(size, dtype=np.intp)
-        entries, numbers = np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.uint32)
-        for begin in range(0, symbols.size, size or 1):
-            np.bitwise_and(states, TOTAL - 1, out=numbers)
-            np.add(numbers, 0 if offsets is None else offsets[begin : begin + size], out=slots, casting="unsafe")
-            np.take(self.table, slots, out=entries, mode="clip")
-            symbols[begin : begin + size] = entries  # the lowest byte
-            np.right_shift(entries, 20, out=numbers)
+    def _decode_steps(self, states: Integers, slots: Integers, words: Words) -> int:
+        """Step all ``states`` until each of ``slots``, which are those of contexts, is that of a symbol; return how many words it took."""
+        words = words[: slots.size].astype(np.int64)
+        used, entries, shares = 0, np.empty_like(states), np.empty_like(states)
+        for begin in range(0, slots.size, states.size):
+            there = slots[begin : begin + states.size]
+            if there.size < states.size:  # the last step
+                states, entries, shares = states[: there.size], entries[: there.size], shares[: there.size]
+            there += np.bitwise_and(states, TOTAL - 1, out=shares)
+            self.steps.take(there, out=entries, mode="clip")
+            np.right_shift(entries, 16, out=shares)
             states >>= PRECISION
-            states *= numbers
-            entries >>= 8
+            states *= shares
             entries &= TOTAL - 1
             states += entries
             low = (states < LEAST_STATE).nonzero()[0]
             taken = words[used : used + low.size]
             if taken.size < low.size:
                 raise damaged("has entropy-coded symbols that end early")
-            states[low] = (states[low] << 16) | taken
+            states[low] = (states.take(low) << 16) | taken
             used += low.size
         return used
 
@@ -172,7 +179,7 @@ def read_stream(data: Bytes, count: int, *, alphabet: int, context_count: int = 
     if not count:
         if data.size:
             raise damaged("has entropy-coded symbols where there are none")
-        return Stream(0, 0, np.empty(0, dtype=np.uint32), ())
+        return Stream(0, 0, np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64), ())
     if data.size < head:
         raise damaged("has entropy-coded symbols that end early")
     lanes = 1 << read_integer(int(data[0]), "lanes", _least_lanes(min(count, CHUNK)), MAX_LANES_EXPONENT)
@@ -183,9 +190,9 @@ def read_stream(data: Bytes, count: int, *, alphabet: int, context_count: int = 
     levels = decompress(data[head : head + frame], context_count * alphabet).reshape(context_count, alphabet)
     if int(levels.max()) >= LEVELS.size:
         raise damaged("has symbols of an unknown frequency")
-    table = _tabulate(np.stack([spread(row) for row in levels]))
+    tables = _tabulate(np.stack([spread(row) for row in levels]))
     ends = np.cumsum([head + frame, *sizes])
-    return Stream(count, lanes, table, tuple(data[begin:end] for begin, end in pairwise(ends)))
+    return Stream(count, lanes, *tables, tuple(data[begin:end] for begin, end in pairwise(ends)))
 
 
 def spread(levels: Bytes) -> npt.NDArray[np.int64]:
@@ -215,22 +222,33 @@ def spread(levels: Bytes) -> npt.NDArray[np.int64]:
     return frequencies
 
 
-def _tabulate(frequencies: npt.NDArray[np.int64]) -> Words:
-    """Return what :attr:`Stream.table` has for (contexts, alphabet) frequencies; zeros for contexts that never occur."""
+def _tabulate(frequencies: Integers) -> tuple[Bytes, Integers]:
+    """Return what :attr:`Stream.symbols` and :attr:`Stream.steps` have for (contexts, alphabet) frequencies.
+
+    Both are 0 for contexts that never occur: a frequency of 0 leads to a state that no stream ends with.
+    """
+    contexts, alphabet = frequencies.shape
     present = frequencies.any(axis=1)
-    counts = frequencies[present].reshape(-1)
-    pairs = np.repeat(np.arange(counts.size), counts)
-    starts = np.cumsum(counts) - counts
-    places, symbols = np.arange(pairs.size) - starts[pairs], pairs % frequencies.shape[1]
-    table = np.zeros((len(frequencies), TOTAL), dtype=np.uint32)
-    table[present] = ((counts[pairs] << 20) | (places << 8) | symbols).reshape(-1, TOTAL)
-    return table.reshape(-1)
+    counts = frequencies[present]
+    starts = np.cumsum(counts, axis=1) - counts
+    symbols, steps = np.zeros((contexts, TOTAL), dtype=np.uint8), np.zeros((contexts, TOTAL), dtype=np.int64)
+    names = np.broadcast_to(np.arange(alphabet, dtype=np.uint8), counts.shape)
+    symbols[present] = np.repeat(names.reshape(-1), counts.reshape(-1)).reshape(-1, TOTAL)
+    first = np.repeat(((counts << 16) - starts).reshape(-1), counts.reshape(-1)).reshape(-1, TOTAL)
+    steps[present] = first + np.arange(TOTAL)
+    return symbols.reshape(-1), steps.reshape(-1)
 
 
 def _choose_levels(counts: npt.NDArray[np.int64]) -> Bytes:
-    """Return (contexts, alphabet) the levels nearest to the counts."""
+    """Return (contexts, alphabet) the levels near to the counts.
+
+    Levels that are off by up to half of ``step`` cost about ``count · step² / 2200`` bits, and each takes log2(step) fewer to store.
+    """
+    top = LEVELS.size - 1
     peaks = np.maximum(counts.max(axis=1, keepdims=True), 1)
-    levels = np.searchsorted((LEVELS[1:-1] + LEVELS[2:]) / 2, counts / peaks * int(LEVELS[-1])) + 1
+    nearest = np.searchsorted((LEVELS[1:-1] + LEVELS[2:]) / 2, counts / peaks * int(LEVELS[-1])) + 1
+    steps = np.exp2(np.clip(np.rint(np.log2(40 / np.sqrt(np.maximum(counts, 1)))), 0, 4)).astype(np.int64)
+    levels = np.maximum(top - (top - nearest + steps // 2) // steps * steps, 1)
     return np.where(counts > 0, levels, 0).astype(np.uint8)
 
 
@@ -257,7 +275,7 @@ def _pairs(symbols: Bytes, contexts: Bytes | None, begin: int, alphabet: int) ->
 
 
 def _encode_chunk(
-    pairs: npt.NDArray[np.intp], frequencies: Words, starts: Words, lanes: int
+    pairs: npt.NDArray[np.intp], frequencies: npt.NDArray[np.uint32], starts: npt.NDArray[np.uint32], lanes: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint16]]:
     """Return the states that decoding starts with, and the words; the last step comes first."""
     states = np.full(lanes, LEAST_STATE, dtype=np.uint32)

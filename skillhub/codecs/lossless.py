@@ -5,8 +5,8 @@ counts representable values. What is coded is that difference between the tuned 
 that the parts before this one decode to (:mod:`skillhub.codecs.predictions`). A few low-rank components take much of a delta out.
 
 A difference is coded as a symbol (:mod:`skillhub.codecs.ans`), which says a magnitude exactly below :data:`EXACT` and to a quarter of
-an octave beyond; then come the bits that are left. Layout of ``data``: the frame of the levels of rows and columns, a byte each; the
-stream of symbols; that of the highest bits that are left, up to seven an element; and the lower bytes, as they are.
+an octave beyond; the bits that it leaves open follow (:mod:`skillhub.codecs.leftovers`). Layout of ``data``: the frame of the levels of rows
+and columns, a byte each; the stream of symbols; and the frame of what they leave open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skillhub.codecs import ans
+from skillhub.codecs import ans, leftovers
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor, check_keys, count_elements, damaged, read_integer
 from skillhub.codecs.predictions import (
     FORMATS,
@@ -45,10 +45,7 @@ OPERATION = "restore"
 EXACT = 8
 """Magnitudes below this have a symbol each; an octave above has four."""
 
-REST_ALPHABET, REST_CONTEXTS = 128, 8
-"""Of the stream of the bits that are left: its context is how many they are."""
-
-CELL_BITS = 5
+CELL_BITS = 4
 """About what a symbol that occurs in a context costs in the tables."""
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FORMATS}
@@ -103,19 +100,17 @@ def encode(
     _check_kinds(tuned, base)
     prediction = predict(base, shape, tuned.dtype, delta if parts else None)
     words = bits_of(tuned.detach().cpu())
-    symbols, rests, lows = _code(prediction, words)
+    symbols, left = _code(prediction, words)
     model = _choose_model(fit_scales(prediction, words, tuned.dtype, shape), prediction, symbols)
     contexts = np.empty(words.size, dtype=np.uint8)
     for begin, end in chunks(words.size):
         contexts[begin:end] = model.contexts(prediction, begin, end)
     alphabet = alphabet_of(prediction.form.bits)
     levels = np.concatenate([model.rows, model.columns]) if has_scales(shape) else model.rows[:1]
-    extra = alphabet.extra[symbols[symbols >= 2 * EXACT]] % 8
     frames = [
         compress(levels),
-        ans.encode(symbols, contexts, alphabet=alphabet.size, context_count=MODELS[model.kind]),
-        ans.encode(rests, extra, alphabet=REST_ALPHABET, context_count=REST_CONTEXTS),
-        lows,
+        ans.encode(symbols, contexts, alphabet=alphabet.size, context_count=MODELS[model.kind].contexts),
+        compress(left),
     ]
     config = {
         "operation": OPERATION,
@@ -145,17 +140,17 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
     dtype, elements = stored_dtype(part), count_elements(shape)
     if base.dtype != base_dtype(part) or base.dim() != len(shape) or tuple(base.shape[1:]) != shape[1:]:
         raise damaged(f"was made with another base than one of {base.dtype} and shape {list(base.shape)}")
-    levels, coded, rest, lows = split_frames(part.arrays["data"], part.config["frames"], 4)
+    levels, coded, left = split_frames(part.arrays["data"], part.config["frames"], 3)
     model = _read_model(part, shape, levels)
     alphabet = alphabet_of(FORMATS[dtype].bits)
-    stream = ans.read_stream(coded, elements, alphabet=alphabet.size, context_count=MODELS[model.kind])
+    stream = ans.read_stream(coded, elements, alphabet=alphabet.size, context_count=MODELS[model.kind].contexts)
     prediction = predict(base, shape, dtype, delta)
     symbols = np.empty(elements, dtype=np.uint8)
     for number, (begin, end) in enumerate(chunks(elements)):
         symbols[begin:end] = stream.decode_chunk(number, model.contexts(prediction, begin, end))
     if elements and int(symbols.max()) >= alphabet.size:
         raise damaged("has symbols outside their alphabet")
-    words = _restore(prediction, symbols, rest, lows)
+    words = _restore(prediction, symbols, left)
     return values_of(words, dtype).reshape(shape)
 
 
@@ -201,25 +196,25 @@ def _is_mirrored(prediction: Prediction, begin: int, end: int) -> npt.NDArray[np
     return (prediction.beyond[begin:end] < 0) ^ (prediction.words[begin:end] < 0)
 
 
-def _code(prediction: Prediction, words: Words) -> tuple[Bytes, Bytes, Bytes]:
-    """Return symbols, highest bits left and lower bytes of the differences of all elements."""
-    symbols, rests, lows = np.empty(words.size, dtype=np.uint8), [], []
+def _code(prediction: Prediction, words: Words) -> tuple[Bytes, Bytes]:
+    """Return the symbols of the differences of all elements, and packed what they leave open."""
+    symbols, left = np.empty(words.size, dtype=np.uint8), [np.empty(0, dtype=np.uint8)]
     for begin, end in chunks(words.size):
         steps = (_ordered(words[begin:end]) - _ordered(prediction.words[begin:end])).astype(np.int64)
         mirrored = _is_mirrored(prediction, begin, end)
         if mirrored is not None:
             np.negative(steps, out=steps, where=mirrored)
         magnitudes = np.abs(steps)
-        chunk = _classes(magnitudes) * 2 + (steps < 0)
-        symbols[begin:end] = chunk
-        extra = alphabet_of(prediction.form.bits).extra
-        far = np.flatnonzero(chunk >= 2 * EXACT)
-        widths = extra[chunk[far]].astype(np.int64)
-        left = magnitudes[far] & ((1 << widths) - 1)
-        rests.append((left >> (widths & ~7)).astype(np.uint8))
-        lows += [((left >> shift) & 255)[widths >= shift + 8].astype(np.uint8) for shift in (0, 8, 16)]
-    nothing = np.empty(0, dtype=np.uint8)
-    return symbols, np.concatenate([nothing, *rests]), np.concatenate([nothing, *lows])
+        symbols[begin:end] = _classes(magnitudes) * 2 + (steps < 0)
+        far, widths = _open_bits(prediction, symbols[begin:end])
+        left.append(leftovers.pack(magnitudes[far] & ((1 << widths) - 1), widths))
+    return symbols, np.concatenate(left)
+
+
+def _open_bits(prediction: Prediction, symbols: Bytes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """Return which symbols of a chunk leave bits open, and how many."""
+    far = np.flatnonzero(symbols >= 2 * EXACT)
+    return far, alphabet_of(prediction.form.bits).extra[symbols[far]].astype(np.int64)
 
 
 def _classes(magnitudes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -229,45 +224,26 @@ def _classes(magnitudes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.where(magnitudes < EXACT, magnitudes, beyond)
 
 
-def _restore(prediction: Prediction, symbols: Bytes, rest: Bytes, lows: Bytes) -> Words:
+def _restore(prediction: Prediction, symbols: Bytes, frame: Bytes) -> Words:
     """Return the bits of the tuned tensor."""
     alphabet = alphabet_of(prediction.form.bits)
-    far = symbols[symbols >= 2 * EXACT]
-    rests = ans.decode(rest, far.size, alphabet.extra[far] % 8, alphabet=REST_ALPHABET, context_count=REST_CONTEXTS)
+    opened = [_open_bits(prediction, symbols[begin:end]) for begin, end in chunks(symbols.size)]
+    sizes = [leftovers.count_packed(widths) for _, widths in opened]
+    left = np.split(decompress(frame, sum(sizes)), np.cumsum(sizes))
     signed = np.where(np.arange(alphabet.size) & 1, -alphabet.magnitudes, alphabet.magnitudes)
     table = signed.astype(prediction.form.words)  # of the size of the words, whose sums wrap around
     words = np.empty(symbols.size, dtype=prediction.form.words)
-    used_rests = used_lows = 0
-    for begin, end in chunks(symbols.size):
+    for (begin, end), (far, widths), packed in zip(chunks(symbols.size), opened, left, strict=False):
         chunk = symbols[begin:end]
-        steps = np.take(table, chunk)
-        at = np.flatnonzero(chunk >= 2 * EXACT)
-        if at.size:
-            widths = alphabet.extra[chunk[at]].astype(np.int64)
-            left = rests[used_rests : used_rests + at.size].astype(np.int64) << (widths & ~7)
-            used_rests += at.size
-            used_lows += _add_lows(left, widths, lows[used_lows:])
-            steps[at] += np.where(chunk[at] & 1, -left, left).astype(steps.dtype)
+        steps = table.take(chunk)
+        beyond = leftovers.unpack(packed, widths)
+        steps[far] += np.where(chunk[far] & 1, -beyond, beyond).astype(steps.dtype)
         mirrored = _is_mirrored(prediction, begin, end)
         if mirrored is not None:
-            np.negative(steps, out=steps, where=mirrored)
-        words[begin:end] = _ordered(_ordered(prediction.words[begin:end]) + steps)
-    if used_lows != lows.size:
-        raise damaged("has more bytes than its differences")
+            steps = np.where(mirrored, -steps, steps)
+        steps += _ordered(prediction.words[begin:end])
+        words[begin:end] = _ordered(steps)
     return words
-
-
-def _add_lows(left: npt.NDArray[np.int64], widths: npt.NDArray[np.int64], lows: Bytes) -> int:
-    """Put the lower bytes into what is ``left`` of a chunk's magnitudes; return how many they are."""
-    used = 0
-    for shift in (0, 8, 16):
-        at = np.flatnonzero(widths >= shift + 8)
-        taken = lows[used : used + at.size]
-        if taken.size < at.size:
-            raise damaged("has fewer bytes than its differences")
-        left[at] |= taken.astype(np.int64) << shift
-        used += at.size
-    return used
 
 
 def _choose_model(model: Model, prediction: Prediction, symbols: Bytes) -> Model:
@@ -278,7 +254,7 @@ def _choose_model(model: Model, prediction: Prediction, symbols: Bytes) -> Model
 
 def _estimate_bits(model: Model, prediction: Prediction, symbols: Bytes) -> float:
     """Return about what symbols and tables of a tensor take, from samples."""
-    counts = np.zeros(MODELS[model.kind] * 256, dtype=np.int64)
+    counts = np.zeros(MODELS[model.kind].contexts * 256, dtype=np.int64)
     for begin, end in samples(symbols.size):
         pairs = model.contexts(prediction, begin, end).astype(np.intp) * 256 + symbols[begin:end]
         counts += np.bincount(pairs, minlength=counts.size)

@@ -28,11 +28,37 @@ QUARTERS = 4
 NEUTRAL = 128
 """Stored level of a column that moves as much as others."""
 
-FRACTIONS, SCALES = 4, 32
-COARSE_SCALES, EXPONENTS = 16, 16
-MODELS = {"fraction": SCALES * FRACTIONS, "exponent": COARSE_SCALES * EXPONENTS}
-"""What a context is made of beside the expected distance → number of contexts: where between two representable values the
-expected one lay, or, better where few elements change, the exponent itself."""
+LEVELS = 64
+"""Levels that contexts tell apart; those beyond count as the outermost."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What a context is made of.
+
+    Attributes:
+        step: exponent of two of the levels that count as one.
+        fractions: how many places between two representable values are told apart at which the expected one lay.
+        exponents: how many exponents are told apart instead.
+    """
+
+    step: int
+    fractions: int = 1
+    exponents: int = 1
+
+    @property
+    def contexts(self) -> int:
+        """Number of contexts."""
+        return (LEVELS >> self.step) * self.fractions * self.exponents
+
+
+MODELS = {
+    "coarse": Contexts(2, fractions=2),
+    "fraction": Contexts(1, fractions=4),
+    "fine": Contexts(0, fractions=4),
+    "exponent": Contexts(2, exponents=16),
+}
+"""Few contexts suit small tensors, whose symbols do not pay for many tables; exponents those of which few elements change."""
 
 SIDE_SHARE = 16
 """Rows and columns have scales of their own where there are so many elements to each of them."""
@@ -147,17 +173,24 @@ class Model:
         exponents = (prediction.words[begin:end] >> form.mantissa).astype(np.int16)
         exponents &= np.int16(form.exponents)
         np.maximum(exponents, 1, out=exponents)
-        levels = self._levels(begin, end) - np.int16(QUARTERS) * exponents
-        if self.kind == "exponent":
-            scales = np.clip(levels >> 2, 0, COARSE_SCALES - 1)
+        levels = self._levels(begin, end)
+        levels -= np.int16(QUARTERS) * exponents
+        np.clip(levels, 0, LEVELS - 1, out=levels)
+        kind = MODELS[self.kind]
+        levels >>= kind.step
+        if kind.exponents > 1:
             exponents -= np.int16(self.exponent)
-            told: Bytes = (scales * EXPONENTS + np.clip(exponents, 0, EXPONENTS - 1)).astype(np.uint8)
-            return told
-        contexts = np.clip(levels >> 1, 0, SCALES - 1) * FRACTIONS
-        if prediction.beyond is not None:
-            contexts += np.minimum(np.abs(prediction.beyond[begin:end] >> 2) >> 11, FRACTIONS - 1)
-        result: Bytes = contexts.astype(np.uint8)
-        return result
+            np.clip(exponents, 0, kind.exponents - 1, out=exponents)
+            levels *= kind.exponents
+            levels += exponents
+        elif prediction.beyond is not None:
+            levels *= kind.fractions
+            levels += np.minimum(
+                np.abs(prediction.beyond[begin:end] >> 2) // (8192 // kind.fractions), kind.fractions - 1
+            )
+        else:
+            levels *= kind.fractions
+        return levels.astype(np.uint8)
 
     def _levels(self, begin: int, end: int) -> Levels:
         """Return the levels of the elements ``begin`` to ``end`` as far as row and column say them."""
@@ -172,7 +205,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return ``shape`` as rows × columns, cut where there are fewest of both; one row of one column where they would be too many."""
     cuts = [(math.prod(shape[:cut]), math.prod(shape[cut:])) for cut in range(len(shape) + 1)]
     rows, columns = min(cuts, key=sum)
-    return (rows, columns) if (rows + columns) * SIDE_SHARE <= rows * columns else (1, max(1, rows * columns))
+    return (rows, columns) if 0 < (rows + columns) * SIDE_SHARE <= rows * columns else (1, max(1, rows * columns))
 
 
 def has_scales(shape: tuple[int, ...]) -> bool:
@@ -232,8 +265,8 @@ def _placed(model: Model, prediction: Prediction) -> Model:
         exponents.append(there)
     highest = int(np.quantile(np.concatenate(levels), 0.999))
     last = int(np.quantile(np.concatenate(exponents), 0.9999))
-    offset = model.offset - (highest - QUARTERS * COARSE_SCALES + 1)
-    return replace(model, offset=offset, exponent=max(1, last - EXPONENTS + 1))
+    offset = model.offset - (highest - LEVELS + 1)
+    return replace(model, offset=offset, exponent=max(1, last - MODELS["exponent"].exponents + 1))
 
 
 def _to_levels(means: Any) -> npt.NDArray[np.float64]:
