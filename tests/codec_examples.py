@@ -43,7 +43,8 @@ def from_json(value: dict[str, Any]) -> EncodedTensor:
 
 def words(tensor: torch.Tensor) -> bytes:
     """The bits of a tensor, for comparisons that see NaN payloads and the sign of zero."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    flat = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor).reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def read_golden(name: str) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 import zstandard
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from skillhub.codecs import EncodedPart, EncodedTensor, decode, decoded_digest, exact, zero
@@ -121,22 +120,6 @@ def test_a_stream_that_states_no_size_or_has_a_tail_is_refused() -> None:
         part = replace(PART, arrays={"data": np.frombuffer(frame, np.uint8)})
         with pytest.raises(IntegrityError):
             decode(EncodedTensor((3, 2), (part,)))
-
-
-DAMAGED = exact.encode(torch.randn(40, 5, generator=torch.Generator().manual_seed(1)))
-
-
-@given(st.integers(0, DAMAGED.nbytes * 8 - 1), st.integers(0, DAMAGED.nbytes))
-def test_flips_and_truncations_never_crash(bit: int, length: int) -> None:
-    data = DAMAGED.parts[0].arrays["data"]
-    flipped = data.copy()
-    flipped[bit // 8] ^= 1 << bit % 8
-    for damaged in (flipped, data[:length]):
-        try:
-            decoded = decode(EncodedTensor((40, 5), (replace(DAMAGED.parts[0], arrays={"data": damaged}),)))
-        except IntegrityError:
-            continue
-        assert decoded.shape == (40, 5)
 
 
 @pytest.mark.parametrize("name", ["exact", "zero"])

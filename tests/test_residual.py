@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -19,7 +16,7 @@ from skillhub.codecs import EncodedTensor, decode, exact, residual
 from skillhub.codecs.encoding import EncodedPart
 from skillhub.codecs.residual import MAX_EXPONENT, MAX_STEP, MIN_STEP
 from skillhub.errors import IntegrityError
-from tests.codec_examples import GOLDEN, from_json, read_golden, words
+from tests.codec_examples import from_json, read_golden, words
 
 SHAPES = npst.array_shapes(min_dims=2, max_dims=4, min_side=0, max_side=9)
 VALUES = st.floats(-300, 300, width=32, allow_subnormal=False)
@@ -211,38 +208,6 @@ def test_contradicting_configs_are_integrity_errors(change: dict[str, object]) -
 def test_other_shapes_are_integrity_errors(shape: tuple[int, ...]) -> None:
     with pytest.raises(IntegrityError):
         decode(EncodedTensor(shape, (PART,)))
-
-
-@settings(max_examples=300)
-@given(st.integers(0, PART.arrays["data"].size * 8 - 1), st.integers(0, PART.arrays["data"].size))
-def test_flips_and_truncations_never_crash(bit: int, length: int) -> None:
-    flipped = PART.arrays["data"].copy()
-    flipped[bit // 8] ^= 1 << bit % 8
-    for data in (flipped, PART.arrays["data"][:length]):
-        try:
-            decoded = decode(EncodedTensor((40, 64), (replace(PART, arrays={"data": data}),)))
-        except IntegrityError:
-            continue
-        assert decoded.shape == (40, 64) and bool(decoded.isfinite().all())
-
-
-def test_bits_are_the_same_for_threads_and_instruction_sets() -> None:
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]);"
-        "from tests.codec_examples import from_json, read_golden; from skillhub.codecs import decode, decoded_digest;"
-        "names = ('residual', 'sign', 'sparse');"
-        "print(*(decoded_digest(decode(from_json(case['encoded']))) for name in names for case in read_golden(name)))"
-    )
-    printed = set()
-    for extra in (
-        {"OMP_NUM_THREADS": "2"},
-        {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3", "ATEN_CPU_CAPABILITY": "default"},
-    ):
-        command = [sys.executable, "-c", program, str(GOLDEN.parent.parent)]
-        printed.add(subprocess.run(command, env=os.environ | extra, capture_output=True, text=True, check=True).stdout)
-    assert len(printed) == 1 and len(printed.pop().split()) == sum(
-        map(len, map(read_golden, ("residual", "sign", "sparse")))
-    )
 
 
 def test_golden_files_decode_to_the_same_bits() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -91,20 +91,6 @@ def test_foreign_keys_are_integrity_errors() -> None:
     for part in (replace(PART, config={"bits": 2}), replace(PART, arrays={"signs": PART.arrays["signs"]})):
         with pytest.raises(IntegrityError):
             decode(EncodedTensor((30, 17), (part,)))
-
-
-@settings(max_examples=200)
-@given(st.sampled_from(["signs", "scales"]), st.integers(0, 10**6), st.integers(0, 10**6))
-def test_flips_and_truncations_never_crash(name: str, bit: int, length: int) -> None:
-    data = PART.arrays[name]
-    flipped = data.copy()
-    flipped[bit // 8 % data.size] ^= 1 << bit % 8
-    for changed in (flipped, data[: length % data.size]):
-        try:
-            decoded = decode(EncodedTensor((30, 17), (replace(PART, arrays=PART.arrays | {name: changed}),)))
-        except IntegrityError:
-            continue
-        assert decoded.shape == (30, 17) and bool(decoded.isfinite().all())
 
 
 def test_golden_files_decode_to_the_same_bits() -> None:

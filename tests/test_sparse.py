@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -136,19 +136,6 @@ def test_indices_that_would_overflow_are_integrity_errors() -> None:
     part = replace(PART, config=config, arrays={"data": np.concatenate(frames)})
     with pytest.raises(IntegrityError, match="beyond its last"):
         decode(EncodedTensor((2**20, 2**3), (part,)))
-
-
-@settings(max_examples=300)
-@given(st.integers(0, PART.arrays["data"].size * 8 - 1), st.integers(0, PART.arrays["data"].size))
-def test_flips_and_truncations_never_crash(bit: int, length: int) -> None:
-    flipped = PART.arrays["data"].copy()
-    flipped[bit // 8] ^= 1 << bit % 8
-    for data in (flipped, PART.arrays["data"][:length]):
-        try:
-            decoded = decode(EncodedTensor((150, 200), (replace(PART, arrays={"data": data}),)))
-        except IntegrityError:
-            continue
-        assert decoded.shape == (150, 200)
 
 
 def test_golden_files_decode_to_the_same_bits() -> None:

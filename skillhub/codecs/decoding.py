@@ -10,7 +10,7 @@ import torch
 from skillhub.codecs import exact, factors, lossless, lowrank, residual, rows, sign, sparse, zero
 from skillhub.codecs.encoding import EncodedTensor, count_elements, damaged
 from skillhub.codecs.streams import tensor_bytes
-from skillhub.errors import NewerSchemaError, UsageError
+from skillhub.errors import IntegrityError, NewerSchemaError, UsageError
 
 Decoder = Callable[..., torch.Tensor]
 """(part, shape, what the parts before it gave or None) → the tensor with this part applied; may change its input in place. That of
@@ -43,8 +43,21 @@ def decode(encoded: EncodedTensor, base: torch.Tensor | None = None) -> torch.Te
     Raises:
         UsageError: the tensor is to be restored, and there is no ``base``.
         NewerSchemaError: a part's codec is unknown.
-        IntegrityError: parts, configs, sizes or streams contradict each other. Sizes are checked before anything is allocated.
+        IntegrityError: parts, configs, sizes or streams contradict each other. Sizes are checked before anything is allocated. Or the
+            tensor is larger than the memory that is left.
     """
+    try:
+        return _decode(encoded, base)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise IntegrityError(
+            f"The encoded tensor claims the shape {list(encoded.shape)}, for which there is not enough memory.",
+            hint="Use a machine with more memory. If no tensor of the base is as large, the pack is damaged: install or build it again.",
+        ) from error
+
+
+def _decode(encoded: EncodedTensor, base: torch.Tensor | None) -> torch.Tensor:
     count_elements(encoded.shape)
     for part in encoded.parts:
         if part.codec not in CODECS:
@@ -57,6 +70,7 @@ def decode(encoded: EncodedTensor, base: torch.Tensor | None = None) -> torch.Te
         if part.codec == lossless.ID:
             if number < len(encoded.parts) or any(one.codec == factors.ID for one in encoded.parts):
                 raise damaged("is restored from, or before, parts that do not go with that")
+            lossless.stored_dtype(part)  # damage is told before a base is asked for
             return lossless.decode(part, encoded.shape, result, _required(base))
         result = CODECS[part.codec](part, encoded.shape, result)
     if result is None:

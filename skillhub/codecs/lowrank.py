@@ -192,6 +192,8 @@ def read_components(part: EncodedPart, rows: int, columns: int) -> Components:
     rank = read_integer(part.config["rank"], "rank", 1, min(rows, columns, MAX_RANK))
     groups = _read_groups(part.config["groups"], rank)
     data = part.arrays["codes"]
+    if data.size < 4 * rank:
+        raise damaged("has fewer bytes than its components have scales")
     frames = split_frames(data[4 * rank :], part.config["frames"], len(PACKINGS) + 1)
     head = data[: 4 * rank].reshape(rank, 4)
     scales = np.ascontiguousarray(head[:, :2]).view("<u2").reshape(rank).astype(np.int64)

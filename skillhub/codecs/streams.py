@@ -88,6 +88,9 @@ def tensor_bytes(tensor: torch.Tensor) -> Bytes:
     """Return the bytes of ``tensor`` in row-major order (a view where its layout allows one)."""
     if tensor.numel() == 0:
         return np.empty(0, dtype=np.uint8)
-    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().contiguous()
+    flat = flat.as_strided(
+        (flat.numel(),), (1,)
+    )  # torch calls one element contiguous whatever its stride is, and views it by that
     data: Bytes = flat.view(torch.uint8).numpy()
     return data
