@@ -18,7 +18,7 @@ import msgspec
 from msgspec import structs
 
 from skillhub.bases import locate_base
-from skillhub.compose.generation import has_tokenizer, load_model, load_tokenizer
+from skillhub.compose.generation import choose_tokenizer, load_model
 from skillhub.compose.grafts import graft
 from skillhub.documents import field_error
 from skillhub.errors import NotFoundError, UsageError
@@ -115,12 +115,8 @@ def evaluate_pack(
 
 
 def _choose_measure(rows: Sequence[Row], task: str, base: Path, tuned: str | Path | None, spool: Path) -> Measure:
-    """Return what measures such rows, by the fine-tune's tokenizer where it has one and the base knows all of its tokens."""
-    tokenizer, config = load_tokenizer(base)
-    if tuned is not None and has_tokenizer(locate_base(tuned)):
-        own, _ = load_tokenizer(tuned)
-        tokenizer = own if len(own) <= getattr(config, "vocab_size", 0) else tokenizer
-    limit = getattr(config, "max_position_embeddings", None)
+    """Return what measures such rows."""
+    tokenizer, limit = choose_tokenizer(base, tuned)
     if frozenset(rows[0]) == PAIR_KEYS:
         return PairMeasure(tokenizer, task, rows, compares=tuned is not None)
     return measure_answers(tokenizer, rows, task, None if tuned is None else spool, limit)

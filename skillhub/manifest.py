@@ -76,7 +76,7 @@ class CodecInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a variant's delta was encoded.
 
     Attributes:
-        preset: the preset's name, or ``budget``.
+        preset: the preset's name, ``budget``, or ``max-kl`` where a divergence was asked for.
         bits_per_weight: payload bits over the base's parameters.
         tensors: canonical name → how that tensor was encoded; unchanged tensors are left out.
         calibrated: whether prompts told which errors matter. Left out where that could not be: a preset that has no use for it, an

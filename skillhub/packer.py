@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,9 @@ from skillhub.errors import UsageError
 from skillhub.fields import Label
 from skillhub.files import new_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
-from skillhub.goals import choose_goal, write_tensors
+from skillhub.goals import FEWEST_PROMPTS, choose_goal, write_tensors
 from skillhub.licenses import BASE_LICENSE, stated_license
-from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Manifest, TensorEntry, Variant, variant_folder
+from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Evaluation, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manifest
 from skillhub.partials import Partial, digest_inputs, partial_pack
 from skillhub.progress import Notice, Progress, silence
@@ -33,9 +33,6 @@ from skillhub.routingcards import RouterInfo
 
 if TYPE_CHECKING:
     from skillhub.calibration import Calibration
-
-FEWEST_PROMPTS = 16
-"""Prompts that calibration needs; fewer say little about a skill."""
 
 MAX_README_BYTES = 8 << 20
 
@@ -48,6 +45,7 @@ def pack(
     metadata: AuthorFile,
     preset: str = "near",
     budget_bytes: int | None = None,
+    max_kl: float | None = None,
     recipe_options: Mapping[str, object] | None = None,
     prompts: Sequence[str] | None = None,
     calibrate: bool = True,
@@ -71,6 +69,10 @@ def pack(
             ``delta-come``, ``bitdelta`` or ``svd-lora``, all of the model as its paper has it. What a recipe does not compress is kept
             exactly: norms and biases, with Delta-CoMe and BitDelta embeddings and head too, and whatever has tokens beyond the base's.
         budget_bytes: most payload, to within 2 %, instead of a preset's; nothing is written that is larger.
+        max_kl: instead of a size, how far the pack's predictions may be from the fine-tune's: KL(fine-tune ‖ pack) in nats a predicted
+            token, weights as they are stored, over the fine-tune's answers to every fourth prompt, which then does not calibrate. The
+            smallest of about five packs that were tried is written, and the manifest has its divergence; rounding weights takes random
+            bits from a pack's digest, so that measured again it may differ by some 3 %, which is kept clear of the bound.
         recipe_options: of a recipe, other options than its paper's, as for :func:`skillhub.recipes.choose_recipe`.
         prompts: what users of the pack might write: 32 to 128, worded in several ways. They make its routing card, and the fine-tune reads
             them to tell which errors matter (:mod:`skillhub.calibration`; a minute on a core for 135M parameters). Without them the
@@ -85,18 +87,23 @@ def pack(
 
     Raises:
         UsageError: metadata or preset is not valid, ``out`` has something in it, the checkpoints are the same, what must
-            be stored exactly is larger than the budget, or no routing card can be made from ``prompts``.
+            be stored exactly is larger than the budget, no routing card can be made from ``prompts``; or ``max_kl`` is given without 16
+            prompts, of an encoder, or is less than any pack reaches (the error says what is reached).
         WrongBaseError: a tensor of the fine-tune does not have its base's shape.
         NotFoundError, UnsafeContentError, IntegrityError: a checkpoint cannot be read.
         DiskError: the disk is full or ``out`` may not be written.
     """
     manifest, out = metadata.to_manifest(), new_folder(out)
-    goal = choose_goal(preset, budget_bytes, recipe_options)
+    goal = choose_goal(preset, budget_bytes, recipe_options, max_kl)
+    asked = prompts or metadata.skills.prompts
+    to_read, held_out = goal.split(asked)
     found = find_base(base)
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
     changed = _changed_names(delta)
     record = fingerprint_checkpoint(found.folder)
-    examples = prompts or metadata.skills.prompts if calibrate and goal.is_calibrated else ()
+    if goal.max_kl is not None:
+        _check_generates(found.folder)
+    examples = to_read if calibrate and goal.is_calibrated and len(asked) >= FEWEST_PROMPTS else ()
     tell = notice or silence
 
     def inputs() -> str:
@@ -116,17 +123,55 @@ def pack(
             return router, _calibrate(delta, examples, partial, progress, tell, needed=bool(prompts))
 
         router, calibration = ranks.share(lambda: prepare() if ranks.leads else (None, None))[0]
-        tensors = write_tensors(goal, DeltaEncoder(delta, changed, partial, calibration, progress, ranks), folder)
-        codec = CodecInfo(
-            preset=goal.preset,
-            bits_per_weight=bits_per_weight(tensors, delta.base),
-            tensors=tensors,
-            calibrated=calibration is not None if goal.is_calibrated else UNSET,
-        )
-        manifest = structs.replace(manifest, provenance=goal.facts)
+        encoder = DeltaEncoder(delta, changed, partial, calibration, progress, ranks)
+
+        def finish(
+            place: Path, tensors: dict[str, TensorEntry], router: RouterInfo | None = None, *more: Evaluation
+        ) -> None:
+            codec = CodecInfo(
+                preset=goal.preset,
+                bits_per_weight=bits_per_weight(tensors, delta.base),
+                tensors=tensors,
+                calibrated=calibration is not None if goal.is_calibrated else UNSET,
+            )
+            told = structs.replace(manifest, provenance=goal.facts)
+            finish_pack(place, place / variant_folder(record.fingerprint), told, found, record, codec, router, more)
+
+        measured: list[Evaluation] = []
+        if goal.max_kl is None:
+            tensors = write_tensors(goal, encoder, folder)
+        else:
+            tensors, *measured = _write_near(encoder, folder, goal.max_kl, held_out, finish, tell)
         if ranks.leads:
-            finish_pack(staged, folder, manifest, found, record, codec, router)
+            finish(staged, tensors, router, *measured)
     return open_pack(out)
+
+
+def _check_generates(base: Path) -> None:
+    from skillhub.nearness import check_generates
+
+    check_generates(base)
+
+
+def _write_near(
+    encoder: DeltaEncoder,
+    folder: Path,
+    bound: float,
+    prompts: Sequence[str],
+    finish: Callable[[Path, dict[str, TensorEntry]], None],
+    tell: Notice,
+) -> tuple[dict[str, TensorEntry], Evaluation]:
+    """Write the smallest delta files found within a divergence; return what the manifest says of the tensors, and of the divergence."""
+    from skillhub.nearness import Gauge, open_gauge, write_near
+
+    def gauge(spool: Path) -> Gauge:
+        return open_gauge(encoder.delta.tuned.folder, encoder.delta.base.folder, prompts, spool)
+
+    def make_pack(place: Path, tensors: dict[str, TensorEntry]) -> Pack:
+        finish(place, tensors)
+        return open_pack(place)
+
+    return write_near(encoder, folder, bound, gauge, make_pack, tell)
 
 
 def _tell_what_is_known(partial: Partial, tensors: int, tell: Notice) -> None:
@@ -182,7 +227,7 @@ def _calibrate(
     needed: bool,
 ) -> Calibration | None:
     """Read the prompts with the fine-tune; those that are examples for people alone need not be enough, nor fit a model."""
-    if len(prompts) < FEWEST_PROMPTS:
+    if not prompts:
         return None
     from skillhub.calibration import calibrate
 
@@ -241,12 +286,14 @@ def finish_pack(
     record: BaseRecord,
     codec: CodecInfo,
     router: RouterInfo | None,
+    evaluation: Sequence[Evaluation] = (),
 ) -> None:
     """Write the base's record and, last, the manifest."""
     (folder / BASE_RECORD_FILE).write_bytes(record.to_bytes())
     paths = sorted(path.relative_to(staged).as_posix() for path in folder.iterdir())
     base = base_info(found.folder, record, repository=found.repo, revision=found.revision)
-    variant = Variant(base=base, codec=codec, files=[file_entry(staged, path) for path in paths], router=router)
+    files = [file_entry(staged, path) for path in paths]
+    variant = Variant(base=base, codec=codec, files=files, evaluation=list(evaluation), router=router)
     provenance = {**manifest.provenance, "built_with": f"skillhub {__version__}", **_base_license(found.folder)}
     write_manifest(staged, structs.replace(manifest, variants=[variant], provenance=provenance))
 

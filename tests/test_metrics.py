@@ -40,7 +40,9 @@ def test_the_energy_is_the_trace_that_defines_it(rows: int, columns: int, seed: 
     without_root = metric_of(seen[0]).squares(vectors)
     there = metrics.rows.whiten(vectors)
     torch.testing.assert_close(metrics.rows.unwhiten(there), vectors, rtol=2e-3, atol=2e-3)
-    squares = pytest.approx(torch.einsum("ki,ij,kj->k", vectors.double(), whole[0], vectors.double()).tolist(), rel=1e-3)
+    squares = pytest.approx(
+        torch.einsum("ki,ij,kj->k", vectors.double(), whole[0], vectors.double()).tolist(), rel=1e-3
+    )
     assert there.square().sum(1).tolist() == squares
     assert metrics.rows.squares(vectors).tolist() == squares and without_root.tolist() == squares
 

@@ -83,8 +83,11 @@ def test_a_pack_is_measured_as_it_is_built(shell: Shell, skilled: tuple[Path, Pa
     [
         (["--preset", "svd-lora", "--recipe-option", "rank"], "'rank' is not of the form NAME=NUMBER"),
         (["--preset", "svd-lora", "--recipe-option", "rank=1", "--recipe-option", "rank=2"], "is given twice"),
-        (["--preset", "near", "--budget", "1MB"], "--preset and --budget both say how small"),
+        (["--preset", "near", "--budget", "1MB"], "--preset and --budget each say how small"),
         (["--preset", "best"], "'best' is not one of"),
+        (["--max-kl", "0.01"], "16 different ones or more, and there are 0"),
+        (["--max-kl", "0.01", "--budget", "1MB"], "--budget and --max-kl each say how small"),
+        (["--max-kl", "0"], "0.0 is not in the range x>0"),
     ],
 )
 def test_what_cannot_be_asked_of_a_pack_is_said(shell: Shell, options: list[str], message: str) -> None:

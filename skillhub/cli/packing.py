@@ -78,6 +78,12 @@ def _recipe_options(context: click.Context, parameter: click.Parameter, texts: t
     "--budget", metavar="SIZE", callback=options.read_by(_budget), help="Size to aim at instead of a preset, as in 8MB."
 )
 @click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="NATS",
+    help="Instead: the smallest pack that diverges from the fine-tune by at most so much a predicted token, as in 0.001.",
+)
+@click.option(
     "--recipe-option",
     "recipe_options",
     metavar="NAME=NUMBER",
@@ -112,6 +118,7 @@ def pack_command(
     metadata: Path | None,
     preset: str,
     budget: int | None,
+    max_kl: float | None,
     recipe_options: dict[str, str],
     prompts_file: Path | None,
     no_calibration: bool,
@@ -126,6 +133,9 @@ def pack_command(
     for (see `skillhub route`). The fine-tune also reads and answers them, to tell which errors matter: a minute or two on a core for
     135M parameters. 32 to 128 of them do best, worded as differently as users would.
 
+    With --max-kl the divergence is measured, on the fine-tune's answers to every fourth example input, with weights as the model's dtype
+    stores them: some five packs are tried, and the smallest within the bound is written.
+
     Published recipes compress the whole model as their papers do, for comparison; what a paper leaves alone is kept exactly (norms and
     biases; by delta-come and bitdelta embeddings and head too). With example inputs, graftllm and delta-come are calibrated by GPTQ.
     Their options: embedding-share (α), mlp-energy (β) and attention-rank of graftllm; bits-per-weight, or rank, of delta-come; rank
@@ -137,6 +147,7 @@ def pack_command(
     \b
     Example:
       skillhub pack ./tuned --base ./SmolLM2-135M-Instruct -o math-pack --name math-pack --version 1.0.0
+      skillhub pack ./tuned -o math-pack --max-kl 0.001 --prompts prompts.jsonl --evaluate held-out.jsonl
       skillhub pack --lora ./adapter -o math-pack --name math-pack --version 1.0.0
     """
     _check_source(tuned, lora)
@@ -159,7 +170,8 @@ def pack_command(
             built = pack_adapter(lora, source, out, **common)
         else:
             assert tuned is not None and source is not None  # checked above
-            goal: dict[str, Any] = {"preset": preset, "budget_bytes": budget, "recipe_options": recipe_options}
+            goal: dict[str, Any] = {"preset": preset, "budget_bytes": budget, "max_kl": max_kl}
+            goal["recipe_options"] = recipe_options
             built = pack(tuned, source, out, calibrate=not no_calibration, resume=not no_resume, **goal, **common)
     if not console.is_leader():
         return
@@ -187,11 +199,12 @@ def _check_source(tuned: str | None, lora: Path | None) -> None:
         )
     given = [
         f"--{name.removesuffix('s').replace('_', '-')}"
-        for name in ("preset", "budget", "recipe_options")
+        for name in ("preset", "budget", "max_kl", "recipe_options")
         if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
-    if len({"--preset", "--budget"} & set(given)) > 1:
-        raise UsageError("--preset and --budget both say how small the pack is to be.", hint="Give one of them.")
+    sizes = [option for option in given if option != "--recipe-option"]
+    if len(sizes) > 1:
+        raise UsageError(f"{' and '.join(sizes)} each say how small the pack is to be.", hint="Give one of them.")
     if lora is not None and given:
         raise UsageError(
             f"{given[0]} does not go with --lora: an adapter's factors are kept as they are.",

@@ -85,18 +85,53 @@ def load_tokenizer(source: str | Path) -> tuple[Any, Any]:
     return tokenizer, config.get_text_config()
 
 
+def choose_tokenizer(base: str | Path, tuned: str | Path | None) -> tuple[Any, int | None]:
+    """Return the tokenizer by which a base and its fine-tune are to read the same, and how many tokens the base takes, where it says so.
+
+    It is the fine-tune's, where it has one and the base knows all of its tokens; else the base's.
+
+    Raises:
+        UsageError, NotFoundError: as :func:`load_tokenizer`.
+    """
+    tokenizer, config = load_tokenizer(base)
+    if tuned is not None and has_tokenizer(locate_base(tuned)):
+        own, _ = load_tokenizer(tuned)
+        tokenizer = own if len(own) <= getattr(config, "vocab_size", 0) else tokenizer
+    return tokenizer, getattr(config, "max_position_embeddings", None)
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Say whether a checkpoint, a folder or a file in one, has a tokenizer beside it."""
     folder = folder.parent if folder.is_file() else folder
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
+def predicts_tokens(folder: Path) -> bool:
+    """Say whether a checkpoint's config names no architecture, or one with a head that predicts tokens.
+
+    Raises:
+        UsageError: there is no config that can be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return _is_generating(AutoConfig.from_pretrained(folder, **HERE_ALONE))
+    except Exception as error:  # a stranger's config may make transformers raise anything
+        raise UsageError(
+            f"The config of {folder} could not be read: {error}", hint="Put a config.json beside the weights."
+        ) from error
+
+
+def _is_generating(config: Any) -> bool:
+    architectures = getattr(config, "architectures", None) or []
+    return not architectures or any(_GENERATING.search(name) for name in architectures)
+
+
 def _check_generates(base: str | Path, config: Any) -> None:
     """Refuse a checkpoint without a head that predicts tokens; transformers would make up a random one."""
-    architectures = getattr(config, "architectures", None) or []
-    if architectures and not any(_GENERATING.search(name) for name in architectures):
+    if not _is_generating(config):
         raise UsageError(
-            f"{base} is an encoder ({', '.join(architectures)}) and cannot write text.",
+            f"{base} is an encoder ({', '.join(config.architectures)}) and cannot write text.",
             hint="`skillhub run`, and `evaluate` with prompts and answers, are for language models. Use "
             "skillhub.graft(model, packs), or `evaluate` with rows of a and b.",
         )
