@@ -140,7 +140,7 @@ def encode(symbols: Bytes, contexts: Bytes | None = None, *, alphabet: int, cont
     for begin in range(0, symbols.size, CHUNK):
         counts += np.bincount(_pairs(symbols, contexts, begin, alphabet), minlength=counts.size)
     levels = _choose_levels(counts.reshape(context_count, alphabet))
-    frequencies = np.stack([spread(row) for row in levels])
+    frequencies = spread(levels)
     exponent = _choose_lanes(counts.reshape(context_count, alphabet), min(symbols.size, CHUNK))
     starts = np.cumsum(frequencies, axis=1) - frequencies
     tables = frequencies.reshape(-1).astype(np.uint32), starts.reshape(-1).astype(np.uint32)
@@ -190,36 +190,41 @@ def read_stream(data: Bytes, count: int, *, alphabet: int, context_count: int = 
     levels = decompress(data[head : head + frame], context_count * alphabet).reshape(context_count, alphabet)
     if int(levels.max()) >= LEVELS.size:
         raise damaged("has symbols of an unknown frequency")
-    tables = _tabulate(np.stack([spread(row) for row in levels]))
+    tables = _tabulate(spread(levels))
     ends = np.cumsum([head + frame, *sizes])
     return Stream(count, lanes, *tables, tuple(data[begin:end] for begin, end in pairwise(ends)))
 
 
-def spread(levels: Bytes) -> npt.NDArray[np.int64]:
-    """Return (alphabet,) the frequencies that the levels of a context stand for.
+def spread(levels: Bytes) -> Integers:
+    """Return (contexts, alphabet) the frequencies that levels of that shape stand for.
 
-    They add up to ``2**PRECISION``; each is below that, so that 12 bits hold it, and at least 1 where the level is not 0. All are
-    0 where the context never occurs.
+    Those of a context add up to ``2**PRECISION``; each is below that, so that 12 bits hold it, and at least 1 where the level is not 0.
+    All are 0 where the context never occurs.
     """
     weights = LEVELS[levels]
-    total = int(weights.sum())
-    if not total:
-        return weights
-    frequencies, remainders = np.divmod(weights * TOTAL, total)
+    totals = weights.sum(axis=1, keepdims=True)
+    frequencies, remainders = np.divmod(weights * TOTAL, np.maximum(totals, 1))
     frequencies += (frequencies == 0) & (weights > 0)
-    missing = TOTAL - int(frequencies.sum())
-    if missing > 0:
-        frequencies[np.argsort(-remainders, kind="stable")[:missing]] += 1
-    while missing < 0:
-        most = int(np.argmax(frequencies))
-        taken = min(-missing, max(1, int(frequencies[most]) // 8))
-        frequencies[most] -= taken
-        missing += taken
-    if frequencies.max() == TOTAL:  # the only symbol: one that does not occur gets a slot
-        only = int(np.argmax(frequencies))
-        frequencies[only] -= 1
-        frequencies[only - 1] += 1
+    missing = np.where(totals > 0, TOTAL - frequencies.sum(axis=1, keepdims=True), 0)
+    order = np.argsort(-remainders, axis=1, kind="stable")
+    given = np.zeros_like(frequencies)
+    np.put_along_axis(given, order, np.arange(levels.shape[1]) < missing, axis=1)
+    frequencies += given
+    for row in np.flatnonzero(missing < 0):
+        _take(frequencies[row], -int(missing[row, 0]))
+    for row, only in np.argwhere(frequencies == TOTAL):  # the only symbol: one that does not occur gets a slot
+        frequencies[row, only] -= 1
+        frequencies[row, only - 1] += 1
     return frequencies
+
+
+def _take(frequencies: Integers, surplus: int) -> None:
+    """Take so many slots from the most frequent symbols of a context."""
+    while surplus > 0:
+        most = int(frequencies.argmax())
+        taken = min(surplus, max(1, int(frequencies[most]) // 8))
+        frequencies[most] -= taken
+        surplus -= taken
 
 
 def _tabulate(frequencies: Integers) -> tuple[Bytes, Integers]:
