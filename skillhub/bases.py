@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillhub.errors import NetworkError, NotFoundError
+from skillhub.errors import NetworkError, NotFoundError, SkillhubError
 from skillhub.files import expanded
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -71,3 +71,18 @@ def find_base(source: str | Path) -> LocatedBase:
 def locate_base(source: str | Path) -> Path:
     """Return the folder of a base model (see :func:`find_base`)."""
     return find_base(source).folder
+
+
+def cached_base(repository: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a base model in the Hub's cache; None where it is not there whole. Nothing is fetched.
+
+    Args:
+        repository: ``owner/name``.
+        revision: branch, tag or commit; None means main.
+    """
+    from skillhub.hub import default_registry, fetch_base
+
+    try:
+        return fetch_base(default_registry(), repository, revision=revision, offline=True)
+    except SkillhubError:
+        return None

@@ -129,7 +129,13 @@ def test_verify_finds_what_is_wrong_and_names_the_remedy(
     assert {one["details"]["pack"] for one in found} <= {"root/math-pack", "root/lora"}
     remedy = found[0]["hint"].partition("skillhub ")[2].rstrip(".").split()
     user.succeed(*remedy)
-    assert user.json("verify") == {"schema": 0, "environment": str(user.home), "ok": True, "findings": []}
+    assert user.json("verify") == {
+        "schema": 0,
+        "environment": str(user.home),
+        "ok": True,
+        "findings": [],
+        "restored": [],
+    }
 
 
 def test_verify_compares_with_the_lock(user: Shell) -> None:

@@ -48,6 +48,7 @@ COLUMNS = [
     (WEIGHTS, "tensorreaders deltafiles recipes"),
     (WEIGHTS, "deltareaders"),
     (WEIGHTS, "layout deltas"),
+    (WEIGHTS, "promises"),
     (WEIGHTS, "interop"),
     (WEIGHTS, "routing"),
     (WEIGHTS, "calibration"),

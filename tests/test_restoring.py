@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+import skillhub
 from skillhub.checkpoints import Checkpoint, open_checkpoint
+from skillhub.cli import commands
 from skillhub.codecs import decode, decoded_digest, restoration
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft, ungraft
@@ -20,6 +25,7 @@ from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.manifest import BASE_RECORD_FILE, MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant
 from skillhub.manifest import variant_folder as folder_of
 from skillhub.packs import Pack, file_entry, open_pack, write_manifest
+from skillhub.promises import check_restored
 from tests.support.tiny_models import bits, build_pack, load_model, raw, rewrite, save_model, tune, with_entry
 
 
@@ -180,3 +186,43 @@ def test_a_tensor_that_decodes_to_something_else_than_promised_is_refused(place:
     changed = with_entry(pack, name, digest="0" * 64)
     with pytest.raises(IntegrityError, match="promises"):
         open_delta(changed, base=base).restored(name)
+
+
+def verify(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Return exit code, JSON and text of ``skillhub verify`` in an environment."""
+    runner = CliRunner()
+    told = runner.invoke(commands, ["verify", "--environment", str(folder), *arguments])
+    as_json = runner.invoke(commands, ["verify", "--environment", str(folder), *arguments, "--json"])
+    assert told.exit_code == as_json.exit_code
+    return told.exit_code, json.loads(as_json.stdout), " ".join(told.stdout.split())
+
+
+def test_verify_decodes_what_is_restored_where_the_base_is_at_hand_and_else_says_so(
+    place: Path, tmp_path: Path, homes: Path
+) -> None:
+    pack = build_lossless_pack(place / "tuned", place / "base", tmp_path / "one")
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "skillhub.toml").touch()
+    skillhub.install([str(pack.folder)], base=str(place / "base"), environment=tmp_path / "place", progress=False)
+    restored = sum("lossless" in entry.codecs for entry in pack.manifest.variants[0].codec.tensors.values())
+
+    code, told, text = verify(tmp_path / "place")
+    assert code == 0 and told["ok"] and "was not checked" in text and "--base" in text
+    assert told["restored"][0]["tensors"] == restored and not told["restored"][0]["checked"]
+    assert "not in the Hub's cache" in told["restored"][0]["reason"]
+
+    code, told, text = verify(tmp_path / "place", "--base", str(place / "base"))
+    assert code == 0 and told["restored"][0]["checked"] and "they are what its manifest says" in text
+
+    code, told, text = verify(tmp_path / "place", "--base", str(place / "tuned"))
+    assert code == 0 and not told["restored"][0]["checked"] and "is another base" in text
+
+
+def test_verify_finds_a_restored_tensor_that_is_not_what_the_manifest_promises(place: Path, tmp_path: Path) -> None:
+    pack = build_lossless_pack(place / "tuned", place / "base", tmp_path / "one")
+    variant = pack.manifest.variants[0]
+    name = next(name for name, entry in variant.codec.tensors.items() if "lossless" in entry.codecs)
+    found = check_restored(with_entry(pack, name, digest="0" * 64), variant.base.fingerprint, place / "base")
+    assert found is not None and [one.details["tensor"] for one in found.findings] == [name]
+    build_pack(place / "tuned", place / "base", tmp_path / "two")
+    assert check_restored(open_pack(tmp_path / "two"), variant.base.fingerprint, place / "base") is None
