@@ -18,7 +18,7 @@ from torch import nn
 
 from skillhub.calibration.moments import Calibration, LayerRecord
 from skillhub.calibration.texts import Row, answered_rows, batches, padded, read_rows
-from skillhub.devices import device_for
+from skillhub.devices import device_for, give_memory_back
 from skillhub.errors import UsageError
 from skillhub.interop.modules import HERE_ALONE
 from skillhub.layout import Layout, ViewSlot, layout_of
@@ -44,8 +44,10 @@ def calibrate(
         UsageError: the fine-tune cannot be loaded as a model with a tokenizer.
         DiskError: the disk is full.
     """
+    give_memory_back()
     model, tokenizer, generates = _load(tuned, base)
     rows = answered_rows(model, tokenizer, prompts) if generates else read_rows(tokenizer, prompts)
+    give_memory_back()
     recorder = _Recorder(model, folder)
     done = 0
     with ExitStack() as hooks, torch.random.fork_rng(devices=[]):
@@ -56,7 +58,10 @@ def calibrate(
             done += len(group)
             if progress:
                 progress("calibration texts", done, len(rows))
-    return recorder.finish(len(rows))
+    found = recorder.finish(len(rows))
+    del model, recorder
+    give_memory_back()
+    return found
 
 
 def _load(tuned: Path, base: Path) -> tuple[Any, Any, bool]:

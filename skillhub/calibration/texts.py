@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,14 @@ CONTROL_TEXTS = 64
 GENERAL_WEIGHT = 0.3
 """What an error on general text counts for (its square root), beside one on the skill's answers."""
 
-BATCH_TOKENS = 640
+BATCH_TOKENS = 256
 """Tokens of a batch, padding included: its logits over a large vocabulary are what takes memory."""
 
-ANSWERED_TOGETHER = 16
+ANSWERED_TOGETHER = 8
 """Prompts that are answered together."""
+
+WIDENED_PARAMETERS = 1 << 30
+"""Models of up to so many weights answer in fp32 on a CPU: with few rows at a time that takes half as long as in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def answered_rows(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Ro
     """
     asked = [_prompt_tokens(tokenizer, prompt) for prompt in thinned(prompts)]
     rows = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _widened(model):
         torch.manual_seed(0)
         asked.sort(key=len)
         for begin in range(0, len(asked), ANSWERED_TOGETHER):
@@ -122,6 +126,23 @@ def _prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
         prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(prompt, add_special_tokens=False).input_ids)[-MAX_TOKENS:]
     return list(tokenizer(prompt).input_ids)[-MAX_TOKENS:]
+
+
+@contextmanager
+def _widened(model: Any) -> Iterator[None]:
+    """Hold the weights of a model in fp32 while the block runs, where it answers faster then; widening and back changes no bit."""
+    narrow = [one for one in model.parameters() if one.dtype in (torch.bfloat16, torch.float16)]
+    held = any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in model.buffers())
+    if model.device.type != "cpu" or held or model.num_parameters() > WIDENED_PARAMETERS:
+        narrow = []
+    dtypes = [one.dtype for one in narrow]
+    for one in narrow:
+        one.data = one.data.float()
+    try:
+        yield
+    finally:
+        for one, dtype in zip(narrow, dtypes, strict=True):
+            one.data = one.data.to(dtype)
 
 
 def _answered(model: Any, tokenizer: Any, group: Sequence[list[int]]) -> list[Row]:

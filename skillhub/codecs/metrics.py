@@ -25,6 +25,9 @@ FLOOR = 1e-2
 """Share of the median diagonal entry that is added as well, for lines that no prompt touched. Not of the mean: a few outlying
 channels would set it, which models keep, and drown the others."""
 
+_ROWS = 4096
+"""Rows that are looked at together, where each counts for itself."""
+
 
 @dataclass(frozen=True, eq=False)
 class Metric:
@@ -99,7 +102,12 @@ class Metrics:
 
     def energy(self, matrix: torch.Tensor) -> float:
         """Return what ``matrix``, (rows, columns) fp32, costs as an error."""
-        return float(self.whiten(matrix).square().sum(dtype=torch.float64))
+        if self.rows.vectors is not None:
+            return float(self.whiten(matrix).square().sum(dtype=torch.float64))
+        by_row = (
+            self.columns.whiten(part).square().sum(1) for part in torch.split(matrix, _ROWS)
+        )  # no copy of a vocabulary
+        return float(torch.cat(list(by_row)).double() @ self.rows.diagonal.double())
 
 
 def metric_of(vectors: torch.Tensor, *, ridge: float = RIDGE) -> Metric:

@@ -27,6 +27,9 @@ DEAD_ZONE = 0.57
 COMPONENT_BITS = 40
 """Bits that a component costs beside its codes."""
 
+BLOCK = 1 << 20
+"""Entries that are quantized together."""
+
 PACKING_LOSS = 1.06
 """Stored bits over the entropy of each component, as measured on real deltas (beside :data:`MATRIX_BITS`)."""
 
@@ -93,6 +96,23 @@ def _total(bits: npt.NDArray[np.float64]) -> float:
 
 
 def _quantize_rows(
+    vectors: npt.NDArray[np.float32],
+    duals: npt.NDArray[np.float32],
+    step: npt.NDArray[np.float64],
+    metric: Metric | None,
+) -> tuple[Codes, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """Do what :func:`_quantize_block` does for many rows, few at a time: what it needs beside them is several times their size."""
+    count = max(1, BLOCK // max(vectors.shape[1], 1))
+    starts = range(0, max(len(vectors), 1), count)
+    cuts = [slice(start, start + count) for start in starts]
+    codes, fits, bits = zip(
+        *(_quantize_block(vectors[cut], duals[cut], step[cut], metric) for cut in cuts), strict=True
+    )
+    factors, shares = zip(*fits, strict=True)
+    return np.concatenate(codes), (np.concatenate(factors), np.concatenate(shares)), np.concatenate(bits)
+
+
+def _quantize_block(
     vectors: npt.NDArray[np.float32],
     duals: npt.NDArray[np.float32],
     step: npt.NDArray[np.float64],
