@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from skillhub.errors import UsageError
 from skillhub.fields import Label
 from skillhub.files import new_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
-from skillhub.goals import FEWEST_PROMPTS, choose_goal, write_tensors
+from skillhub.goals import FEWEST_PROMPTS, Goal, choose_goal, write_tensors
 from skillhub.licenses import BASE_LICENSE, stated_license
 from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Evaluation, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manifest
@@ -100,9 +101,9 @@ def pack(
     found = find_base(base)
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
     changed = _changed_names(delta)
-    record = fingerprint_checkpoint(found.folder)
-    if goal.max_kl is not None:
+    if held_out:
         _check_generates(found.folder)
+    draft = _Draft(goal, structs.replace(manifest, provenance=goal.facts), found, fingerprint_checkpoint(found.folder))
     examples = to_read if calibrate and goal.is_calibrated and len(asked) >= FEWEST_PROMPTS else ()
     tell = notice or silence
 
@@ -114,7 +115,7 @@ def pack(
         partial_pack(ranks, out, inputs, resume=resume, notice=tell) as partial,
         shared_stage(ranks, out) as staged,
     ):
-        folder = staged / variant_folder(record.fingerprint)
+        folder = draft.folder(staged)
 
         def prepare() -> tuple[RouterInfo | None, Calibration | None]:
             _tell_what_is_known(partial, len(changed), tell)
@@ -124,27 +125,46 @@ def pack(
 
         router, calibration = ranks.share(lambda: prepare() if ranks.leads else (None, None))[0]
         encoder = DeltaEncoder(delta, changed, partial, calibration, progress, ranks)
-
-        def finish(
-            place: Path, tensors: dict[str, TensorEntry], router: RouterInfo | None = None, *more: Evaluation
-        ) -> None:
-            codec = CodecInfo(
-                preset=goal.preset,
-                bits_per_weight=bits_per_weight(tensors, delta.base),
-                tensors=tensors,
-                calibrated=calibration is not None if goal.is_calibrated else UNSET,
-            )
-            told = structs.replace(manifest, provenance=goal.facts)
-            finish_pack(place, place / variant_folder(record.fingerprint), told, found, record, codec, router, more)
-
         measured: list[Evaluation] = []
         if goal.max_kl is None:
             tensors = write_tensors(goal, encoder, folder)
         else:
-            tensors, *measured = _write_near(encoder, folder, goal.max_kl, held_out, finish, tell)
+            tensors, measured = _write_near(draft, encoder, folder, goal.max_kl, held_out, tell)
         if ranks.leads:
-            finish(staged, tensors, router, *measured)
+            draft.finish(staged, encoder, tensors, router, measured)
     return open_pack(out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """What is known of a pack before its tensors are encoded."""
+
+    goal: Goal
+    manifest: Manifest
+    found: LocatedBase
+    record: BaseRecord
+
+    def folder(self, place: Path) -> Path:
+        """Return the variant's folder in a pack's."""
+        return place / variant_folder(self.record.fingerprint)
+
+    def finish(
+        self,
+        place: Path,
+        encoder: DeltaEncoder,
+        tensors: dict[str, TensorEntry],
+        router: RouterInfo | None = None,
+        measured: Sequence[Evaluation] = (),
+    ) -> None:
+        """Make a pack of a folder that has the delta files."""
+        codec = CodecInfo(
+            preset=self.goal.preset,
+            bits_per_weight=bits_per_weight(tensors, encoder.delta.base),
+            tensors=tensors,
+            calibrated=encoder.calibration is not None if self.goal.is_calibrated else UNSET,
+        )
+        folder = self.folder(place)
+        finish_pack(place, folder, self.manifest, self.found, self.record, codec, router, measured)
 
 
 def _check_generates(base: Path) -> None:
@@ -154,13 +174,8 @@ def _check_generates(base: Path) -> None:
 
 
 def _write_near(
-    encoder: DeltaEncoder,
-    folder: Path,
-    bound: float,
-    prompts: Sequence[str],
-    finish: Callable[[Path, dict[str, TensorEntry]], None],
-    tell: Notice,
-) -> tuple[dict[str, TensorEntry], Evaluation]:
+    draft: _Draft, encoder: DeltaEncoder, folder: Path, bound: float, prompts: Sequence[str], tell: Notice
+) -> tuple[dict[str, TensorEntry], list[Evaluation]]:
     """Write the smallest delta files found within a divergence; return what the manifest says of the tensors, and of the divergence."""
     from skillhub.nearness import Gauge, open_gauge, write_near
 
@@ -168,10 +183,11 @@ def _write_near(
         return open_gauge(encoder.delta.tuned.folder, encoder.delta.base.folder, prompts, spool)
 
     def make_pack(place: Path, tensors: dict[str, TensorEntry]) -> Pack:
-        finish(place, tensors)
+        draft.finish(place, encoder, tensors)
         return open_pack(place)
 
-    return write_near(encoder, folder, bound, gauge, make_pack, tell)
+    tensors, evaluation = write_near(encoder, folder, bound, gauge, make_pack, tell)
+    return tensors, [evaluation]
 
 
 def _tell_what_is_known(partial: Partial, tensors: int, tell: Notice) -> None:
