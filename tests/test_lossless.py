@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from skillhub.codecs import EncodedPart, EncodedTensor, ans, decode, exact, lossless, restoration
 from skillhub.errors import IntegrityError, UsageError
 from tests.codec_examples import from_json, read_golden, words, write_golden
+from tests.lossless_reader import read_words
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32]
 SHAPES = [(), (0,), (1,), (7,), (3, 0), (5, 9), (70, 40), (4, 3, 5, 2), (2, 300, 20)]
@@ -206,3 +207,18 @@ def test_the_golden_file_decodes_to_its_bits(case: dict[str, object]) -> None:
     decoded = decode(encoded, golden_base(dtype, encoded.shape))
     assert str(decoded.dtype) == case["dtype"]
     assert hashlib.sha256(words(decoded)).hexdigest() == hashlib.sha256(bytes.fromhex(str(case["decoded"]))).hexdigest()
+
+
+@pytest.mark.parametrize("case", read_golden("lossless"), ids=lambda case: case["case"])
+def test_a_decoder_written_from_the_formats_page_gives_the_same_bits(case: dict[str, object]) -> None:
+    encoded = from_json(case["encoded"])  # type: ignore[arg-type]
+    part, before = encoded.parts[-1], EncodedTensor(encoded.shape, encoded.parts[:-1])
+    base = golden_base(lossless.stored_dtype(part), encoded.shape)
+    beyond = None
+    if before.parts:
+        wide = base.float() + decode(before)
+        base, beyond = wide.bfloat16(), wide.view(torch.int32).to(torch.int16).reshape(-1).tolist()
+    size = base.dtype.itemsize
+    expected = base.view(torch.int16 if size == 2 else torch.int32).reshape(-1).tolist()
+    found = read_words(part.config, part.arrays["data"].tobytes(), encoded.shape, expected, beyond)
+    assert np.array(found, dtype=f"<i{size}").tobytes().hex() == case["decoded"]
