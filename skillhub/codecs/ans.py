@@ -65,14 +65,14 @@ class Stream:
         count: number of symbols.
         lanes: states that are stepped together.
         symbols: (contexts · 4096,) uint8: the symbol of every slot of every context.
-        steps: (contexts · 4096,) int64: the slot's place among those of its symbol, and from bit 16 on the symbol's frequency.
+        steps: (contexts · 4096,) int32: the slot's place among those of its symbol, and from bit 16 on the symbol's frequency.
         chunks: states and words of each chunk.
     """
 
     count: int
     lanes: int
     symbols: Bytes
-    steps: Integers
+    steps: npt.NDArray[np.int32]
     chunks: tuple[Bytes, ...]
 
     def decode_chunk(self, number: int, contexts: Bytes | None = None) -> Bytes:
@@ -104,7 +104,7 @@ class Stream:
     def _decode_steps(self, states: Integers, slots: Integers, words: Words) -> int:
         """Step all ``states`` until each of ``slots``, which are those of contexts, is that of a symbol; return how many words it took."""
         words = words[: slots.size].astype(np.int64)
-        used, entries, shares = 0, np.empty_like(states), np.empty_like(states)
+        used, entries, shares = 0, np.empty(states.size, dtype=np.int32), np.empty_like(states)
         for begin in range(0, slots.size, states.size):
             there = slots[begin : begin + states.size]
             if there.size < states.size:  # the last step
@@ -179,7 +179,7 @@ def read_stream(data: Bytes, count: int, *, alphabet: int, context_count: int = 
     if not count:
         if data.size:
             raise damaged("has entropy-coded symbols where there are none")
-        return Stream(0, 0, np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64), ())
+        return Stream(0, 0, np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int32), ())
     if data.size < head:
         raise damaged("has entropy-coded symbols that end early")
     lanes = 1 << read_integer(int(data[0]), "lanes", _least_lanes(min(count, CHUNK)), MAX_LANES_EXPONENT)
@@ -227,7 +227,7 @@ def _take(frequencies: Integers, surplus: int) -> None:
         surplus -= taken
 
 
-def _tabulate(frequencies: Integers) -> tuple[Bytes, Integers]:
+def _tabulate(frequencies: Integers) -> tuple[Bytes, npt.NDArray[np.int32]]:
     """Return what :attr:`Stream.symbols` and :attr:`Stream.steps` have for (contexts, alphabet) frequencies.
 
     Both are 0 for contexts that never occur: a frequency of 0 leads to a state that no stream ends with.
@@ -236,11 +236,11 @@ def _tabulate(frequencies: Integers) -> tuple[Bytes, Integers]:
     present = frequencies.any(axis=1)
     counts = frequencies[present]
     starts = np.cumsum(counts, axis=1) - counts
-    symbols, steps = np.zeros((contexts, TOTAL), dtype=np.uint8), np.zeros((contexts, TOTAL), dtype=np.int64)
+    symbols, steps = np.zeros((contexts, TOTAL), dtype=np.uint8), np.zeros((contexts, TOTAL), dtype=np.int32)
     names = np.broadcast_to(np.arange(alphabet, dtype=np.uint8), counts.shape)
     symbols[present] = np.repeat(names.reshape(-1), counts.reshape(-1)).reshape(-1, TOTAL)
-    first = np.repeat(((counts << 16) - starts).reshape(-1), counts.reshape(-1)).reshape(-1, TOTAL)
-    steps[present] = first + np.arange(TOTAL)
+    firsts = ((counts << 16) - starts).astype(np.int32).reshape(-1)
+    steps[present] = np.repeat(firsts, counts.reshape(-1)).reshape(-1, TOTAL) + np.arange(TOTAL, dtype=np.int32)
     return symbols.reshape(-1), steps.reshape(-1)
 
 

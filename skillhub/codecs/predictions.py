@@ -126,7 +126,8 @@ def predict(base: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, delt
     if delta is not None:
         wide = wide + delta
     # Of NaN no bits are promised by casts and sums, nor are sums of infinities; as good as any guess is zero.
-    wide = wide.masked_fill(wide.isnan(), 0.0)
+    if bool(wide.isnan().any()):
+        wide = wide.masked_fill(wide.isnan(), 0.0)
     words, beyond = bits_of(wide.to(dtype)), None
     if form.bits == 16:
         low = bits_of(wide).view("<u4") << np.uint32(form.mantissa - 7)
