@@ -17,9 +17,10 @@ import torch
 from skillhub.calibration.moments import Calibration
 from skillhub.codecs import EncodedTensor, content_digest, decode, exact, restoration
 from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
+from skillhub.codecs.candidates import Values
 from skillhub.codecs.metrics import Metrics
 from skillhub.deltafiles import DeltaWriter
-from skillhub.deltas import Delta
+from skillhub.deltas import Delta, difference
 from skillhub.errors import UsageError
 from skillhub.manifest import TensorEntry
 from skillhub.partials import Partial
@@ -111,7 +112,12 @@ class DeltaEncoder:
         if not self.delta.is_additive(name):
             return 0 if self.delta.change(name) == "removed" else _set_values(self.delta, name).nbytes
         true, added = self.delta.tensor(name), self.delta.added_rows(name)
-        return analyse(name, true, added_rows=added, metrics=self._metrics(name), spool=self.partial.folder)
+        values = self._values(name)
+        metrics, spool = self._metrics(name), self.partial.folder
+        return analyse(name, true, added_rows=added, metrics=metrics, values=values, spool=spool)
+
+    def _values(self, name: str) -> Values:
+        return Values(self.delta.tuned.tensor(name), self.delta.base.tensor(name))
 
     def _metrics(self, name: str) -> Metrics | None:
         shape = self.delta.tuned.tensors[name].shape
@@ -189,9 +195,11 @@ class DeltaEncoder:
         if analysis is None:
             return Encoding(found := _set_values(self.delta, name), decode(found))
         true = self.delta.tensor(name)
-        found = encode(analysis, price, true, self._metrics(name) if analysis.is_calibrated else None)
-        decoded = decode(found)
-        return Encoding(found, decoded, measure_error(true, decoded))
+        metrics, values = self._metrics(name) if analysis.is_calibrated else None, self._values(name)
+        found = encode(analysis, price, true, metrics, values)
+        decoded = decode(found, values.base)
+        error = decoded if found.operation == "add" else difference(decoded, values.base)
+        return Encoding(found, decoded, measure_error(true, error))
 
     def _compress(self, recipe: Recipe, name: str) -> Encoding:
         if not self.delta.is_additive(name):

@@ -86,14 +86,7 @@ class Delta:
             WrongBaseError: the shapes differ in more than the rows of a vocabulary.
         """
         self._check_shapes(name)
-        base, tuned = self.base.tensor(name), self.tuned.tensor(name)
-        wide = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
-        delta = tuned.to(wide, copy=True)
-        if base.dim() == 0:
-            return delta.sub_(base.to(wide)).to(torch.float32)
-        rows = min(len(base), len(tuned))
-        delta[:rows].sub_(base[:rows].to(wide))
-        return delta.to(torch.float32)
+        return difference(self.tuned.tensor(name), self.base.tensor(name))
 
     def values(self, name: str) -> torch.Tensor:
         """Return the tuned tensor itself, in its own dtype.
@@ -125,6 +118,17 @@ class Delta:
         """Return how many rows the tuned tensor has beyond the base's."""
         base, tuned = self.base.tensors[name].shape, self.tuned.tensors[name].shape
         return max(0, tuned[0] - base[0]) if base and tuned else 0
+
+
+def difference(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return tuned − base as fp32, of the shape of ``tuned``; both are widened before, and rows that the base lacks count as zero."""
+    wide = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
+    delta = tuned.to(wide, copy=True)
+    if base.dim() == 0:
+        return delta.sub_(base.to(wide)).to(torch.float32)
+    rows = min(len(base), len(tuned))
+    delta[:rows].sub_(base[:rows].to(wide))
+    return delta.to(torch.float32)
 
 
 class BaseValues(Protocol):

@@ -21,6 +21,7 @@ from skillhub.canonical import is_vocabulary_tensor
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import exact
 from skillhub.codecs.allocation import Analysis, analyse, choose_lambda
+from skillhub.codecs.candidates import Values
 from skillhub.deltas import Delta
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.goals import SIZES
@@ -179,7 +180,8 @@ def compare_checkpoints(
                 added = delta.added_rows(name)
                 rank, full_rank = _ranks(change[: len(change) - added] if change.dim() else change)
                 one = replace(one, rank=rank, full_rank=full_rank)
-                analyses[name] = analyse(name, change, added_rows=added, spool=Path(spool))
+                values = Values(delta.tuned.tensor(name), delta.base.tensor(name))
+                analyses[name] = analyse(name, change, added_rows=added, values=values, spool=Path(spool))
             found.append(one)
             if progress:
                 progress("Comparing", done, len(delta.names))

@@ -71,7 +71,7 @@ def test_what_low_rank_cannot_hold_is_exact(delta: torch.Tensor) -> None:
 
 
 def test_an_unchanged_tensor_costs_nothing() -> None:
-    encoded = encode(analyse("weight", torch.zeros(50, 100)), 1.0)
+    encoded = encode(analyse("weight", torch.zeros(50, 100)), 1.0, torch.zeros(50, 100))
     assert codecs_of(encoded) == ["zero"] and encoded.nbytes == 0
 
 
@@ -87,7 +87,7 @@ def test_a_lower_price_costs_more_and_errs_less() -> None:
     analysis = analyse("weight", delta)
     sizes, errors = [], []
     for price, error in zip(analysis.prices, analysis.errors, strict=True):
-        encoded = encode(analysis, price)
+        encoded = encode(analysis, price, delta)
         record = measure_error(delta, decode(encoded))
         sizes.append(encoded.nbytes)
         errors.append(record.relative_squared_error)
@@ -102,7 +102,7 @@ def test_budgets_are_met_across_tensors_of_different_size() -> None:
     analyses = [analyse(name, delta) for name, delta in deltas.items()]
     for budget in (6_000, 15_000, 40_000):
         price = choose_lambda(analyses, budget)
-        size = sum(encode(analysis, price).nbytes for analysis in analyses)
+        size = sum(encode(one, price, deltas[one.name]).nbytes for one in analyses)
         assert 0.93 * budget < size < 1.08 * budget
 
 
@@ -115,7 +115,7 @@ def test_a_budget_below_what_is_exact_is_refused() -> None:
 def test_a_true_low_rank_delta_is_nearly_exact() -> None:
     delta = seeded(400, 8) @ seeded(8, 300, seed=1) * 1e-3
     analysis = analyse("weight", delta)
-    encoded = encode(analysis, analysis.prices[-1])
+    encoded = encode(analysis, analysis.prices[-1], delta)
     assert measure_error(delta, decode(encoded)).relative_squared_error < 1e-3
     assert encoded.nbytes < 400 * 300 * 4 / 50
 
@@ -129,8 +129,8 @@ def test_added_rows_are_exact() -> None:
     decoded = decode(encode(analysis, analysis.prices[4], delta))
     assert words(decoded[-3:]) == words(delta[-3:])
     assert measure_error(delta[:-3], decoded[:-3]).relative_squared_error < 0.9
-    everything = analyse("embed", torch.cat([torch.zeros(300, 200), delta[-3:]]), added_rows=3)
-    assert codecs_of(encode(everything, 1.0)) == ["rows"]
+    only_added = torch.cat([torch.zeros(300, 200), delta[-3:]])
+    assert codecs_of(encode(analyse("embed", only_added, added_rows=3), 1.0, only_added)) == ["rows"]
 
 
 def test_outlier_rows_are_exact_where_that_pays() -> None:
@@ -138,7 +138,7 @@ def test_outlier_rows_are_exact_where_that_pays() -> None:
     outliers = list(range(7, 1000, 125))
     delta[outliers] += seeded(len(outliers), 200, seed=3) * 0.03
     analysis = analyse("embed", delta, max_rank=4)
-    encoded = encode(analysis, analysis.prices[9], delta)
+    encoded = encode(analysis, analysis.prices[5], delta)
     assert codecs_of(encoded) == ["lowrank", "rows"] and encoded.parts[1].config["rows"] <= 10
     decoded = decode(encoded)
     assert sum(torch.equal(decoded[i], delta[i]) for i in outliers) == len(outliers)
@@ -148,7 +148,7 @@ def test_spooled_factors_encode_to_the_same_bytes(tmp_path: Path) -> None:
     delta = decaying(300, 200)
     in_memory, spooled = analyse("a/weight", delta), analyse("a/weight", delta, spool=tmp_path)
     assert isinstance(spooled.factors, Path) and spooled.factors.parent == tmp_path
-    one, other = (encode(analysis, in_memory.prices[4]) for analysis in (in_memory, spooled))
+    one, other = (encode(analysis, in_memory.prices[4], delta) for analysis in (in_memory, spooled))
     assert one.parts[0].config == other.parts[0].config
     assert np.array_equal(one.parts[0].arrays["codes"], other.parts[0].arrays["codes"])
 

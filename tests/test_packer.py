@@ -20,7 +20,7 @@ from skillhub.deltaencoding import BUDGET_TOLERANCE
 from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.packer import pack
-from skillhub.packs import Pack
+from skillhub.packs import Pack, open_pack
 from skillhub.tensorfiles import write_tensors
 from tests.support.tiny_models import add_tokenizer, load_model, raw, rewrite, save_model, tune
 
@@ -295,3 +295,17 @@ def test_what_does_not_go_together_is_refused_before_anything_is_read(
     with pytest.raises(UsageError, match=message) as caught:
         pack("no-such-model", "no-such-base", tmp_path / "pack", metadata=METADATA, **given)
     assert caught.value.hint and not (tmp_path / "pack").exists()
+
+
+def test_a_fine_tune_that_changes_few_weights_is_packed_to_the_bit_in_few_bytes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(7)
+    base = {f"layers.{i}.weight": 0.02 * torch.randn(256, 192, generator=generator).bfloat16() for i in range(3)}
+    tuned = {
+        name: torch.where(torch.rand(one.shape, generator=generator) < 0.02, one * (1 + 2**-7), one)
+        for name, one in base.items()
+    }
+    assert fused(tmp_path, base, tuned) == {name: raw(tensor) for name, tensor in tuned.items()}
+    built = open_pack(tmp_path / "pack")
+    entries = built.only_variant().codec.tensors.values()
+    assert all(entry.codecs == ["lossless"] and entry.relative_error == 0 for entry in entries)
+    assert payload(built) < sum(one.nbytes for one in base.values()) / 45

@@ -1,30 +1,30 @@
-"""Allocation: how many bytes each tensor gets, from one price of a bit for the whole model.
+"""Allocation: which codec stores a tensor, and how finely, from one price of a bit for the whole model.
 
-First every tensor is analysed on its own: what would it cost, and how much error would remain, at a ladder of prices? Then one price
-is chosen that meets the budget, and every tensor is encoded at it. At one common price no byte could move from one tensor
-to another and lower the total error (Everett 1963; Shoham & Gersho 1988).
+First every tensor is analysed on its own: at each of a ladder of prices, which of the candidates (:mod:`skillhub.codecs.candidates`) would
+store it for the least error plus price times bits, and what would that take? Then one price is chosen that meets the budget, and every
+tensor is encoded at it. At one common price no byte could move from one tensor to another and lower the total error
+(Everett 1963; Shoham & Gersho 1988).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from skillhub.codecs import exact, lowrank, rows, zero
+from skillhub.codecs import exact, lossless, rows, zero
+from skillhub.codecs.candidates import Candidate, Components, Offer, Target, Values, find_candidates
+from skillhub.codecs.candidates.components import choose_outliers, measure_row_bits
 from skillhub.codecs.decoding import decode
-from skillhub.codecs.encoding import EncodedPart, EncodedTensor, damaged
-from skillhub.codecs.factorization import Factors, factorize, factorize_in_metrics, load_factors, save_factors
+from skillhub.codecs.encoding import EncodedPart, EncodedTensor
+from skillhub.codecs.factorization import Factors, factorize, factorize_in_metrics, save_factors
 from skillhub.codecs.metrics import Metrics
-from skillhub.codecs.quantization import Quantized, quantize
+from skillhub.codecs.predictions import FORMATS
 from skillhub.errors import UsageError
-
-Floats = npt.NDArray[np.float64]
 
 MAX_RANK = 192
 """Components that an analysis keeps of a matrix."""
@@ -34,26 +34,19 @@ SMALL_TENSOR = 4096
 
 PRICE_STEP = 2.0
 PRICE_STEPS = 13
-"""The ladder of an analysis: prices that are powers of 2, from the first that buys anything downwards."""
+"""The ladder of an analysis: prices that are powers of 2, from the first at which components are bought downwards."""
 
 MOST_PRICE_STEPS = 40
 """A ladder goes on until half of the components are bought, if a few of them dwarf the rest, but not beyond this."""
 
+EARLIER_STEPS = 3
+"""Before components are worth their bits, single large changes may be."""
+
 EXTRAPOLATION = 12
 """How many halvings of the price below the lowest ladder a budget may ask for."""
 
-MAX_OUTLIERS = 0.01
-"""Largest share of a matrix's rows that are stored exactly as outliers."""
-
-COHERENCE = 4.0
-"""How many times its own error a component costs that is left out of a calibrated tensor; between 1 and 16 the divergence of a real
-fine-tune changed by a tenth, and was least here."""
-
 _PIECE = 1 << 22
 """Elements that are compared at a time."""
-
-ROW_SAMPLE = 16
-"""Rows that are encoded to see what an exact row costs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +61,12 @@ class Analysis:
         factors: singular components, or the file that holds them; None when ``fixed`` says everything.
         row_bits: what storing one row exactly costs.
         is_calibrated: whether errors are measured in a metric; rows then are not stored exactly for their own error.
+        added_rows: rows at the end that ``fixed`` has.
         prices: the ladder, falling (squared error a bit).
-        bits: estimated size at each price, beside ``fixed``, with the outliers.
+        bits: estimated size at each price, beside ``fixed``, of what costs least.
         errors: estimated squared error that remains at each price.
+        kinds: which candidate that is.
+        level: price that components are bought at where codes for every weight follow them.
     """
 
     name: str
@@ -80,14 +76,24 @@ class Analysis:
     factors: Factors | Path | None = None
     row_bits: float = 0.0
     is_calibrated: bool = False
+    added_rows: int = 0
     prices: tuple[float, ...] = ()
     bits: tuple[float, ...] = ()
     errors: tuple[float, ...] = ()
+    kinds: tuple[str, ...] = ()
+    level: float | None = None
 
     @property
     def fixed_bytes(self) -> int:
         """Payload bytes that the tensor costs at every price."""
         return EncodedTensor(self.shape, self.fixed).nbytes
+
+    def kind_at(self, price: float) -> str:
+        """Return which candidate stores the tensor at a price: that of the nearest price of the ladder."""
+        if not self.kinds:
+            return Components.kind
+        place = round(math.log(self.prices[0] / price, PRICE_STEP))
+        return self.kinds[min(max(place, 0), len(self.kinds) - 1)]
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ def analyse(
     *,
     added_rows: int = 0,
     metrics: Metrics | None = None,
+    values: Values | None = None,
     spool: Path | None = None,
     max_rank: int = MAX_RANK,
 ) -> Analysis:
@@ -119,11 +126,41 @@ def analyse(
         delta: fp32, any shape; not changed.
         added_rows: how many rows at the end the base does not have; they are kept exactly.
         metrics: what errors in its rows and columns cost; None counts all alike.
+        values: the tensors that it is the difference of, if whoever decodes it will have the base's.
         spool: a folder for the factors, so that memory does not hold those of every tensor; by default they stay in memory.
         max_rank: components to keep at most.
 
     Raises:
         ValueError: ``delta`` is not fp32.
+    """
+    found = decompose(name, delta, added_rows=added_rows, metrics=metrics, max_rank=max_rank)
+    if not isinstance(found.factors, Factors):
+        return found
+    target = _target_of(found, delta, metrics, values)
+    ladder, level = _measure_ladder(target)
+    return replace(
+        found,
+        factors=found.factors if spool is None else save_factors(spool, name, found.factors),
+        energy=target.energy,
+        prices=tuple(step.price for step in ladder),
+        bits=tuple(step.offer.bits for step in ladder),
+        errors=tuple(step.offer.error for step in ladder),
+        kinds=tuple(step.kind for step in ladder),
+        level=level,
+    )
+
+
+def decompose(
+    name: str,
+    delta: torch.Tensor,
+    *,
+    added_rows: int = 0,
+    metrics: Metrics | None = None,
+    max_rank: int = MAX_RANK,
+) -> Analysis:
+    """Return an analysis that asks no price: at every one the tensor is stored by components, if not exactly.
+
+    Args and errors are those of :func:`analyse`.
     """
     if delta.dtype != torch.float32:
         raise ValueError(f"expected a float32 delta, got {delta.dtype}")
@@ -133,24 +170,17 @@ def analyse(
     if _is_stored_exactly(delta):
         return Analysis(name, shape, 0.0, exact.encode(delta).parts)
     fixed: tuple[EncodedPart, ...] = ()
-    matrix = delta.reshape(shape[0], -1)
     if added_rows:
-        first = shape[0] - added_rows
-        fixed = (rows.encode(delta, list(range(first, shape[0]))),)
-        matrix = matrix.clone()
-        matrix[first:] = 0
+        fixed = (rows.encode(delta, list(range(shape[0] - added_rows, shape[0]))),)
+    matrix = _without_rows(delta, added_rows)
     energy = float(matrix.square().sum(dtype=torch.float64))
     if energy == 0:
         return Analysis(name, shape, 0.0, fixed)
     if metrics is None:
-        factors, row_bits = factorize(name, matrix, max_rank), _measure_row_bits(matrix)
-        ladder = _measure_ladder(factors, row_bits, matrix.square().sum(dim=1, dtype=torch.float64).numpy(), None)
+        factors, row_bits = factorize(name, matrix, max_rank), measure_row_bits(matrix)
     else:
         factors, row_bits = factorize_in_metrics(name, matrix, max_rank, metrics), 0.0
-        energy = metrics.energy(matrix)
-        ladder = _measure_ladder(factors, row_bits, np.array([energy]), metrics)
-    kept = factors if spool is None else save_factors(spool, name, factors)
-    return Analysis(name, shape, energy, fixed, kept, row_bits, metrics is not None, *ladder)
+    return Analysis(name, shape, energy, fixed, factors, row_bits, metrics is not None, added_rows)
 
 
 def _is_stored_exactly(delta: torch.Tensor) -> bool:
@@ -161,58 +191,70 @@ def _is_stored_exactly(delta: torch.Tensor) -> bool:
     return not 2.0**-50 < peak < 2.0**40
 
 
-def _measure_row_bits(matrix: torch.Tensor) -> float:
-    """Return the bits of one exactly stored row: a measurement of the largest ones, which outliers are among."""
-    largest = matrix.square().sum(dim=1).argsort(descending=True, stable=True)[:ROW_SAMPLE]
-    sample = rows.encode(matrix, sorted(largest.tolist()))
-    return 8 * EncodedTensor(tuple(matrix.shape), (sample,)).nbytes / len(largest)
+def _without_rows(delta: torch.Tensor, added_rows: int) -> torch.Tensor:
+    """Return a delta as a matrix in which added rows are zero."""
+    matrix = delta.reshape(delta.shape[0], -1)
+    if added_rows:
+        matrix = matrix.clone()
+        matrix[-added_rows:] = 0
+    return matrix
 
 
-def _measure_ladder(
-    factors: Factors, row_bits: float, row_energies: Floats, metrics: Metrics | None
-) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Return (prices, bits, errors) from the first price that buys anything downwards, on a grid that all tensors share."""
-    energy = float(row_energies.sum())
-    exponent = math.floor(math.log(factors.values[0] ** 2 / 64, PRICE_STEP))
-    points: list[tuple[float, float, float]] = []
-    few = True
-    while len(points) < PRICE_STEPS or (few and len(points) < MOST_PRICE_STEPS):
-        price = PRICE_STEP**exponent
-        bought = quantize(factors, price, metrics=metrics, coherence=_coherence(factors))
-        few = 2 * len(bought.kept) < len(factors.values)
-        outliers = np.zeros(0)
-        if factors.lines is None:
-            errors = np.maximum(row_energies - _explained_by_row(factors, bought), 0)
-            outliers = errors[_choose_outliers(errors, price, row_bits)]
-        bits = bought.bits + _bits_of_lines(factors, bought) + len(outliers) * row_bits
-        if bits or points:
-            points.append((price, bits, max(energy - bought.removed - float(outliers.sum()), 0.0)))
+def _target_of(analysis: Analysis, delta: torch.Tensor, metrics: Metrics | None, values: Values | None) -> Target:
+    """Return what candidates store of a tensor."""
+    assert analysis.factors is not None
+    matrix, values = _without_rows(delta, analysis.added_rows), _restorable(values, analysis.added_rows)
+    return Target(matrix, analysis.factors, metrics, analysis.row_bits, values)
+
+
+def _restorable(values: Values | None, added_rows: int) -> Values | None:
+    """Return the tensors of a difference, if the one can be restored from the other."""
+    if values is None or added_rows or values.tuned.shape != values.base.shape:
+        return None
+    is_known = values.tuned.dtype in FORMATS and values.base.dtype in lossless.BASE_DTYPES.values()
+    return values if is_known else None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What costs least at one price."""
+
+    price: float
+    kind: str
+    offer: Offer
+
+    def cost(self, coherence: float) -> float:
+        return self.offer.error + (coherence - 1) * self.offer.left_out + self.price * self.offer.bits
+
+
+def _measure_ladder(target: Target) -> tuple[list[_Step], float | None]:
+    """Return what costs least from the first price at which anything is worth its bits downwards, and :attr:`Analysis.level`.
+
+    The prices are powers of two, which all tensors share.
+    """
+    components, remainder, changes = find_candidates(target)
+    first = math.floor(math.log(target.factors.values[0] ** 2 / 64, PRICE_STEP))
+    early = [_choose(target, (changes,), PRICE_STEP ** (first + ahead)) for ahead in range(EARLIER_STEPS, 0, -1)]
+    ladder = [step for step in early if step and step.cost(target.coherence) < target.coherence * target.energy]
+    steps, exponent, rivals = 0, first, [components, remainder, changes]
+    while steps < PRICE_STEPS or (components.are_few and steps < MOST_PRICE_STEPS):
+        step = _choose(target, rivals, PRICE_STEP**exponent)
+        if step and (step.offer.bits or ladder):
+            ladder.append(step)
+            steps += 1
+        last = ladder[-2:]
+        if [one.offer.error for one in last] == [0.0, 0.0]:  # more bits buy nothing
+            break
+        if components in rivals and [one.kind for one in last] == [remainder.kind, remainder.kind]:
+            rivals.remove(components)  # codes for every weight stay the better buy
         exponent -= 1
-    prices, bits_at, errors_at = zip(*points, strict=True)
-    return prices, bits_at, errors_at
+    return ladder, remainder.level
 
 
-def _coherence(factors: Factors) -> float:
-    return 1.0 if factors.lines is None else COHERENCE
-
-
-def _bits_of_lines(factors: Factors, bought: Quantized) -> float:
-    """Return what the exponents of rows and columns take, where anything is bought."""
-    if factors.lines is None or not len(bought.kept):
-        return 0.0
-    exponents = np.concatenate([factors.lines.rows, factors.lines.columns])
-    _, counts = np.unique(exponents, return_counts=True)
-    return 200 - 1.2 * float((counts * np.log2(counts / counts.sum())).sum())  # what zstandard was seen to take
-
-
-def _explained_by_row(factors: Factors, bought: Quantized) -> Floats:
-    """Return how much of each row's square the components explain, by as much as they are orthogonal."""
-    left, right = factors.left[bought.kept], factors.right[bought.kept]
-    approximate = bought.left * bought.scales[:, None]
-    along = np.einsum("ij,ij->i", bought.right, right, dtype=np.float64) * factors.values[bought.kept]
-    square = np.einsum("ij,ij->i", bought.right, bought.right, dtype=np.float64)
-    explained: Floats = 2 * along @ (left * approximate) - square @ np.square(approximate)
-    return explained
+def _choose(target: Target, candidates: Sequence[Candidate], price: float) -> _Step | None:
+    """Return the candidate whose error and bits cost least at a price, if any makes an offer."""
+    steps = [_Step(price, one.kind, offer) for one in candidates if (offer := one.offer(price)) is not None]
+    return min(steps, key=lambda step: step.cost(target.coherence), default=None)
 
 
 def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int, *, set_bytes: int = 0) -> float:
@@ -259,42 +301,36 @@ def _estimate_bits(analysis: Analysis, log_price: float) -> float:
 
 
 def encode(
-    analysis: Analysis, price: float, delta: torch.Tensor | None = None, metrics: Metrics | None = None
+    analysis: Analysis,
+    price: float,
+    delta: torch.Tensor,
+    metrics: Metrics | None = None,
+    values: Values | None = None,
 ) -> EncodedTensor:
-    """Encode a tensor at ``price``.
+    """Encode a tensor at ``price``, as what costs least there.
 
     Args:
         analysis: of this tensor.
         price: squared error a bit, from :func:`choose_lambda`.
-        delta: the fp32 delta; where it is given, rows that low rank describes badly are stored exactly if that is worth its bits.
+        delta: the fp32 delta.
         metrics: those of the analysis.
+        values: likewise.
     """
     if analysis.factors is None:
         return EncodedTensor(analysis.shape, analysis.fixed)
-    factors = load_factors(analysis.factors)
-    bought = quantize(factors, price, metrics=metrics, coherence=_coherence(factors))
-    parts: tuple[EncodedPart, ...] = ()
-    if len(bought.scales):
-        components = lowrank.choose_groups(bought.left, bought.right, bought.scales, factors.lines)
-        if components is None:
-            raise damaged("has scales that fp32 cannot hold")  # excluded by _is_stored_exactly
-        parts = (lowrank.encode(components),)
-    encoded = EncodedTensor(analysis.shape, (*parts, *analysis.fixed) or zero.encode(analysis.shape).parts)
-    if delta is None or analysis.is_calibrated:
+    target = _target_of(analysis, delta, metrics, values)
+    kind = analysis.kind_at(price)
+    chosen = next(one for one in find_candidates(target, analysis.level) if one.kind == kind)
+    parts = (*chosen.encode(price), *analysis.fixed)
+    encoded = EncodedTensor(analysis.shape, parts or zero.encode(analysis.shape).parts)
+    if analysis.is_calibrated or encoded.operation != "add":
         return encoded
-    residual = delta.reshape(delta.shape[0], -1) - decode(encoded).reshape(delta.shape[0], -1)
-    errors = residual.square_().sum(dim=1, dtype=torch.float64).numpy()
-    outliers = _choose_outliers(errors, price, analysis.row_bits)
+    remaining = delta - decode(encoded)
+    errors = remaining.reshape(len(delta), -1).square_().sum(dim=1, dtype=torch.float64).numpy()
+    outliers = choose_outliers(errors, price, analysis.row_bits)
     if not len(outliers):
         return encoded
     return EncodedTensor(analysis.shape, (*encoded.parts, rows.encode(delta, outliers.tolist())))
-
-
-def _choose_outliers(errors: Floats, price: float, row_bits: float) -> npt.NDArray[np.int64]:
-    """Return the rows whose remaining squared error is worth storing them exactly at ``price``, in increasing order."""
-    worth = np.flatnonzero(errors > price * row_bits)
-    worst = worth[np.argsort(-errors[worth], kind="stable")[: int(MAX_OUTLIERS * len(errors))]]
-    return np.sort(worst)
 
 
 def measure_error(delta: torch.Tensor, decoded: torch.Tensor) -> ErrorRecord:

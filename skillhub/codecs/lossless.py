@@ -48,6 +48,12 @@ EXACT = 8
 CELL_BITS = 4
 """About what a symbol that occurs in a context costs in the tables."""
 
+SCALE_BITS = 6
+"""About what the scale of a row or column takes."""
+
+FRAME_BITS = 8 * 100
+"""Bits beside symbols and scales: headers, states of the entropy coder."""
+
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FORMATS}
 BASE_DTYPES = {**DTYPES, "float64": torch.float64}
 
@@ -122,6 +128,26 @@ def encode(
         "frames": [frame.size for frame in frames],
     }
     return EncodedTensor(shape, (*parts, EncodedPart(ID, config, {"data": np.concatenate(frames)})))
+
+
+def estimate_bits(tuned: torch.Tensor, base: torch.Tensor, factor: float = 1.0) -> float:
+    """Estimate the bits that :func:`encode` would take without a prediction.
+
+    Args:
+        tuned: some rows of the tensor, or all.
+        base: the base's, likewise.
+        factor: how many times as large the whole tensor is.
+
+    Raises:
+        ValueError: as :func:`encode`.
+    """
+    shape = tuple(tuned.shape)
+    _check_kinds(tuned, base)
+    prediction, words = predict(base, shape, tuned.dtype, None), bits_of(tuned.detach().cpu())
+    symbols, left = _code(prediction, words)
+    model = _choose_model(fit_scales(prediction, words, tuned.dtype, shape), prediction, symbols)
+    scales = SCALE_BITS * (factor * model.rows.size + model.columns.size)
+    return FRAME_BITS + scales + 8 * factor * left.size + _estimate_bits(model, prediction, symbols, factor)
 
 
 def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None, base: torch.Tensor) -> torch.Tensor:
@@ -252,8 +278,8 @@ def _choose_model(model: Model, prediction: Prediction, symbols: Bytes) -> Model
     return min(models, key=lambda one: _estimate_bits(one, prediction, symbols))
 
 
-def _estimate_bits(model: Model, prediction: Prediction, symbols: Bytes) -> float:
-    """Return about what symbols and tables of a tensor take, from samples."""
+def _estimate_bits(model: Model, prediction: Prediction, symbols: Bytes, factor: float = 1.0) -> float:
+    """Return about what symbols and tables take of a tensor that is ``factor`` times as large, from samples."""
     counts = np.zeros(MODELS[model.kind].contexts * 256, dtype=np.int64)
     for begin, end in samples(symbols.size):
         pairs = model.contexts(prediction, begin, end).astype(np.intp) * 256 + symbols[begin:end]
@@ -261,7 +287,7 @@ def _estimate_bits(model: Model, prediction: Prediction, symbols: Bytes) -> floa
     cells = counts.reshape(-1, 256)
     totals = cells.sum(axis=1, keepdims=True)
     bits = -float((cells * np.log2(np.maximum(cells, 1) / np.maximum(totals, 1))).sum())
-    return bits * symbols.size / max(1, int(totals.sum())) + CELL_BITS * int(np.count_nonzero(cells))
+    return factor * bits * symbols.size / max(1, int(totals.sum())) + CELL_BITS * int(np.count_nonzero(cells))
 
 
 def _read_model(part: EncodedPart, shape: tuple[int, ...], frame: Bytes) -> Model:

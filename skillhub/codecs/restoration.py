@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from skillhub.codecs import exact, lossless
-from skillhub.codecs.allocation import Analysis, analyse
+from skillhub.codecs.allocation import Analysis, decompose
 from skillhub.codecs.allocation import encode as encode_delta
 from skillhub.codecs.decoding import decode
 from skillhub.codecs.encoding import EncodedTensor
@@ -50,7 +50,7 @@ def _predict_delta(name: str, tuned: torch.Tensor, base: torch.Tensor) -> Encode
     delta[:rows] -= base[:rows].to(torch.float32)
     if not bool(delta.isfinite().all()):
         return None
-    analysis = analyse(name, delta, added_rows=len(tuned) - rows)
+    analysis = decompose(name, delta, added_rows=len(tuned) - rows)
     if analysis.factors is None:
         return None
     price = PRICE * float(delta.square().mean(dtype=torch.float64))

@@ -46,6 +46,9 @@ SAMPLE = 1 << 18
 FRAME_BITS = 8 * 40
 """Bits beside places and values."""
 
+LISTED_BITS = 24
+"""About what one of the different values takes in their list."""
+
 SMALL_BITS = 4
 """Gaps are split so that the high part of an average one is of about this many bits: lower ones are not yet random."""
 
@@ -90,8 +93,13 @@ def encode(delta: torch.Tensor, step: float | None = None) -> EncodedPart:
     return EncodedPart(ID, config, {"data": np.concatenate(frames)})
 
 
-def estimate_bits(delta: torch.Tensor) -> float:
-    """Estimate the bits that :func:`encode` would take for an fp32 delta: the entropies of places and, in a sample, of values."""
+def estimate_bits(delta: torch.Tensor, factor: float = 1.0) -> float:
+    """Estimate the bits that :func:`encode` would take: the entropies of places and, in a sample, of values.
+
+    Args:
+        delta: fp32, or some rows of it.
+        factor: how many times as large the whole is.
+    """
     count, elements = int(delta.count_nonzero()), delta.numel()
     if count in (0, elements):
         places = 0.0
@@ -101,10 +109,11 @@ def estimate_bits(delta: torch.Tensor) -> float:
     some = tensor_bytes(delta[:: max(1, elements // SAMPLE)] if delta.dim() else delta).view(np.float32)
     different, counts = np.unique(some[some != 0], return_counts=True)
     if not counts.size:
-        return FRAME_BITS + places + 32.0 * count
+        return FRAME_BITS + factor * (places + 32.0 * count)
     entropy = -float(counts / counts.sum() @ np.log2(counts / counts.sum()))
     # Where values hardly repeat, a sample's entropy says how large it is, not what a value costs.
-    return FRAME_BITS + places + count * (entropy if different.size <= MAX_VALUES else 32.0) + 32.0 * different.size
+    bits = entropy if different.size <= MAX_VALUES else 32.0
+    return FRAME_BITS + factor * (places + count * bits) + LISTED_BITS * different.size
 
 
 def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,114 @@
+"""Candidate: few singular components in integers, and the rows that they describe badly exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skillhub.codecs import lowrank, rows
+from skillhub.codecs.candidates.interface import Offer, Target
+from skillhub.codecs.encoding import EncodedPart, EncodedTensor, damaged
+from skillhub.codecs.quantization import Quantized, quantize
+
+Floats = npt.NDArray[np.float64]
+
+MAX_OUTLIERS = 0.01
+"""Largest share of a matrix's rows that are stored exactly as outliers."""
+
+ROW_SAMPLE = 16
+"""Rows that are encoded to see what an exact row costs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The singular components that are worth their bits.
+
+    Attributes:
+        target: the matrix.
+    """
+
+    target: Target
+    _bought: dict[float, Quantized] = field(default_factory=dict)
+
+    kind = "lowrank"
+
+    def buy(self, price: float) -> Quantized:
+        """Return the components that are bought at a price; those of the last price are remembered."""
+        if price not in self._bought:
+            target = self.target
+            self._bought.clear()
+            self._bought[price] = quantize(target.factors, price, metrics=target.metrics, coherence=target.coherence)
+        return self._bought[price]
+
+    @property
+    def are_few(self) -> bool:
+        """Say whether fewer than half of the components were bought last."""
+        return all(2 * len(bought.kept) < len(self.target.factors.values) for bought in self._bought.values())
+
+    def bits(self, price: float) -> float:
+        """Return what the components take that are bought at a price."""
+        bought = self.buy(price)
+        return bought.bits + self._bits_of_lines(bought)
+
+    def offer(self, price: float) -> Offer:
+        """As :meth:`skillhub.codecs.candidates.interface.Candidate.offer`."""
+        target, bought = self.target, self.buy(price)
+        outliers = np.zeros(0)
+        if target.metrics is None:
+            errors = np.maximum(target.row_energies - self._explained_by_row(bought), 0)
+            outliers = errors[choose_outliers(errors, price, target.row_bits)]
+        bits = self.bits(price) + len(outliers) * target.row_bits
+        error = max(target.energy - bought.removed - float(outliers.sum()), 0.0)
+        left_out = target.energy - float(np.square(target.factors.values[bought.kept]).sum())
+        return Offer(bits, error, min(max(left_out, 0.0), error))
+
+    def encode(self, price: float) -> tuple[EncodedPart, ...]:
+        """As :meth:`skillhub.codecs.candidates.interface.Candidate.encode`, without outlying rows."""
+        components = self.integers(price)
+        return () if components is None else (lowrank.encode(components),)
+
+    def integers(self, price: float) -> lowrank.Components | None:
+        """Return the components that are bought at a price as they are stored; None where there are none."""
+        bought = self.buy(price)
+        if not len(bought.scales):
+            return None
+        components = lowrank.choose_groups(bought.left, bought.right, bought.scales, self.target.factors.lines)
+        if components is None:
+            raise damaged("has scales that fp32 cannot hold")  # such matrices are stored exactly
+        return components
+
+    def _bits_of_lines(self, bought: Quantized) -> float:
+        """Return what the exponents of rows and columns take, where anything is bought."""
+        lines = self.target.factors.lines
+        if lines is None or not len(bought.kept):
+            return 0.0
+        exponents = np.concatenate([lines.rows, lines.columns])
+        _, counts = np.unique(exponents, return_counts=True)
+        return 200 - 1.2 * float((counts * np.log2(counts / counts.sum())).sum())  # what zstandard was seen to take
+
+    def _explained_by_row(self, bought: Quantized) -> Floats:
+        """Return how much of each row's square the components explain, by as much as they are orthogonal."""
+        factors = self.target.factors
+        left, right = factors.left[bought.kept], factors.right[bought.kept]
+        approximate = bought.left * bought.scales[:, None]
+        along = np.einsum("ij,ij->i", bought.right, right, dtype=np.float64) * factors.values[bought.kept]
+        square = np.einsum("ij,ij->i", bought.right, bought.right, dtype=np.float64)
+        explained: Floats = 2 * along @ (left * approximate) - square @ np.square(approximate)
+        return explained
+
+
+def measure_row_bits(matrix: torch.Tensor) -> float:
+    """Return the bits of one exactly stored row: a measurement of the largest ones, which outliers are among."""
+    largest = matrix.square().sum(dim=1).argsort(descending=True, stable=True)[:ROW_SAMPLE]
+    sample = rows.encode(matrix, sorted(largest.tolist()))
+    return 8 * EncodedTensor(tuple(matrix.shape), (sample,)).nbytes / len(largest)
+
+
+def choose_outliers(errors: Floats, price: float, row_bits: float) -> npt.NDArray[np.int64]:
+    """Return the rows whose remaining squared error is worth storing them exactly at ``price``, in increasing order."""
+    worth = np.flatnonzero(errors > price * row_bits)
+    worst = worth[np.argsort(-errors[worth], kind="stable")[: int(MAX_OUTLIERS * len(errors))]]
+    return np.sort(worst)
