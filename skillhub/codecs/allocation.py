@@ -236,7 +236,8 @@ def _measure_ladder(target: Target) -> tuple[list[_Step], float | None]:
     first = math.floor(math.log(target.factors.values[0] ** 2 / 64, PRICE_STEP))
     early = [_choose(target, (changes,), PRICE_STEP ** (first + ahead)) for ahead in range(EARLIER_STEPS, 0, -1)]
     ladder = [step for step in early if step and step.cost(target.coherence) < target.coherence * target.energy]
-    steps, exponent, rivals = 0, first, [components, remainder, changes]
+    steps, exponent = 0, first
+    rivals: list[Candidate] = [components, remainder, changes]
     while steps < PRICE_STEPS or (components.are_few and steps < MOST_PRICE_STEPS):
         step = _choose(target, rivals, PRICE_STEP**exponent)
         if step and (step.offer.bits or ladder):

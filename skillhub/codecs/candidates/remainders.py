@@ -60,7 +60,7 @@ class Remainder:
         found = residual.estimate(torch.from_numpy(some), step, dead_zone=choose_dead_zone(some, step))
         factor = target.matrix.numel() / some.size
         # Errors of a calibrated tensor that point the same way cost more than the sum of their squares.
-        shrunk = left * found.error / max(found.energy, np.finfo(np.float32).tiny)
+        shrunk = left * found.error / found.energy if found.energy else 0.0
         error = max(shrunk, found.error * factor * target.unit**2)
         codes = (found.bits - residual.FRAME_BITS) * factor + residual.FRAME_BITS if found.bits else 0.0
         return Offer(bits + codes, error, 0.0)
