@@ -93,7 +93,7 @@ def test_the_least_cost_wins_and_is_what_encoding_takes(kind: str, calibrated: b
         checked += 1
         assert bits / 8 == pytest.approx(encoded.nbytes, rel=0.15)
         # What is left out of a calibrated tensor points the same way, which the sum of squares does not see.
-        slack = 2.5 if calibrated and analysis.kinds[place] in ("sparse", "lossless") else 1.1
+        slack = 4 if calibrated and analysis.kinds[place] in ("sparse", "lossless") else 1.1
         assert error / slack <= decoded_error(target, encoded) * (1 + 1e-9) <= error * slack
     assert checked
 

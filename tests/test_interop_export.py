@@ -246,11 +246,8 @@ def test_what_does_not_fit_is_refused_and_with_partial_listed_one_by_one(
         export_adapters([place.pack], place.base, tmp_path / "out")
     assert not (tmp_path / "out").exists() and "--rank 64" in refused.value.hint
     delta = open_delta(place.pack)
-    if kind == "mixtral":  # its attention is too small here to be stored as components
-        written = export_adapters([place.pack], place.base, tmp_path / "out", partial=True, rank=8)
-    else:
-        assert "--partial" in refused.value.hint
-        written = export_adapters([place.pack], place.base, tmp_path / "out", partial=True)
+    # A budget that is never used up buys codes for every weight of what is not near a low rank.
+    written = export_adapters([place.pack], place.base, tmp_path / "out", partial=True, rank=8)
     (adapter,) = written.adapters
     said = {misfit.tensor for misfit in adapter.misfits} | names_in(tmp_path / "out" / "all", place.base)
     assert said == set(delta.names)
