@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from skillhub.codecs import exact, lossless, rows, zero
-from skillhub.codecs.candidates import Candidate, Components, Offer, Target, Values, find_candidates
+from skillhub.codecs.candidates import Candidate, Changes, Components, Offer, Target, Values, find_candidates
 from skillhub.codecs.candidates.components import choose_outliers, measure_row_bits
 from skillhub.codecs.decoding import decode
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor
@@ -92,8 +92,8 @@ class Analysis:
         """Return which candidate stores the tensor at a price: that of the nearest price of the ladder."""
         if not self.kinds:
             return Components.kind
-        place = round(math.log(self.prices[0] / price, PRICE_STEP))
-        return self.kinds[min(max(place, 0), len(self.kinds) - 1)]
+        nearest = min(self.prices, key=lambda one: abs(math.log(one / price)))
+        return self.kinds[self.prices.index(nearest)]
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _measure_ladder(target: Target) -> tuple[list[_Step], float | None]:
     while steps < PRICE_STEPS or (components.are_few and steps < MOST_PRICE_STEPS):
         step = _choose(target, rivals, PRICE_STEP**exponent)
         if step and (step.offer.bits or ladder):
-            ladder.append(step)
+            ladder += [*_steps_between(target, changes, ladder[-1:], step), step]
             steps += 1
         last = ladder[-2:]
         if [one.offer.error for one in last] == [0.0, 0.0]:  # more bits buy nothing
@@ -250,6 +250,14 @@ def _measure_ladder(target: Target) -> tuple[list[_Step], float | None]:
             rivals.remove(components)  # codes for every weight stay the better buy
         exponent -= 1
     return ladder, remainder.level
+
+
+def _steps_between(target: Target, changes: Changes, last: list[_Step], step: _Step) -> list[_Step]:
+    """Return what changes offer at prices between two steps that they win: they come in few sizes, so all at once is worth its bits."""
+    if not last or not last[0].kind == step.kind == changes.kind or not last[0].offer.error:
+        return []
+    prices = (last[0].price * PRICE_STEP ** (-part / 4) for part in (1, 2, 3))
+    return [one for price in prices if (one := _choose(target, (changes,), price))]
 
 
 def _choose(target: Target, candidates: Sequence[Candidate], price: float) -> _Step | None:

@@ -7,7 +7,7 @@ be, by :mod:`skillhub.codecs.sparse`. A delta of which nearly every change is wo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +39,7 @@ class Changes:
     """
 
     target: Target
+    _bits: dict[int, float] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -56,8 +57,10 @@ class Changes:
         if not kept.any():
             return Offer(0.0, self.target.energy, self.target.energy)
         left, energy = (float(np.square(self._sizes[which], dtype=np.float64).sum()) for which in (~kept, ...))
-        error = left / energy * self.target.energy
-        return Offer(self._estimate_bits(torch.from_numpy(kept)), error, error)
+        error, count = left / energy * self.target.energy, int(kept.sum())
+        if count not in self._bits:  # changes are of few sizes: prices close together keep the same
+            self._bits[count] = self._estimate_bits(torch.from_numpy(kept))
+        return Offer(self._bits[count], error, error)
 
     def encode(self, price: float) -> tuple[EncodedPart, ...]:
         """As :meth:`skillhub.codecs.candidates.interface.Candidate.encode`."""
