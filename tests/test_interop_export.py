@@ -20,7 +20,7 @@ from skillhub.adapters import open_adapter
 from skillhub.authorfile import AuthorFile
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import EncodedTensor, decode, exact, lowrank, rows, zero
-from skillhub.codecs.allocation import decompose, encode
+from skillhub.codecs.allocation import analyse, encode
 from skillhub.compose.grafts import graft
 from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
@@ -180,7 +180,7 @@ def test_components_and_exact_rows_become_factors_of_what_is_decoded(shape: tupl
     generator = torch.Generator().manual_seed(2)
     matrix = torch.randn(shape[0], 4, generator=generator) @ torch.randn(4, shape[1], generator=generator) * 0.01
     matrix[5] = torch.randn(shape[1], generator=generator)
-    encoded = encode(decompose("m", matrix), price, matrix)
+    encoded = encode(analyse("m", matrix), price, matrix)
     assert lowrank.ID in [part.codec for part in encoded.parts]
     found, decoded = product_of(encoded), decode(encoded)
     assert found is not None and found.rank == product_rank(encoded)
@@ -191,7 +191,7 @@ def test_components_and_exact_rows_become_factors_of_what_is_decoded(shape: tupl
 
 def test_exact_rows_replace_what_components_say_of_them():
     matrix = torch.arange(80.0 * 70).reshape(80, 70) / 1000
-    encoded = encode(decompose("m", matrix), 1e-6, matrix)
+    encoded = encode(analyse("m", matrix), 1e-6, matrix)
     replaced = EncodedTensor(encoded.shape, (*encoded.parts, rows.encode(-matrix, [2, 79])))
     found = product_of(replaced)
     assert found is not None
@@ -246,8 +246,11 @@ def test_what_does_not_fit_is_refused_and_with_partial_listed_one_by_one(
         export_adapters([place.pack], place.base, tmp_path / "out")
     assert not (tmp_path / "out").exists() and "--rank 64" in refused.value.hint
     delta = open_delta(place.pack)
-    # A budget that is never used up buys codes for every weight of what is not near a low rank.
-    written = export_adapters([place.pack], place.base, tmp_path / "out", partial=True, rank=8)
+    if kind == "mixtral":  # its attention is too small here to be stored as components
+        written = export_adapters([place.pack], place.base, tmp_path / "out", partial=True, rank=8)
+    else:
+        assert "--partial" in refused.value.hint
+        written = export_adapters([place.pack], place.base, tmp_path / "out", partial=True)
     (adapter,) = written.adapters
     said = {misfit.tensor for misfit in adapter.misfits} | names_in(tmp_path / "out" / "all", place.base)
     assert said == set(delta.names)

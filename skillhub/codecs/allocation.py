@@ -1,7 +1,7 @@
 """Allocation: which codec stores a tensor, and how finely, from one price of a bit for the whole model.
 
 First every tensor is analysed on its own: at each of a ladder of prices, which of the candidates (:mod:`skillhub.codecs.candidates`) would
-store it for the least error plus price times bits, and what would that take? Then one price is chosen that meets the budget, and every
+store it, in how many bits, and with what error? Then one price is chosen that meets the budget, and every
 tensor is encoded at it. At one common price no byte could move from one tensor to another and lower the total error
 (Everett 1963; Shoham & Gersho 1988).
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from skillhub.codecs import exact, lossless, rows, zero
-from skillhub.codecs.candidates import Candidate, Changes, Components, Offer, Target, Values, find_candidates
+from skillhub.codecs.candidates import Components, Offer, Target, Values, find_candidates
 from skillhub.codecs.candidates.components import choose_outliers, measure_row_bits
 from skillhub.codecs.decoding import decode
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor
@@ -38,9 +38,6 @@ PRICE_STEPS = 13
 
 MOST_PRICE_STEPS = 40
 """A ladder goes on until half of the components are bought, if a few of them dwarf the rest, but not beyond this."""
-
-EARLIER_STEPS = 3
-"""Before components are worth their bits, single large changes may be."""
 
 EXTRAPOLATION = 12
 """How many halvings of the price below the lowest ladder a budget may ask for."""
@@ -63,10 +60,9 @@ class Analysis:
         is_calibrated: whether errors are measured in a metric; rows then are not stored exactly for their own error.
         added_rows: rows at the end that ``fixed`` has.
         prices: the ladder, falling (squared error a bit).
-        bits: estimated size at each price, beside ``fixed``, of what costs least.
+        bits: estimated size at each price, beside ``fixed``, of what is chosen.
         errors: estimated squared error that remains at each price.
         kinds: which candidate that is.
-        level: price that components are bought at where codes for every weight follow them.
     """
 
     name: str
@@ -81,7 +77,6 @@ class Analysis:
     bits: tuple[float, ...] = ()
     errors: tuple[float, ...] = ()
     kinds: tuple[str, ...] = ()
-    level: float | None = None
 
     @property
     def fixed_bytes(self) -> int:
@@ -137,16 +132,15 @@ def analyse(
     if not isinstance(found.factors, Factors):
         return found
     target = _target_of(found, delta, metrics, values)
-    ladder, level = _measure_ladder(target)
+    prices, kinds, offers = zip(*_measure_ladder(target), strict=True)
     return replace(
         found,
         factors=found.factors if spool is None else save_factors(spool, name, found.factors),
         energy=target.energy,
-        prices=tuple(step.price for step in ladder),
-        bits=tuple(step.offer.bits for step in ladder),
-        errors=tuple(step.offer.error for step in ladder),
-        kinds=tuple(step.kind for step in ladder),
-        level=level,
+        prices=prices,
+        bits=tuple(offer.bits for offer in offers),
+        errors=tuple(offer.error for offer in offers),
+        kinds=kinds,
     )
 
 
@@ -215,55 +209,24 @@ def _restorable(values: Values | None, added_rows: int) -> Values | None:
     return values if is_known else None
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What costs least at one price."""
+def _measure_ladder(target: Target) -> list[tuple[float, str, Offer]]:
+    """Return (price, kind, offer) of what is chosen, from the first price at which components are worth their bits downwards.
 
-    price: float
-    kind: str
-    offer: Offer
-
-    def cost(self, coherence: float) -> float:
-        return self.offer.error + (coherence - 1) * self.offer.left_out + self.price * self.offer.bits
-
-
-def _measure_ladder(target: Target) -> tuple[list[_Step], float | None]:
-    """Return what costs least from the first price at which anything is worth its bits downwards, and :attr:`Analysis.level`.
-
-    The prices are powers of two, which all tensors share.
+    The prices are powers of two, which all tensors share. What is exact is chosen where it takes no more bits than components do, and not
+    before: to trade its bits for squared errors would take them from components, of which a model's function needs the more.
     """
-    components, remainder, changes = find_candidates(target)
-    first = math.floor(math.log(target.factors.values[0] ** 2 / 64, PRICE_STEP))
-    early = [_choose(target, (changes,), PRICE_STEP ** (first + ahead)) for ahead in range(EARLIER_STEPS, 0, -1)]
-    ladder = [step for step in early if step and step.cost(target.coherence) < target.coherence * target.energy]
-    steps, exponent = 0, first
-    rivals: list[Candidate] = [components, remainder, changes]
-    while steps < PRICE_STEPS or (components.are_few and steps < MOST_PRICE_STEPS):
-        step = _choose(target, rivals, PRICE_STEP**exponent)
-        if step and (step.offer.bits or ladder):
-            ladder += [*_steps_between(target, changes, ladder[-1:], step), step]
-            steps += 1
-        last = ladder[-2:]
-        if [one.offer.error for one in last] == [0.0, 0.0]:  # more bits buy nothing
-            break
-        if components in rivals and [one.kind for one in last] == [remainder.kind, remainder.kind]:
-            rivals.remove(components)  # codes for every weight stay the better buy
+    components, changes = find_candidates(target)
+    exponent = math.floor(math.log(target.factors.values[0] ** 2 / 64, PRICE_STEP))
+    ladder: list[tuple[float, str, Offer]] = []
+    while len(ladder) < PRICE_STEPS or (components.are_few and len(ladder) < MOST_PRICE_STEPS):
+        price, near, exact = PRICE_STEP**exponent, components.offer(PRICE_STEP**exponent), changes.exact
+        if exact and exact.bits <= near.bits:
+            # Once more at the next price: more bits buy nothing.
+            return [*ladder, *((one, changes.kind, exact) for one in (price, price / PRICE_STEP))]
+        if near.bits or ladder:
+            ladder.append((price, components.kind, near))
         exponent -= 1
-    return ladder, remainder.level
-
-
-def _steps_between(target: Target, changes: Changes, last: list[_Step], step: _Step) -> list[_Step]:
-    """Return what changes offer at prices between two steps that they win: they come in few sizes, so all at once is worth its bits."""
-    if not last or not last[0].kind == step.kind == changes.kind or not last[0].offer.error:
-        return []
-    prices = (last[0].price * PRICE_STEP ** (-part / 4) for part in (1, 2, 3))
-    return [one for price in prices if (one := _choose(target, (changes,), price))]
-
-
-def _choose(target: Target, candidates: Sequence[Candidate], price: float) -> _Step | None:
-    """Return the candidate whose error and bits cost least at a price, if any makes an offer."""
-    steps = [_Step(price, one.kind, offer) for one in candidates if (offer := one.offer(price)) is not None]
-    return min(steps, key=lambda step: step.cost(target.coherence), default=None)
+    return ladder
 
 
 def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int, *, set_bytes: int = 0) -> float:
@@ -329,7 +292,7 @@ def encode(
         return EncodedTensor(analysis.shape, analysis.fixed)
     target = _target_of(analysis, delta, metrics, values)
     kind = analysis.kind_at(price)
-    chosen = next(one for one in find_candidates(target, analysis.level) if one.kind == kind)
+    chosen = next(one for one in find_candidates(target) if one.kind == kind)
     parts = (*chosen.encode(price), *analysis.fixed)
     encoded = EncodedTensor(analysis.shape, parts or zero.encode(analysis.shape).parts)
     if analysis.is_calibrated or encoded.operation != "add":

@@ -1,7 +1,7 @@
 """Candidates: the ways of storing a matrix that allocation chooses from, tensor by tensor.
 
-Adding one means a class with the methods of :class:`skillhub.codecs.candidates.interface.Candidate` and a place in
-:func:`find_candidates`.
+Codes for every weight (:mod:`skillhub.codecs.residual`), alone or on top of components, are none of them: they leave less squared error
+from about one bit a weight on, and yet twice the divergence (a fine-tune of 135M parameters in 22 MB).
 """
 
 from __future__ import annotations
@@ -9,17 +9,10 @@ from __future__ import annotations
 from skillhub.codecs.candidates.changes import Changes
 from skillhub.codecs.candidates.components import Components
 from skillhub.codecs.candidates.interface import Candidate, Offer, Target, Values
-from skillhub.codecs.candidates.remainders import Remainder
 
-__all__ = ["Candidate", "Changes", "Components", "Offer", "Remainder", "Target", "Values", "find_candidates"]
+__all__ = ["Candidate", "Changes", "Components", "Offer", "Target", "Values", "find_candidates"]
 
 
-def find_candidates(target: Target, level: float | None = None) -> tuple[Components, Remainder, Changes]:
-    """Return what competes for a matrix; where two cost the same, the first of them is taken.
-
-    Args:
-        target: the matrix.
-        level: that of :class:`Remainder`, where it is known.
-    """
-    components = Components(target)
-    return components, Remainder(components, level), Changes(target)
+def find_candidates(target: Target) -> tuple[Components, Changes]:
+    """Return what competes for a matrix: what it takes to come near, and what to be exact."""
+    return Components(target), Changes(target)

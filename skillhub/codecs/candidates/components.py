@@ -48,11 +48,6 @@ class Components:
         """Say whether fewer than half of the components were bought last."""
         return all(2 * len(bought.kept) < len(self.target.factors.values) for bought in self._bought.values())
 
-    def bits(self, price: float) -> float:
-        """Return what the components take that are bought at a price."""
-        bought = self.buy(price)
-        return bought.bits + self._bits_of_lines(bought)
-
     def offer(self, price: float) -> Offer:
         """As :meth:`skillhub.codecs.candidates.interface.Candidate.offer`."""
         target, bought = self.target, self.buy(price)
@@ -60,25 +55,18 @@ class Components:
         if target.metrics is None:
             errors = np.maximum(target.row_energies - self._explained_by_row(bought), 0)
             outliers = errors[choose_outliers(errors, price, target.row_bits)]
-        bits = self.bits(price) + len(outliers) * target.row_bits
-        error = max(target.energy - bought.removed - float(outliers.sum()), 0.0)
-        left_out = target.energy - float(np.square(target.factors.values[bought.kept]).sum())
-        return Offer(bits, error, min(max(left_out, 0.0), error))
+        bits = bought.bits + self._bits_of_lines(bought) + len(outliers) * target.row_bits
+        return Offer(bits, max(target.energy - bought.removed - float(outliers.sum()), 0.0))
 
     def encode(self, price: float) -> tuple[EncodedPart, ...]:
         """As :meth:`skillhub.codecs.candidates.interface.Candidate.encode`, without outlying rows."""
-        components = self.integers(price)
-        return () if components is None else (lowrank.encode(components),)
-
-    def integers(self, price: float) -> lowrank.Components | None:
-        """Return the components that are bought at a price as they are stored; None where there are none."""
         bought = self.buy(price)
         if not len(bought.scales):
-            return None
+            return ()
         components = lowrank.choose_groups(bought.left, bought.right, bought.scales, self.target.factors.lines)
         if components is None:
             raise damaged("has scales that fp32 cannot hold")  # such matrices are stored exactly
-        return components
+        return (lowrank.encode(components),)
 
     def _bits_of_lines(self, bought: Quantized) -> float:
         """Return what the exponents of rows and columns take, where anything is bought."""

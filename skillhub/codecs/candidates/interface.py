@@ -15,11 +15,9 @@ from skillhub.codecs.encoding import EncodedPart
 from skillhub.codecs.factorization import Factors, load_factors
 from skillhub.codecs.metrics import Metrics
 
-Floats = npt.NDArray[np.float32]
-
 COHERENCE = 4.0
-"""How many times its own error costs what is left out of a calibrated tensor; between 1 and 16 the divergence of a real fine-tune changed
-by a tenth, and was least here."""
+"""How many times its own error a component costs that is left out of a calibrated tensor; between 1 and 16 the divergence of a real
+fine-tune changed by a tenth, and was least here."""
 
 
 class Values(NamedTuple):
@@ -67,28 +65,12 @@ class Target:
 
     @property
     def coherence(self) -> float:
-        """How many times its own squared error something costs that is left out."""
+        """How many times its own squared error a component costs that is left out."""
         return 1.0 if self.metrics is None else COHERENCE
 
     def sample(self, size: int) -> slice:
         """Return evenly spaced rows of about ``size`` weights: neighbouring ones (heads, experts) resemble each other."""
         return slice(None, None, max(1, self.matrix.numel() // size))
-
-    @property
-    def unit(self) -> float:
-        """The error of 1 in a weighed entry, as a root: see :meth:`weigh`."""
-        return 1.0 if self.metrics is None else self.metrics.rows.size * self.metrics.columns.size
-
-    def weigh(self, matrix: torch.Tensor, rows: slice = slice(None)) -> Floats:
-        """Return rows of the matrix, or of an error of it, with every entry multiplied by the powers of two of its row and column.
-
-        The square of an entry is then about what it costs as an error, in squares of :attr:`unit`.
-        """
-        values: Floats = matrix.contiguous().numpy()
-        if self.metrics is not None:
-            of_rows, of_columns = self.metrics.rows.exponents[rows], self.metrics.columns.exponents
-            values = values * np.exp2(of_rows, dtype=np.float32)[:, None] * np.exp2(of_columns, dtype=np.float32)
-        return values
 
 
 @dataclass(frozen=True)
@@ -98,12 +80,10 @@ class Offer:
     Attributes:
         bits: estimated size.
         error: estimated squared error that remains, in the metrics.
-        left_out: the part of it that is what was left out: that pulls towards the base, in all tensors, while rounding errors do not.
     """
 
     bits: float
     error: float
-    left_out: float
 
 
 class Candidate(Protocol):
@@ -111,13 +91,10 @@ class Candidate(Protocol):
 
     @property
     def kind(self) -> str:
-        """Its name, which tells it from the others."""
+        """Its name, which tells it from the others: that of its first codec."""
 
     def offer(self, price: float) -> Offer | None:
-        """Say what it would store at a price (squared error a bit); None if nothing that another candidate would not store better.
-
-        Prices fall from one call to the next.
-        """
+        """Say what it would store at a price (squared error a bit); None if it does not suit the matrix."""
 
     def encode(self, price: float) -> tuple[EncodedPart, ...]:
         """Return the parts that store the matrix at a price; none where nothing is worth its bits."""
