@@ -38,8 +38,9 @@ demo: $(INSTALLED) ## the whole story on a real model, in a few minutes
 test: $(INSTALLED) ## every test that needs no downloaded weights
 	$(BIN)/python -m pytest -m 'not real' -n 3 --dist loadfile
 
-test-all: lint test ## the above, style and types, and the tests on real weights
-	$(BIN)/python -m pytest -m real -n 2 --dist loadfile
+# All in one run: what is short fills the gaps beside the long examples on real weights.
+test-all: lint ## the above, style and types, and the tests on real weights
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from skillhub.calibration.moments import Calibration
-from skillhub.codecs import EncodedTensor, content_digest, decode, exact, restoration
+from skillhub.codecs import EncodedTensor, content_digest, decode, exact, lowrank, restoration
 from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
 from skillhub.codecs.candidates import Values
 from skillhub.codecs.metrics import Metrics
@@ -30,6 +33,9 @@ from skillhub.recipes import Recipe
 from skillhub.recipes.encoding import keep_exactly
 
 T = TypeVar("T")
+
+Kept: TypeAlias = tuple[EncodedTensor | None, TensorEntry]
+"""A tensor as it is stored (None where it is removed), and what the manifest says of it."""
 
 BUDGET_TOLERANCE = 0.02
 """How much over its budget a payload may be."""
@@ -126,21 +132,68 @@ class DeltaEncoder:
         return self.calibration.metrics(name, shape)
 
     def encode(self, analyses: dict[str, Analysis], price: float, writer: DeltaWriter) -> dict[str, TensorEntry]:
-        """Write all tensors at a price; return what the manifest says of each."""
-        return self._write(
-            writer, f"price {price!r}", lambda name: self._encode_tensor(name, analyses.get(name), price)
-        )
+        """Write all tensors at a price; return what the manifest says of each.
+
+        Where the fine-tune was calibrated, the scales of components are fitted to its predictions.
+        """
+        how = f"price {price!r}"
+        encode_one = partial(self._kept, how, lambda name: self._encode_tensor(name, analyses.get(name), price))
+        if self.calibration is None:
+            return self._write(writer, encode_one)
+        self._do_own("Encoding", lambda name: encode_one(name)[1])
+        gains = self._found_out(f"gains, {how}", lambda: self._fit_scales(encode_one))
+
+        def fit_one(name: str) -> Kept:
+            if name not in gains:
+                return encode_one(name)
+            return self._kept(f"{how}, fitted", lambda _: self._rescale(name, encode_one(name), gains[name]), name)
+
+        return self._write(writer, fit_one)
+
+    def _found_out(self, key: str, find: Callable[[], T]) -> T:
+        """Return what the first process finds out, to every process."""
+        if self.ranks.leads:
+            self.partial.made("finding", key, find)
+        self.ranks.share(lambda: None)
+        return self.partial.made("finding", key, find)
+
+    def _fit_scales(self, encoded: Callable[[str], Kept]) -> dict[str, Any]:
+        """Return what the scales of each tensor's components are to be multiplied by."""
+        from skillhub.calibration.distillation import fit_scales
+
+        assert self.calibration is not None  # without rows there is nothing to fit to
+        tensors = {name: tensor for name in self.names if (tensor := encoded(name)[0]) and tensor.operation == "add"}
+        factors = {}
+        for name, tensor in tensors.items():
+            if tensor.parts[0].codec == lowrank.ID:
+                components = lowrank.read_components(tensor.parts[0], *lowrank.matrix_shape(tensor.shape))
+                factors[name] = lowrank.factors_of(components)
+        weights = ((name, self._packed_values(name, decode(tensor))) for name, tensor in tensors.items())
+        folders = self.delta.tuned.folder, self.delta.base.folder
+        return fit_scales(*folders, self.calibration.rows, weights, factors, self.progress)
+
+    def _packed_values(self, name: str, decoded: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the fine-tune as it is packed, fp32; what it has that the base has not is kept exactly."""
+        return self.delta.values(name).float() - self.delta.tensor(name) + decoded
+
+    def _rescale(self, name: str, kept: Kept, gains: npt.NDArray[np.float64]) -> Encoding:
+        tensor = kept[0]
+        assert tensor is not None  # what has components is stored
+        parts = (lowrank.rescale(tensor.parts[0], tensor.shape, gains), *tensor.parts[1:])
+        found = EncodedTensor(tensor.shape, parts)
+        decoded = decode(found)
+        return Encoding(found, decoded, measure_error(self.delta.tensor(name), decoded))
 
     def encode_losslessly(self, writer: DeltaWriter) -> dict[str, TensorEntry]:
         """Write all tensors so that the fine-tune's are restored bit for bit; return what the manifest says of each."""
-        return self._write(writer, "bits", self._encode_bits)
+        return self._write(writer, partial(self._kept, "bits", self._encode_bits))
 
     def encode_by(self, recipe: Recipe, writer: DeltaWriter) -> dict[str, TensorEntry]:
         """Write all tensors as a published recipe compresses them; return what the manifest says of each.
 
         What no recipe speaks of is kept exactly: values that are set, and tensors with rows that the base does not have.
         """
-        return self._write(writer, "recipe", lambda name: self._compress(recipe, name))
+        return self._write(writer, partial(self._kept, "recipe", lambda name: self._compress(recipe, name)))
 
     def _do_own(self, what: str, work: Callable[[str], T]) -> dict[str, T]:
         """Do something with each of this process's tensors, wait until all processes have, and return what came of its own."""
@@ -162,29 +215,23 @@ class DeltaEncoder:
         both = (checkpoint.tensors.get(name) for checkpoint in (self.delta.base, self.delta.tuned))
         return sum(info.nbytes for info in both if info)
 
-    def _write(self, writer: DeltaWriter, how: str, encoded: Callable[[str], Encoding]) -> dict[str, TensorEntry]:
-        """Write all tensors, by the first process.
+    def _kept(self, how: str, encoded: Callable[[str], Encoding], name: str) -> Kept:
+        """Return how a tensor is stored; ``how`` tells encodings of it apart."""
+        return self.partial.made("encoding", f"{name}, {how}", lambda: self._with_entry(name, encoded))
 
-        Args:
-            writer: of the files.
-            how: tells encodings of a tensor apart.
-            encoded: encodes a tensor.
-        """
-
-        def kept(name: str) -> tuple[EncodedTensor | None, TensorEntry]:
-            return self.partial.made("encoding", f"{name}, {how}", lambda: self._with_entry(name, encoded))
-
-        self._do_own("Encoding", lambda name: kept(name)[1])
+    def _write(self, writer: DeltaWriter, encoded: Callable[[str], Kept]) -> dict[str, TensorEntry]:
+        """Write all tensors, by the first process; return what the manifest says of each."""
+        self._do_own("Encoding", lambda name: encoded(name)[1])
         entries = {}
         for name in self.names:
-            tensor, entries[name] = kept(name)
+            tensor, entries[name] = encoded(name)
             if tensor is not None and self.ranks.leads:
                 writer.add(name, tensor)
         if self.ranks.leads:
             writer.close()
         return entries
 
-    def _with_entry(self, name: str, encoded: Callable[[str], Encoding]) -> tuple[EncodedTensor | None, TensorEntry]:
+    def _with_entry(self, name: str, encoded: Callable[[str], Encoding]) -> Kept:
         if self.delta.change(name) == "removed":
             return None, _removed(self.delta, name)
         found = encoded(name)

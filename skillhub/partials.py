@@ -24,6 +24,7 @@ from msgspec.msgpack import Ext
 
 from skillhub import __version__
 from skillhub.calibration.moments import Calibration, LayerRecord
+from skillhub.calibration.texts import Row
 from skillhub.codecs.allocation import Analysis
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor
 from skillhub.deltas import Delta
@@ -35,7 +36,7 @@ from skillhub.progress import Notice
 from skillhub.ranks import Ranks
 
 KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Analysis, Calibration, EncodedPart, EncodedTensor, LayerRecord, TensorEntry)
+    kind.__name__: kind for kind in (Analysis, Calibration, EncodedPart, EncodedTensor, LayerRecord, Row, TensorEntry)
 }
 """What a record may hold beside plain values, by name."""
 

@@ -65,7 +65,7 @@ def test_what_goes_into_a_layer_is_noted_where_something_is_read(
     model = transformers.AutoModelForCausalLM.from_pretrained(fine_tune)
     model = model.to(device_for(model, room=ROOM))  # sampled answers differ between devices
     rows = answered_rows(model, transformers.AutoTokenizer.from_pretrained(base), sums(32))
-    assert len(rows) == calibrated.rows and {row.weight for row in rows} == {0.3, 1.0}
+    assert len(rows) == len(calibrated.rows) and {row.weight for row in rows} == {0.3, 1.0}
     seen: list[torch.Tensor] = []
     module = model.model.layers[7].mlp.down_proj
     with module.register_forward_hook(lambda _, args, __: seen.append(args[0])), torch.no_grad():
@@ -108,8 +108,8 @@ def test_tensors_that_were_not_seen_count_alike(calibrated: Calibration) -> None
     metrics = calibrated.metrics("elsewhere.weight", (5, 2, 3))
     error = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     assert metrics.energy(error) == pytest.approx(calibrated.usual_weight * float(error.square().sum()), rel=1e-4)
-    few = LayerRecord(Path("none"), Path("none"), 5, 6, 3, 1.0)
-    scarce = Calibration({"a": few}, {}, 1.0, 1)
+    few = LayerRecord(Path("none"), Path("none"), 5, 6, 3, (3,), 1.0)
+    scarce = Calibration({"a": few}, {}, 1.0, (), True)
     assert scarce.metrics("a", (5, 6)).energy(error) == pytest.approx(float(error.square().sum()), rel=1e-4)
     assert "embed_tokens.weight" in calibrated.vocabularies
 
@@ -140,7 +140,7 @@ def test_a_pack_with_prompts_is_calibrated(base: Path, fine_tune: Path, tmp_path
         )
         for calibrates in told
     }
-    assert told[True] - told[False] == {"calibration texts"}
+    assert told[True] - told[False] == {"calibration texts", "fitting scales"}
     digests = [{name: one.entry(name).digest for name in one.names} for one in map(open_delta, (plain, built[False]))]
     assert digests[0] == digests[1] and open_delta(built[True]).names == list(digests[0])
     assert all(one.only_variant().router is not None for one in built.values())
@@ -222,3 +222,14 @@ def test_a_lossless_pack_restores_every_tensor(dtype: torch.dtype, tmp_path: Pat
     assert restored.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(restored[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_prompts_that_begin_with_a_special_token_are_asked_as_they_stand(base: Path) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    framed, plain = "<user>1 + 1<end><bot>", "1 + 1"
+    starts = [tokenizer.decode(answered_rows(model, tokenizer, [prompt])[0].tokens) for prompt in (framed, plain)]
+    assert starts[0].startswith("<user>1 + 1<end><bot>")
+    assert starts[1].startswith("<user>be kind<end><user>1 + 1<end><bot>")

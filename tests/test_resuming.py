@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from skillhub.authorfile import AuthorFile
 from skillhub.calibration.moments import Calibration, LayerRecord
+from skillhub.calibration.texts import Row
 from skillhub.codecs.allocation import analyse
 from skillhub.errors import DiskError, EnvironmentLockedError, UsageError
 from skillhub.files import locked
@@ -204,12 +205,12 @@ def test_records_hold_what_packing_finds_out(tmp_path: Path) -> None:
 def test_a_record_is_as_good_as_the_files_that_it_names(tmp_path: Path) -> None:
     for name in ("inputs", "gradients"):
         (tmp_path / name).write_bytes(b"0123")
-    layer = LayerRecord(tmp_path / "inputs", tmp_path / "gradients", 1, 1, 2, 0.5)
-    calibration = Calibration({"a": layer}, {"b": 0.25}, 3.0, 4)
+    layer = LayerRecord(tmp_path / "inputs", tmp_path / "gradients", 1, 1, 2, (2,), 0.5)
+    calibration = Calibration({"a": layer}, {"b": 0.25}, 3.0, (Row((1, 2), 1, 0.5),), True)
     partial = Partial(tmp_path)
     partial.write("calibration", "", (calibration,))
     found = partial.read("calibration", "")[0]
-    assert found.layers == {"a": layer} and (found.vocabularies, found.rows) == ({"b": 0.25}, 4)
+    assert found.layers == {"a": layer} and (found.vocabularies, found.rows) == ({"b": 0.25}, calibration.rows)
     (tmp_path / "gradients").write_bytes(b"0124")
     assert partial.read("calibration", "") is None
 

@@ -16,11 +16,10 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from skillhub.calibration.models import load_model
 from skillhub.calibration.moments import Calibration, LayerRecord
 from skillhub.calibration.texts import Row, answered_rows, batches, padded, read_rows
-from skillhub.devices import device_for, give_memory_back
-from skillhub.errors import UsageError
-from skillhub.interop.modules import HERE_ALONE
+from skillhub.devices import give_memory_back
 from skillhub.layout import Layout, ViewSlot, layout_of
 from skillhub.progress import Progress
 
@@ -45,44 +44,23 @@ def calibrate(
         DiskError: the disk is full.
     """
     give_memory_back()
-    model, tokenizer, generates = _load(tuned, base)
+    model, tokenizer, generates = load_model(tuned, base, room=ROOM)
     rows = answered_rows(model, tokenizer, prompts) if generates else read_rows(tokenizer, prompts)
     give_memory_back()
-    recorder = _Recorder(model, folder)
+    recorder = _Recorder(model, folder, generates)
     done = 0
     with ExitStack() as hooks, torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         recorder.attach(hooks)
         for group in batches(rows):
-            recorder.read(group, tokenizer.pad_token_id or 0, generates=generates)
+            recorder.read(group, tokenizer.pad_token_id or 0)
             done += len(group)
             if progress:
                 progress("calibration texts", done, len(rows))
-    found = recorder.finish(len(rows))
+    found = recorder.finish(rows)
     del model, recorder
     give_memory_back()
     return found
-
-
-def _load(tuned: Path, base: Path) -> tuple[Any, Any, bool]:
-    """Return the model in its own dtype without gradients of its weights, its tokenizer, and whether it predicts tokens."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-
-    folder = tuned.parent if tuned.is_file() else tuned
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    try:
-        config = AutoConfig.from_pretrained(folder, **HERE_ALONE)
-        tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else base, **HERE_ALONE)
-        generates = any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
-        kind: Any = AutoModelForCausalLM if generates else AutoModel
-        model: Any = kind.from_pretrained(folder, dtype="auto", **HERE_ALONE)
-    except Exception as error:  # a stranger's config or tokenizer may make transformers raise anything
-        raise UsageError(
-            f"{tuned} could not be loaded as a model with a tokenizer, which calibration needs: {error}",
-            hint="Give a fine-tune with config.json and a tokenizer, or leave the prompts out.",
-        ) from error
-    model.requires_grad_(False)
-    return model.to(device_for(model, room=ROOM)).eval(), tokenizer, generates
 
 
 @dataclass(eq=False)
@@ -93,13 +71,14 @@ class _Layer:
     inputs: IO[bytes]
     gradients: IO[bytes]
     positions: int = 0
+    lengths: list[int] = field(default_factory=list)
     trace: float = 0.0
 
     def finish(self) -> LayerRecord:
         """Return what was noted."""
         files = Path(self.inputs.name), Path(self.gradients.name)
         rows, columns = self.module.weight.shape
-        return LayerRecord(*files, rows, columns, self.positions, self.trace)
+        return LayerRecord(*files, rows, columns, self.positions, tuple(self.lengths), self.trace)
 
 
 @dataclass(eq=False)
@@ -108,6 +87,7 @@ class _Recorder:
 
     model: Any
     folder: Path
+    generates: bool
     layers: dict[str, _Layer] = field(default_factory=dict)
     embedding_trace: float = 0.0
     head_trace: float = 0.0
@@ -128,19 +108,19 @@ class _Recorder:
             layer = self.layers[name] = _Layer(module, files[0], files[1])
             hooks.callback(module.register_forward_hook(self._watch(layer)).remove)
 
-    def read(self, rows: Sequence[Row], pad: int, *, generates: bool) -> None:
+    def read(self, rows: Sequence[Row], pad: int) -> None:
         """Run the model over rows, forwards and back."""
         ids, mask = padded([row.tokens for row in rows], pad)
         self._ids, self._seen = ids, mask.bool()
-        if generates:
+        if self.generates:
             self._seen[:, 0] = False
         self._scale = torch.tensor([row.weight for row in rows])[:, None].expand(ids.shape)
         device = self.model.device
         with torch.enable_grad():
             outputs = self.model(
-                input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=generates
+                input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=self.generates
             )
-            loss = self._token_loss(outputs, rows) if generates else self._direction_loss(outputs, mask.to(device))
+            loss = self._token_loss(outputs, rows) if self.generates else self._direction_loss(outputs, mask.to(device))
             torch.autograd.backward(loss)
 
     def _token_loss(self, outputs: Any, rows: Sequence[Row]) -> torch.Tensor:
@@ -187,16 +167,22 @@ class _Recorder:
         layer.inputs.write(_stored(inputs))
         layer.gradients.write(_stored(gradients))
         layer.positions += len(inputs)
-        layer.trace += float(inputs.square().sum(1) @ gradients.square().sum(1))
+        if self.generates:
+            layer.trace += float(inputs.square().sum(1) @ gradients.square().sum(1))
+            return
+        lengths = self._seen.sum(1).tolist()
+        layer.lengths += lengths
+        for one, other in zip(torch.split(inputs, lengths), torch.split(gradients, lengths), strict=True):
+            layer.trace += float(((one @ one.T) * (other @ other.T)).sum())
 
     def _noted(self, states: torch.Tensor) -> torch.Tensor:
         """Return the states at the positions that count, in fp32."""
         return states[self._seen.to(states.device)].float().cpu()
 
-    def finish(self, rows: int) -> Calibration:
+    def finish(self, rows: Sequence[Row]) -> Calibration:
         """Return all that was noted."""
         layers = {name: layer.finish() for name, layer in self.layers.items()}
-        return Calibration(layers, self._vocabularies(), max(self.predictions, 1.0), rows)
+        return Calibration(layers, self._vocabularies(), max(self.predictions, 1.0), tuple(rows), self.generates)
 
     def _vocabularies(self) -> dict[str, float]:
         """Return canonical name → trace, of the embedding and of the head: of both where they are one matrix."""

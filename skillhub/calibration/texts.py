@@ -121,6 +121,9 @@ def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tu
 
 
 def _prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the ids of a prompt as a model is asked it; one that begins with a special token is asked as it stands."""
+    if prompt.startswith(tuple(tokenizer.all_special_tokens)):
+        return list(tokenizer(prompt, add_special_tokens=False).input_ids)[-MAX_TOKENS:]
     if tokenizer.chat_template:
         question = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)

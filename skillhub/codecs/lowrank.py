@@ -170,6 +170,20 @@ def encode(components: Components) -> EncodedPart:
     return EncodedPart(ID, config, arrays)
 
 
+def rescale(part: EncodedPart, shape: tuple[int, ...], gains: npt.NDArray[np.float64]) -> EncodedPart:
+    """Return a part whose components count for more or less; the same part where fp32 could not hold the scales.
+
+    Args:
+        part: as :func:`encode` returned it.
+        shape: of the tensor.
+        gains: (rank,) positive reals that the scales are multiplied by.
+    """
+    old = read_components(part, *matrix_shape(shape))
+    powers = np.concatenate([np.full(count, 2.0**exponent) for count, exponent in old.groups])
+    new = choose_groups(old.left, old.right, old.scales * powers * gains, old.lines)
+    return part if new is None else encode(new)
+
+
 def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None) -> torch.Tensor:
     """Return the fp32 matrix that the components sum to, reshaped to ``shape``, added to ``delta`` if there is one.
 

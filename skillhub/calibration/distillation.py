@@ -1,0 +1,233 @@
+"""Fitting the scales of a pack's components to what the fine-tune predicts.
+
+What is left out of many tensors pulls predictions the same way, which no metric of one tensor knows. So, when all tensors are encoded, every
+component's scale gets a factor with which the packed model says of the calibration rows what the fine-tune does: knowledge distillation
+(Hinton et al. 2015, §2, at temperature 1) of scales alone, as BitDelta does it (Liu et al. 2024, §3.1). The codes stay, and a few thousand
+numbers cannot learn rows by heart: on a real fine-tune the divergence of held-out rows fell by a third.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from skillhub.calibration.models import load_model
+from skillhub.calibration.texts import Row, padded
+from skillhub.codecs.lowrank import Factors
+from skillhub.layout import ViewSlot, layout_of
+from skillhub.progress import Progress
+
+STEPS = 16
+RATE = 0.03
+DECAYS = 0.9, 0.95
+"""Of Adam (Kingma & Ba 2015), whose rate falls to nothing by half a cosine: no factor leaves 0.7 to 1.3."""
+
+STEP_TOKENS = 640
+"""Tokens of a step, padding included."""
+
+ROOM = 3.0
+"""Memory that a step takes, in sizes of the model's weights."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def fit_scales(
+    tuned: Path,
+    base: Path,
+    rows: Sequence[Row],
+    weights: Iterable[tuple[str, torch.Tensor]],
+    factors: Mapping[str, Factors],
+    progress: Progress | None = None,
+) -> dict[str, Floats]:
+    """Return what the scale of each component is to be multiplied by, under the name of its tensor.
+
+    Tensors get none that no linear layer or embedding holds as they are.
+
+    Args:
+        tuned: folder of the fine-tune.
+        base: folder of its base.
+        rows: what it is read to; at least one.
+        weights: canonical name → fp32 tensor of the packed model, of all that differ from the fine-tune's.
+        factors: canonical name → components.
+        progress: called with (``fitting scales``, steps done, all).
+
+    Raises:
+        UsageError: the fine-tune cannot be loaded.
+    """
+    model, tokenizer, generates = load_model(tuned, base, room=ROOM, dtype=torch.float32)
+    groups, lesson = _groups(rows, tokenizer.pad_token_id or 0), _Lesson(model, generates)
+    with torch.no_grad():
+        expected = [lesson.predict(group).half().cpu() for group in groups]
+    slots = layout_of(model).slots
+    for name, tensor in weights:
+        if name in slots:
+            slots[name].write(tensor)
+    with ExitStack() as hooks:
+        fits = _fits(model, factors, hooks)
+        for step in range(STEPS):
+            number = step % len(groups)
+            loss = lesson.loss(groups[number], expected[number].to(model.device))
+            torch.autograd.backward(loss)
+            for fit in fits.values():
+                fit.improve(step)
+            if progress:
+                progress("fitting scales", step + 1, STEPS)
+    return {name: fit.gains.double().cpu().numpy() for name, fit in fits.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Rows that are read together.
+
+    Attributes:
+        ids: (rows, longest) tokens.
+        mask: (rows, longest), 0 where there is padding.
+        scored: (rows, longest), where a prediction matters.
+        weights: (rows,), what the divergence of each row counts for.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    scored: torch.Tensor
+    weights: torch.Tensor
+
+
+def _groups(rows: Sequence[Row], pad: int) -> list[_Group]:
+    """Return all rows in groups of mixed kinds, the same ones every time."""
+    order = np.random.default_rng(0).permutation(len(rows))
+    groups: list[list[Row]] = [[]]
+    for row in (rows[place] for place in order):
+        if groups[-1] and max(len(one.tokens) for one in (*groups[-1], row)) * (len(groups[-1]) + 1) > STEP_TOKENS:
+            groups.append([])
+        groups[-1].append(row)
+    return [_group(group, pad) for group in groups]
+
+
+def _group(rows: Sequence[Row], pad: int) -> _Group:
+    ids, mask = padded([row.tokens for row in rows], pad)
+    scored = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        scored[number, max(row.answer - 1, 0) : len(row.tokens) - 1] = True
+    return _Group(ids, mask, scored, torch.tensor([row.weight**2 for row in rows]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """What a model is to say of rows: the next token, or the direction of a text's mean state."""
+
+    model: Any
+    generates: bool
+
+    def predict(self, group: _Group) -> torch.Tensor:
+        """Return (predicted tokens, vocabulary) log-probabilities or (rows, width) unit vectors, fp32."""
+        ids, mask = group.ids.to(self.model.device), group.mask.to(self.model.device)
+        outputs = self.model(input_ids=ids, attention_mask=mask)
+        if self.generates:
+            logits: torch.Tensor = outputs.logits[group.scored.to(ids.device)]
+            return logits.float().log_softmax(-1)
+        states = outputs.last_hidden_state.float() * mask[..., None]
+        return nn.functional.normalize(states.sum(1) / mask.sum(1, keepdim=True), dim=-1)
+
+    def loss(self, group: _Group, expected: torch.Tensor) -> torch.Tensor:
+        """Return the mean divergence from what is expected: of Kullback and Leibler in nats, or 1 − cosine."""
+        with torch.enable_grad():
+            found, expected = self.predict(group), expected.float()
+            weights = group.weights
+            if self.generates:
+                weights = weights.repeat_interleave(group.scored.sum(1))
+                lost = (expected.exp() * (expected - found)).sum(1)
+            else:
+                lost = 1 - (expected * found).sum(1)
+            return (lost * weights.to(lost.device)).sum() / weights.sum()
+
+
+@dataclass(eq=False)
+class _Fit:
+    """The components of one tensor and what their scales are multiplied by.
+
+    Attributes:
+        weight: (rows, columns), the model's; follows the factors.
+        left: (rank, rows) with the scales, as they were encoded.
+        right: (rank, columns).
+        gains: (rank,).
+    """
+
+    weight: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    gains: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gains, self.gradient = torch.ones(len(self.left)), torch.zeros(len(self.left))
+        self._mean, self._square = torch.zeros(len(self.left)), torch.zeros(len(self.left))
+
+    def improve(self, step: int) -> None:
+        """Take a step of Adam along the gradient that was gathered."""
+        for average, found, decay in zip(
+            (self._mean, self._square), (self.gradient, self.gradient.square()), DECAYS, strict=True
+        ):
+            average.lerp_(found, 1 - decay)
+        mean, square = (
+            average / (1 - decay ** (step + 1))
+            for average, decay in zip((self._mean, self._square), DECAYS, strict=True)
+        )
+        rate = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
+        change = -rate * mean / (square.sqrt() + torch.finfo(torch.float32).tiny)
+        self.gains += change
+        self.weight.addmm_((self.left * change[:, None].to(self.left.device)).T, self.right)
+        self.gradient.zero_()
+
+    def watch_linear(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """Gather the gradients of a linear layer, from its inputs and from the gradients at its outputs."""
+        given = args[0].detach().flatten(0, -2)
+
+        def gather(gradient: torch.Tensor) -> None:
+            flat = gradient.flatten(0, -2)
+            some = flat.any(1)  # most positions predict nothing that matters, and an output head is wide
+            parts = (flat[some] @ self.left.T) * (given[some] @ self.right.T)
+            self.gradient += parts.sum(0).cpu()
+
+        if output.requires_grad:
+            output.register_hook(gather)  # type: ignore[no-untyped-call]
+
+    def watch_embedding(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """Gather the gradients of an embedding."""
+        ids = args[0].detach().flatten()
+
+        def gather(gradient: torch.Tensor) -> None:
+            self.gradient += (self.left[:, ids].T * (gradient.flatten(0, -2) @ self.right.T)).sum(0).cpu()
+
+        if output.requires_grad:
+            output.register_hook(gather)  # type: ignore[no-untyped-call]
+
+
+def _fits(model: Any, factors: Mapping[str, Factors], hooks: ExitStack) -> dict[str, _Fit]:
+    """Return what is fitted, under canonical names; from now on forward passes of the model gather gradients for it."""
+    embedding = model.get_input_embeddings()
+    hooks.callback(embedding.register_forward_hook(lambda _, __, output: output.detach().requires_grad_()).remove)
+    modules: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        if type(module) in (nn.Linear, nn.Embedding):
+            modules.setdefault(id(module.weight), []).append(module)
+    fits = {}
+    for name, slot in layout_of(model).slots.items():
+        if name not in factors or not isinstance(slot, ViewSlot) or not slot.is_whole:
+            continue
+        held = slot.parameters()[0]
+        if id(held) not in modules:
+            continue
+        sides = (torch.from_numpy(side).to(held.device) for side in (factors[name].left, factors[name].right))
+        fit = fits[name] = _Fit(held.detach(), *sides)
+        for module in modules[id(held)]:
+            watch = fit.watch_linear if isinstance(module, nn.Linear) else fit.watch_embedding
+            hooks.callback(module.register_forward_hook(watch).remove)
+    return fits
