@@ -152,9 +152,7 @@ class DeltaEncoder:
 
     def _found_out(self, key: str, find: Callable[[], T]) -> T:
         """Return what the first process finds out, to every process."""
-        if self.ranks.leads:
-            self.partial.made("finding", key, find)
-        self.ranks.share(lambda: None)
+        self.ranks.share(lambda: self.partial.made("finding", key, find) if self.ranks.leads else None)
         return self.partial.made("finding", key, find)
 
     def _fit_scales(self, encoded: Callable[[str], Kept]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ TEMPLATE = (
 )
 
 
-def save_base(folder: Path, *, seed: int = 0) -> Path:
-    """Save a random Llama of 12 layers with the tokenizer."""
-    sizes = {"vocab_size": 261, "num_hidden_layers": 12, "max_position_embeddings": 1024}
+def save_base(folder: Path, *, seed: int = 0, layers: int = 12) -> Path:
+    """Save a random Llama with the tokenizer."""
+    sizes = {"vocab_size": 261, "num_hidden_layers": layers, "max_position_embeddings": 1024}
     save_model("tied", folder, seed=seed, **sizes)
     add_byte_tokenizer(folder)
     return folder

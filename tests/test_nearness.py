@@ -85,7 +85,7 @@ def build(fine_tune: Path, base: Path, out: Path, bound: float) -> Pack:
 def test_the_smallest_pack_within_a_divergence_is_written(base: Path, fine_tune: Path, tmp_path: Path) -> None:
     gauge = open_gauge(fine_tune, base, choose_goal("near", max_kl=1.0).split(PROMPTS)[1], tmp_path)
     sizes = []
-    for share in (0.3, 0.05):
+    for share in (0.3, 0.1):
         bound = share * gauge.base
         built = build(fine_tune, base, tmp_path / str(share), bound)
         variant = built.only_variant()
