@@ -223,7 +223,7 @@ class PackDelta:
             raise WrongBaseError(
                 f"{self.pack} stores {name} bit for bit, and that of this base differs from the one that it was made for by less than "
                 "a fingerprint sees, or is held in another dtype.",
-                hint="Use the base's original files, loaded in their own dtype; or a pack of another preset than lossless.",
+                hint="Use the base's original files, loaded in their own dtype; or a pack that stores no tensor bit for bit.",
                 tensor=name,
             )
         return tensor

@@ -14,7 +14,7 @@ from skillhub.codecs import lossless, sparse
 from skillhub.codecs.candidates.interface import Offer, Target
 from skillhub.codecs.encoding import EncodedPart
 
-SAMPLE = 1 << 17
+SAMPLE = 1 << 16
 """Weights that an estimate looks at."""
 
 FEW = 0.5
