@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import tomllib
 from typing import Annotated, Any, TypeVar
 
@@ -31,6 +32,10 @@ class _Schema(Struct):
     schema: Annotated[int, Meta(ge=0)]
 
 
+_TYPES = threading.RLock()
+"""msgspec finds out what it needs of a type when it first meets it, and crashes where two threads do so at once."""
+
+
 def decode_json(data: bytes, kind: type[Result]) -> Result:
     """Return JSON as an object of type ``kind``.
 
@@ -38,11 +43,22 @@ def decode_json(data: bytes, kind: type[Result]) -> Result:
         msgspec.MsgspecError: it is not UTF-8, not JSON, nested too deeply, or does not fit the type.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        with _TYPES:
+            return msgspec.json.decode(data, type=kind)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError("A text is not UTF-8") from error
     except RecursionError as error:
         raise msgspec.DecodeError("It is nested too deeply") from error
+
+
+def convert_value(value: object, kind: type[Result]) -> Result:
+    """Return what JSON was decoded to as an object of type ``kind``.
+
+    Raises:
+        msgspec.ValidationError: it does not fit the type.
+    """
+    with _TYPES:
+        return msgspec.convert(value, kind)
 
 
 def parse_toml(data: bytes) -> dict[str, Any]:

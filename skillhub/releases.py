@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 from packaging.version import Version
 
-from skillhub.documents import canonical_json, decode_json, field_error
+from skillhub.documents import canonical_json, convert_value, decode_json, field_error
 from skillhub.errors import IntegrityError, NewerSchemaError, UsageError
 from skillhub.fields import Count, FingerprintText, Label, Sha256, Text
 from skillhub.files import sha256_of_bytes
@@ -183,7 +183,7 @@ def _parse_line(line: bytes, place: str) -> Event | None:
         raw: Any = decode_json(line, object)
         if isinstance(raw, dict) and type(raw.get("schema")) is int and raw["schema"] > RELEASES_SCHEMA:
             return None
-        return msgspec.convert(raw, Event)
+        return convert_value(raw, Event)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{place}: {field_error(error)}.", hint="Tell the pack's publisher.") from error
 

@@ -136,3 +136,36 @@ def test_other_tools_can_write_the_canonical_form() -> None:
         [executable, "-X", "utf8", "-c", command], input=json.dumps(value).encode(), capture_output=True, check=True
     )
     assert canonical_json(value) == done.stdout
+
+
+CONCURRENT = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import msgspec
+from skillhub.documents import convert_value, decode_json
+
+sys.setswitchinterval(1e-6)
+THREADS = 8
+
+def new_type(number):
+    inner = msgspec.defstruct(f"Inner{number}", [(f"field{place}", int, 0) for place in range(20)])
+    fields = [(f"field{place}", dict[str, inner], msgspec.field(default_factory=dict)) for place in range(30)]
+    return msgspec.defstruct(f"Outer{number}", fields)
+
+with ThreadPoolExecutor(THREADS) as pool:
+    for number in range(200):
+        kind, together = new_type(number), threading.Barrier(THREADS)
+
+        def read(thread):
+            together.wait()
+            raw = b'{"field1": {"a": {"field1": 2}}}'
+            found = decode_json(raw, kind) if thread % 2 else convert_value(decode_json(raw, dict), kind)
+            return found.field1["a"].field1
+
+        assert list(pool.map(read, range(THREADS))) == [2] * THREADS
+"""
+
+
+def test_threads_that_meet_a_type_at_once_do_not_crash() -> None:
+    done = subprocess.run([sys.executable, "-c", CONCURRENT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
