@@ -11,7 +11,6 @@ from pathlib import Path
 
 from skillhub.bases import cached_base, locate_base
 from skillhub.errors import IntegrityError, SkillhubError, missing_extra
-from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.packs import Pack, base_text
 from skillhub.progress import Progress
 
@@ -64,6 +63,8 @@ def check_restored(
     if found is None:
         wanted = base_text(fingerprint, variant.base.repo)
         return Restoration(pack, len(names), reason=f"Its base {wanted} is not in the Hub's cache on this machine.")
+    from skillhub.fingerprint import fingerprint_checkpoint  # numpy: only for packs that restore
+
     try:
         if fingerprint_checkpoint(found).fingerprint != fingerprint:
             return Restoration(pack, len(names), reason=f"{found} is another base.")

@@ -139,7 +139,8 @@ def test_a_fused_checkpoint_loads_to_the_bits_of_the_grafted_model_and_grafts_le
 
 def test_a_pack_gives_the_fine_tune_within_its_error_and_an_exact_one_its_bits(place: Place, tmp_path: Path):
     entries = open_delta(place.one).tensors
-    assert {codec for entry in entries.values() for codec in entry.codecs} >= {"exact", "lowrank"}
+    codecs = {codec for entry in entries.values() for codec in entry.codecs}
+    assert "exact" in codecs and codecs & {"lowrank", "lossless"}  # so near, all of bf16's bits may cost less
     fused, tuned = (
         open_checkpoint(folder) for folder in (fuse(place.base, [place.one], tmp_path / "one"), place.tuned)
     )

@@ -48,7 +48,7 @@ def test_packs_say_whether_they_were_calibrated(shell: Shell, skilled: tuple[Pat
     from skillhub.packer import pack
 
     said = shell.succeed("pack", tuned, "--base", base, *NAMED, "--prompts", prompts, "-o", "one")
-    assert "(near, calibrated).\n" in said
+    assert "Preset: near, calibrated.\n" in said
     metadata = AuthorFile(name="tiny-pack", version="1.0")
     for folder, preset in {"two": "near", "three": "lossless"}.items():
         pack(tuned, base, shell.home / folder, metadata=metadata, preset=preset)

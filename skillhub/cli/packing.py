@@ -271,7 +271,8 @@ def _print_summary(pack: Pack, out: Path, *, as_json: bool) -> None:
     if much and variant.codec.preset in SIZED and not variant.codec.calibrated:
         click.echo(f"Much of this delta was left out. To keep more: --budget {max(1, 2 * variant.size // 1000)}kB.")
     sizes = f"{console.size_text(variant.size)}, {_ratio(variant.size, checkpoint)}"
-    click.echo(f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {sizes} ({variant.codec.way}).")
+    click.echo(f"\n{pack.manifest.name} {pack.manifest.version} in {out}: {sizes}.")
+    click.echo(f"Preset: {variant.codec.way}.")
     if variant.evaluation:
         print_scores(variant.evaluation)
 
