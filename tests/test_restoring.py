@@ -14,49 +14,27 @@ from safetensors.torch import load_file
 import skillhub
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.cli import commands
-from skillhub.codecs import decode, decoded_digest, restoration
+from skillhub.codecs import restoration
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft, ungraft
 from skillhub.compose.routed import choose
-from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import Delta, open_delta
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.manifest import BASE_RECORD_FILE, MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant
-from skillhub.manifest import variant_folder as folder_of
-from skillhub.packs import Pack, file_entry, open_pack, write_manifest
+from skillhub.packs import Pack, open_pack
 from skillhub.promises import check_restored
+from tests.support.handmade_packs import Handmade, write_pack
 from tests.support.tiny_models import bits, build_pack, load_model, raw, rewrite, save_model, tune, with_entry
 
 
 def build_lossless_pack(tuned: Path, base: Path, folder: Path) -> Pack:
     """Build a pack that restores every changed float tensor."""
-    delta, record = Delta(open_checkpoint(base), open_checkpoint(tuned)), fingerprint_checkpoint(base)
-    inner = folder_of(record.fingerprint)
-    (folder / inner).mkdir(parents=True)
-    writer, entries = DeltaWriter(folder / inner), {}
+    delta, tensors = Delta(open_checkpoint(base), open_checkpoint(tuned)), []
     for name in (one for one in delta.names if not delta.is_unchanged(one)):
-        values, before = delta.values(name), delta.base.tensor(name)
-        encoded = restoration.encode(name, values, before)
-        writer.add(name, encoded)
-        entries[name] = TensorEntry(
-            shape=list(encoded.shape),
-            change="delta",
-            codecs=[part.codec for part in encoded.parts],
-            bytes=encoded.nbytes,
-            relative_error=0.0,
-            max_error=0.0,
-            digest=decoded_digest(decode(encoded, before)),
-        )
-    paths = [path.relative_to(folder).as_posix() for path in writer.close()]
-    (folder / inner / BASE_RECORD_FILE).write_bytes(record.to_bytes())
-    variant = Variant(
-        base=BaseInfo(fingerprint=record.fingerprint, repo="acme/tiny"),
-        codec=CodecInfo(preset="lossless", bits_per_weight=8.0, tensors=entries),
-        files=[file_entry(folder, path) for path in (*paths, f"{inner}/{BASE_RECORD_FILE}")],
-    )
-    write_manifest(folder, Manifest(schema=MANIFEST_SCHEMA, name=folder.name, version="1.0.0", variants=[variant]))
-    return open_pack(folder)
+        before = delta.base.tensor(name)
+        encoded = restoration.encode(name, delta.values(name), before)
+        tensors.append(Handmade(name, encoded.shape, encoded, before))
+    return write_pack(folder, base, tensors, preset="lossless")
 
 
 def disturb(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

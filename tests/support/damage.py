@@ -17,7 +17,6 @@ from skillhub.codecs import (
     EncodedPart,
     EncodedTensor,
     content_digest,
-    decode,
     decoded_digest,
     exact,
     factors,
@@ -31,18 +30,15 @@ from skillhub.codecs import (
     zero,
 )
 from skillhub.codecs.lowrank import LineExponents
-from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError
-from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.manifest import BASE_RECORD_FILE, MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant
-from skillhub.manifest import variant_folder as folder_of
-from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, verify_pack, write_manifest
-from skillhub.routing.cards import CardLayer, RoutingCard, read_card, write_card
+from skillhub.packs import Pack, file_entry, open_pack, verify_pack, write_manifest
+from skillhub.routing.cards import CardLayer, RoutingCard, read_card
 from skillhub.routing.contents import ChatMarkers
 from skillhub.routing.discriminants import Discriminant
 from skillhub.routing.whitening import Whitening
 from skillhub.routingcards import RouterInfo
+from tests.support.handmade_packs import Handmade, write_pack
 
 SHAPE = (24, 16)
 FILE_LIMIT = 6000
@@ -157,33 +153,9 @@ def build_sample(folder: Path) -> Sample:
     }
     (folder / "base").mkdir(parents=True)
     save_file({name: tensor.clone() for name, tensor in bases.items()}, folder / "base" / "model.safetensors")
-    record = fingerprint_checkpoint(folder / "base")
-    inner = folder_of(record.fingerprint)
-    (folder / "pack" / inner).mkdir(parents=True)
-    writer, entries = DeltaWriter(folder / "pack" / inner, FILE_LIMIT), {}
-    for name, (encoded, base) in tensors.items():
-        writer.add(name, encoded)
-        entries[name] = TensorEntry(
-            shape=list(encoded.shape),
-            change="delta",
-            codecs=[part.codec for part in encoded.parts],
-            bytes=encoded.nbytes,
-            relative_error=0.0,
-            max_error=0.0,
-            digest=content_digest(encoded, decode(encoded, base)),
-        )
-    card = _write_card(folder / "pack" / inner / ROUTER_FILE)
-    paths = [path.relative_to(folder / "pack").as_posix() for path in writer.close()]
-    (folder / "pack" / inner / BASE_RECORD_FILE).write_bytes(record.to_bytes())
-    variant = Variant(
-        base=BaseInfo(fingerprint=record.fingerprint, repo="acme/tiny"),
-        codec=CodecInfo(preset="exact", bits_per_weight=8.0, tensors=entries),
-        files=[file_entry(folder / "pack", path) for path in (*paths, f"{inner}/{BASE_RECORD_FILE}", f"{inner}/{ROUTER_FILE}")],
-        router=structs.replace(card, path=f"{inner}/{ROUTER_FILE}"),
-    )  # fmt: skip
-    manifest = Manifest(schema=MANIFEST_SCHEMA, name="sample", version="1.0.0", variants=[variant])
-    write_manifest(folder / "pack", manifest)
-    pack = open_pack(folder / "pack")
+    handmade = (Handmade(name, encoded.shape, encoded, base) for name, (encoded, base) in tensors.items())
+    pack = write_pack(folder / "pack", folder / "base", handmade, name="sample", card=_card(), file_limit=FILE_LIMIT)
+    entries = pack.only_variant().codec.tensors
     digests = {name: str(entry.digest) for name, entry in entries.items()}
     files = {
         path.relative_to(pack.folder).as_posix(): path.read_bytes()
@@ -193,12 +165,11 @@ def build_sample(folder: Path) -> Sample:
     return Sample(pack, folder / "base", digests, files)
 
 
-def _write_card(path: Path) -> RouterInfo:
+def _card() -> tuple[RoutingCard, RouterInfo]:
     whitening = Whitening(torch.linspace(-1, 1, 8), torch.eye(8, dtype=torch.float16)[:2], torch.tensor([-0.5, -0.2]))
     layer = CardLayer(1, whitening, Discriminant(torch.ones(8), 0.25))
     card = RoutingCard((layer,), ChatMarkers((1, 2), (3,)), 0.5, "0" * 64)
-    write_card(card, path)
-    return RouterInfo(path="", layer=1, pooling="mean", template=None, rank=2, threshold=0.5)
+    return card, RouterInfo(path="", layer=1, pooling="mean", template=None, rank=2, threshold=0.5)
 
 
 def flips(files: dict[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:

@@ -11,12 +11,8 @@ import torch
 
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import EncodedTensor, exact, lowrank
-from skillhub.codecs.decoding import decode, decoded_digest
-from skillhub.deltafiles import DeltaWriter
-from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.manifest import BASE_RECORD_FILE, MANIFEST_SCHEMA, BaseInfo, CodecInfo, Manifest, TensorEntry, Variant
-from skillhub.manifest import variant_folder as folder_of
-from skillhub.packs import Pack, file_entry, open_pack, write_manifest
+from skillhub.packs import Pack
+from tests.support.handmade_packs import Handmade, write_pack
 
 LINEAR = r"(proj|c_attn|c_fc|query|key|value|dense|\.[qkvo]|wi_?\d?|wo|gate|up|down)\.weight$"
 
@@ -44,42 +40,17 @@ def build_lowrank_pack(
         linear: pattern of the names of matrices that get factors.
         dense: pattern of the names of tensors that get any difference, stored exactly.
     """
-    draw = np.random.default_rng(seed)
-    checkpoint, record = open_checkpoint(base), fingerprint_checkpoint(base)
-    inner = folder_of(record.fingerprint)
-    (folder / inner).mkdir(parents=True)
-    writer, entries = DeltaWriter(folder / inner), {}
-    for tensor, info in sorted(checkpoint.tensors.items()):
+    draw, tensors = np.random.default_rng(seed), []
+    for tensor, info in sorted(open_checkpoint(base).tensors.items()):
         if re.search(dense, tensor):
             encoded = exact.encode(torch.from_numpy(draw.normal(size=info.shape, scale=size).astype(np.float32)))
         elif re.search(linear, tensor) and len(info.shape) == 2:
-            encoded = EncodedTensor(
-                tuple(info.shape), (_factors(draw, tuple(info.shape), min(rank, *info.shape), size),)
-            )
+            part = _factors(draw, tuple(info.shape), min(rank, *info.shape), size)
+            encoded = EncodedTensor(tuple(info.shape), (part,))
         else:
             continue
-        writer.add(tensor, encoded)
-        entries[tensor] = TensorEntry(
-            shape=list(encoded.shape),
-            change="delta",
-            codecs=[part.codec for part in encoded.parts],
-            bytes=encoded.nbytes,
-            relative_error=0.0,
-            max_error=0.001,
-            digest=decoded_digest(decode(encoded)),
-        )
-    paths = [path.relative_to(folder).as_posix() for path in writer.close()]
-    (folder / inner / BASE_RECORD_FILE).write_bytes(record.to_bytes())
-    files = [file_entry(folder, path) for path in (*paths, f"{inner}/{BASE_RECORD_FILE}")]
-    variant = Variant(
-        base=BaseInfo(fingerprint=record.fingerprint, repo="acme/tiny"),
-        codec=CodecInfo(preset="near", bits_per_weight=1.0, tensors=entries),
-        files=files,
-    )
-    write_manifest(
-        folder, Manifest(schema=MANIFEST_SCHEMA, name=name or folder.name, version="1.0.0", variants=[variant])
-    )
-    return open_pack(folder)
+        tensors.append(Handmade(tensor, encoded.shape, encoded, error=(0.0, 0.001)))
+    return write_pack(folder, base, tensors, name=name, preset="near")
 
 
 def _factors(draw: Any, shape: tuple[int, int], rank: int, size: float) -> Any:

@@ -12,21 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import exact
-from skillhub.codecs.decoding import decode, decoded_digest
-from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import Delta
-from skillhub.fingerprint import fingerprint_checkpoint
-from skillhub.manifest import (
-    BASE_RECORD_FILE,
-    MANIFEST_SCHEMA,
-    BaseInfo,
-    CodecInfo,
-    Manifest,
-    TensorEntry,
-    Variant,
-    variant_folder,
-)
-from skillhub.packs import Pack, file_entry, open_pack, write_manifest
+from skillhub.packs import Pack, write_manifest
+from tests.support.handmade_packs import Handmade, write_pack
 
 VOCABULARY = 26
 _DECODER = {
@@ -213,21 +201,8 @@ def build_pack(
         lossy: cut the delta to a few bits, and say so in the manifest.
     """
     delta = Delta(open_checkpoint(base), open_checkpoint(tuned))
-    record = fingerprint_checkpoint(base)
-    inner = variant_folder(record.fingerprint)
-    (folder / inner).mkdir(parents=True)
-    writer = DeltaWriter(folder / inner)
-    entries = {n: _add(writer, delta, n, lossy) for n in delta.names if not delta.is_unchanged(n)}
-    paths = [path.relative_to(folder).as_posix() for path in writer.close()]
-    (folder / inner / BASE_RECORD_FILE).write_bytes(record.to_bytes())
-    files = [file_entry(folder, path) for path in (*paths, f"{inner}/{BASE_RECORD_FILE}")]
-    variant = Variant(
-        base=BaseInfo(fingerprint=record.fingerprint, repo="acme/tiny"),
-        codec=CodecInfo(preset="exact", bits_per_weight=16.0, tensors=entries),
-        files=files,
-    )
-    write_manifest(folder, Manifest(schema=MANIFEST_SCHEMA, name=name, version=version, variants=[variant]))
-    return open_pack(folder)
+    changed = (_handmade(delta, one, lossy) for one in delta.names if not delta.is_unchanged(one))
+    return write_pack(folder, base, changed, name=name, version=version)
 
 
 def build_place(kind: str, folder: Path) -> Path:
@@ -240,11 +215,10 @@ def build_place(kind: str, folder: Path) -> Path:
     return folder
 
 
-def _add(writer: DeltaWriter, delta: Delta, name: str, lossy: bool) -> TensorEntry:
+def _handmade(delta: Delta, name: str, lossy: bool) -> Handmade:
     change = delta.change(name)
     if change == "removed":
-        shape = list(delta.base.tensors[name].shape)
-        return TensorEntry(shape=shape, change=change, codecs=[], bytes=0, relative_error=0.0, max_error=0.0)
+        return Handmade(name, tuple(delta.base.tensors[name].shape), None, change=change)
     error = 0.0
     if delta.is_additive(name):
         values = delta.tensor(name)
@@ -254,17 +228,7 @@ def _add(writer: DeltaWriter, delta: Delta, name: str, lossy: bool) -> TensorEnt
         encoded = exact.encode(values)
     else:
         encoded = exact.encode(delta.tuned.tensor(name), operation="set")
-    writer.add(name, encoded)
-    digest = decoded_digest(decode(encoded))
-    return TensorEntry(
-        shape=list(encoded.shape),
-        change=change,
-        codecs=[part.codec for part in encoded.parts],
-        bytes=encoded.nbytes,
-        relative_error=error,
-        max_error=error,
-        digest=digest,
-    )
+    return Handmade(name, encoded.shape, encoded, change=change, error=(error, error))
 
 
 def with_entry(pack: Pack, name: str, **changes: Any) -> Pack:
