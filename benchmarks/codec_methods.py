@@ -278,7 +278,7 @@ def lossless_sizes(delta: Delta, scratch: Path) -> dict[str, int]:
             width = np.dtype(f"<u{4 if delta.base.tensors[name].dtype == 'F32' else 2}")
             stream.write((np.frombuffer(tuned, width) - np.frombuffer(base, width)).tobytes())
     sizes = {"zstd -19": _compressed_size(plain, zstandard.ZstdCompressor(level=19).compressobj())}
-    sizes["xz"] = _compressed_size(plain, lzma.LZMACompressor(preset=6))
+    sizes["xz -9e"] = _compressed_size(plain, lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME))
     plain.unlink()
     sizes["skillhub `lossless`"] = _lossless_pack(delta, scratch)
     return sizes

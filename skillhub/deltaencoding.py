@@ -24,10 +24,11 @@ from skillhub.codecs.candidates import Values
 from skillhub.codecs.metrics import Metrics
 from skillhub.deltafiles import DeltaWriter
 from skillhub.deltas import Delta, difference
+from skillhub.devices import available_bytes, device_with
 from skillhub.errors import UsageError
 from skillhub.manifest import TensorEntry
 from skillhub.partials import Partial
-from skillhub.progress import Progress
+from skillhub.progress import Notice, Progress, silence
 from skillhub.ranks import Ranks
 from skillhub.recipes import Recipe
 from skillhub.recipes.encoding import keep_exactly
@@ -94,6 +95,7 @@ class DeltaEncoder:
         calibration: what errors cost; None counts all alike.
         progress: called with (``Analysing`` or ``Encoding``, tensors of this process done, all of them).
         ranks: the processes that share the tensors; what they find out is the same for any number of them.
+        notice: told what is left out for want of memory.
     """
 
     delta: Delta
@@ -102,6 +104,7 @@ class DeltaEncoder:
     calibration: Calibration | None
     progress: Progress | None
     ranks: Ranks = field(default_factory=Ranks)
+    notice: Notice = silence
 
     def analyse(self) -> tuple[dict[str, Analysis], int]:
         """Return what the bits of each difference would buy, and the bytes of the tensors that are stored as they are."""
@@ -157,9 +160,17 @@ class DeltaEncoder:
 
     def _fit_scales(self, encoded: Callable[[str], Kept]) -> dict[str, Any]:
         """Return what the scales of each tensor's components are to be multiplied by."""
-        from skillhub.calibration.distillation import fit_scales
+        from skillhub.calibration.distillation import fit_scales, fitting_bytes
 
         assert self.calibration is not None  # without rows there is nothing to fit to
+        needed = fitting_bytes(self.delta.tuned.parameters)
+        left = available_bytes(device_with(needed))
+        if left is not None and left < needed:
+            self.notice(
+                f"The scales of components were not fitted to the fine-tune's predictions, which takes {needed / 1e9:.1f} GB of memory: "
+                f"{left / 1e9:.1f} GB are left."
+            )
+            return {}
         tensors = {name: tensor for name in self.names if (tensor := encoded(name)[0]) and tensor.operation == "add"}
         factors = {}
         for name, tensor in tensors.items():

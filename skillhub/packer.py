@@ -124,7 +124,7 @@ def pack(
             return router, _calibrate(delta, examples, partial, progress, tell, needed=bool(prompts))
 
         router, calibration = ranks.share(lambda: prepare() if ranks.leads else (None, None))[0]
-        encoder = DeltaEncoder(delta, changed, partial, calibration, progress, ranks)
+        encoder = DeltaEncoder(delta, changed, partial, calibration, progress, ranks, tell)
         measured: list[Evaluation] = []
         if goal.max_kl is None:
             tensors = write_tensors(goal, encoder, folder)

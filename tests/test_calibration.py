@@ -9,7 +9,7 @@ import torch
 
 import skillhub
 from skillhub.authorfile import AuthorFile
-from skillhub.calibration import Calibration, calibrate
+from skillhub.calibration import Calibration, calibrate, distillation
 from skillhub.calibration.moments import LayerRecord
 from skillhub.calibration.recording import ROOM
 from skillhub.calibration.texts import BATCH_TOKENS, Row, answered_rows, batches, padded, thinned
@@ -233,3 +233,14 @@ def test_prompts_that_begin_with_a_special_token_are_asked_as_they_stand(base: P
     starts = [tokenizer.decode(answered_rows(model, tokenizer, [prompt])[0].tokens) for prompt in (framed, plain)]
     assert starts[0].startswith("<user>1 + 1<end><bot>")
     assert starts[1].startswith("<user>be kind<end><user>1 + 1<end><bot>")
+
+
+def test_where_memory_lacks_scales_are_not_fitted_and_that_is_told(
+    base: Path, fine_tune: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "ROOM", 1e12)
+    told: list[str] = []
+    metadata = AuthorFile(name="made", version="1.0")
+    made = pack(fine_tune, base, tmp_path / "made", metadata=metadata, prompts=sums(16), notice=told.append)
+    assert any("were not fitted" in one and "GB are left" in one for one in told)
+    assert made.only_variant().codec.calibrated is True

@@ -2,7 +2,7 @@
 
 What is left out of many tensors pulls predictions the same way, which no metric of one tensor knows. So, when all tensors are encoded, every
 component's scale gets a factor with which the packed model says of the calibration rows what the fine-tune does: knowledge distillation
-(Hinton et al. 2015, §2, at temperature 1) of scales alone, as BitDelta does it (Liu et al. 2024, §3.1). The codes stay, and a few thousand
+(Hinton et al. 2015, §2, at temperature 1) of scales alone, as BitDelta does it (Liu et al. 2024, §3). The codes stay, and a few thousand
 numbers cannot learn rows by heart: on a real fine-tune the divergence of held-out rows fell by a third.
 """
 
@@ -38,6 +38,11 @@ ROOM = 3.0
 """Memory that a step takes, in sizes of the model's weights."""
 
 Floats = npt.NDArray[np.float64]
+
+
+def fitting_bytes(parameters: int) -> int:
+    """Return about how much memory fitting takes for a model of so many parameters, which are in fp32."""
+    return int(4 * ROOM * parameters)
 
 
 def fit_scales(
