@@ -99,6 +99,9 @@ PART = EXACT.parts[0]
         EncodedTensor((3, 2), (replace(PART, config={"operation": "set", "dtype": ["int32"]}),)),
         EncodedTensor((3, 2), (replace(PART, config={"operation": "mix", "dtype": "float32"}),)),
         EncodedTensor((3, 2), (PART, replace(PART, config={"operation": "set", "dtype": "float32"}))),
+        EncodedTensor((3, 2), (replace(PART, config={"operation": "set", "dtype": "float32"}), PART)),
+        EncodedTensor((3, 2), (*exact.encode(torch.ones(3, 2, dtype=torch.int64), operation="set").parts, PART)),
+        EncodedTensor((3, 2), (replace(PART, config={"operation": ["set"], "dtype": "float32"}),)),
         EncodedTensor((3, 2), (replace(PART, arrays={}),)),
         EncodedTensor((3, 2), (replace(PART, arrays={"data": PART.arrays["data"].view(np.int8)}),)),  # type: ignore[dict-item]
         EncodedTensor((3, 2), (EncodedPart("zero", {}, PART.arrays),)),

@@ -65,6 +65,8 @@ def _decode(encoded: EncodedTensor, base: torch.Tensor | None) -> torch.Tensor:
                 f"The pack uses the codec {part.codec!r}, which this version does not know.",
                 hint="Upgrade skillhub-packs.",
             )
+    if encoded.operation == "set" and len(encoded.parts) > 1:
+        raise damaged("sets its values beside other parts")
     result: torch.Tensor | None = None
     for number, part in enumerate(encoded.parts, start=1):
         if part.codec == lossless.ID:

@@ -55,8 +55,6 @@ def decode(part: EncodedPart, shape: tuple[int, ...], delta: torch.Tensor | None
         raise damaged(f"is stored exactly with unknown operation {operation!r} or dtype {name!r}")
     if operation == "add" and name != "float32":
         raise damaged(f"has a delta of {name}, expected float32")
-    if operation == "set" and delta is not None:
-        raise damaged("sets its values after other parts")
     data = decompress_planes(part.arrays["data"], count_elements(shape), DTYPES[name].itemsize)
     if name == "bool" and data.size and data.max() > 1:
         raise damaged("has a boolean that is neither 0 nor 1")
