@@ -58,7 +58,7 @@ class EncodedTensor:
 
         ``"set"`` stands for itself; to decode ``"restore"`` takes the base's tensor.
         """
-        operations = [part.config.get("operation") for part in self.parts]  # of any type, as nobody has checked them yet
+        operations = [part.config.get("operation") for part in self.parts]  # unchecked, so of any type
         return next((operation for operation in ("set", "restore") if operation in operations), "add")
 
 
