@@ -50,12 +50,12 @@ class Delta:
         return "delta" if name in self.tuned.tensors else "removed"
 
     def is_unchanged(self, name: str) -> bool:
-        """Say whether both checkpoints hold the same values under ``name``."""
+        """Say whether both checkpoints hold the same values under ``name``, in one dtype the same bits."""
         if self.change(name) != "delta" or self.base.tensors[name].shape != self.tuned.tensors[name].shape:
             return False
         base, tuned = self.base.tensors[name], self.tuned.tensors[name]
-        if base.dtype == tuned.dtype and np.array_equal(raw_bytes(base), raw_bytes(tuned)):
-            return True
+        if base.dtype == tuned.dtype:
+            return np.array_equal(raw_bytes(base), raw_bytes(tuned))
         if not {base.dtype, tuned.dtype} <= FLOATS:
             return False
         # A fine-tune that was saved in a narrower dtype did not change what only rounding moved.

@@ -62,6 +62,11 @@ def test_the_same_values_in_another_dtype_are_unchanged(tmp_path: Path) -> None:
     assert delta_of(tmp_path, {"w": values.bfloat16()}, {"w": values}).is_unchanged("w")
 
 
+def test_another_sign_of_zero_is_a_change(tmp_path: Path) -> None:
+    delta = delta_of(tmp_path, {"w": torch.tensor([0.0, 1.0])}, {"w": torch.tensor([-0.0, 1.0])})
+    assert not delta.is_unchanged("w") and delta.tensor("w").tolist() == [0.0, 0.0]
+
+
 def test_a_finer_value_in_a_wider_dtype_is_a_change(tmp_path: Path) -> None:
     delta = delta_of(tmp_path, {"w": torch.tensor([1.0]).bfloat16()}, {"w": torch.tensor([1.0 + 2**-20])})
     assert not delta.is_unchanged("w")
