@@ -19,7 +19,8 @@ from skillhub.devices import device_for
 from skillhub.errors import UsageError
 from skillhub.packer import pack
 from skillhub.packs import Pack
-from tests.routing_examples import save_base, sums, tuned
+from tests.routing_examples import add_byte_tokenizer, save_base, sums, tuned
+from tests.support.tiny_models import KINDS, save_model, tune
 
 
 def test_batches_hold_each_row_once_and_few_tokens() -> None:
@@ -203,6 +204,26 @@ def test_a_fine_tune_that_cannot_be_loaded_is_a_clear_error(base: Path, fine_tun
     with pytest.raises(UsageError, match="which calibration needs"):
         pack(broken, base, tmp_path / "pack", metadata=AuthorFile(name="a", version="1"), prompts=sums(32))
     assert not (tmp_path / "pack").exists()
+
+
+def test_a_language_model_that_also_takes_images_is_calibrated_as_one(tmp_path: Path) -> None:
+    text = {**KINDS["gemma_images"][2]["text_config"], "vocab_size": 261, "max_position_embeddings": 256}
+    base = save_model("gemma_images", tmp_path / "base", text_config=text)
+    add_byte_tokenizer(base)
+    found = calibrate(tune(base, tmp_path / "tuned"), base, sums(16), tmp_path)
+    assert found.generates and found.predictions > 16
+    assert sum("language_model" in name for name, layer in found.layers.items() if layer.trace > 0) == 14
+
+
+def test_an_encoder_with_a_decoder_is_packed_without_calibration_only(tmp_path: Path) -> None:
+    base = save_model("t5", tmp_path / "base", vocab_size=261)
+    add_byte_tokenizer(base)
+    tuned = tune(base, tmp_path / "tuned")
+    metadata = AuthorFile(name="a", version="1")
+    with pytest.raises(UsageError, match="an encoder with a decoder") as caught:
+        pack(tuned, base, tmp_path / "pack", metadata=metadata, prompts=sums(16))
+    assert "calibrate=False" in caught.value.hint and not (tmp_path / "pack").exists()
+    pack(tuned, base, tmp_path / "pack", metadata=metadata, prompts=sums(16), calibrate=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from skillhub.bases import locate_base
+from skillhub.calibration.models import has_tokenizer, names_head
 from skillhub.devices import device_for
 from skillhub.errors import UsageError
 from skillhub.interop.modules import HERE_ALONE
-
-_GENERATING = re.compile("CausalLM|ConditionalGeneration|LMHead|DoubleHeads")
-"""What names of classes with a head that predicts tokens contain."""
 
 
 def load_model(
@@ -100,12 +97,6 @@ def choose_tokenizer(base: str | Path, tuned: str | Path | None) -> tuple[Any, i
     return tokenizer, getattr(config, "max_position_embeddings", None)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Say whether a checkpoint, a folder or a file in one, has a tokenizer beside it."""
-    folder = folder.parent if folder.is_file() else folder
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-
-
 def predicts_tokens(folder: Path) -> bool:
     """Say whether a checkpoint's config names no architecture, or one with a head that predicts tokens.
 
@@ -123,8 +114,7 @@ def predicts_tokens(folder: Path) -> bool:
 
 
 def _is_generating(config: Any) -> bool:
-    architectures = getattr(config, "architectures", None) or []
-    return not architectures or any(_GENERATING.search(name) for name in architectures)
+    return not getattr(config, "architectures", None) or names_head(config)
 
 
 def _check_generates(base: str | Path, config: Any) -> None:
