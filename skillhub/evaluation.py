@@ -29,14 +29,12 @@ from skillhub.manifest import Evaluation, Manifest, Variant
 from skillhub.measures import Figure, Measure, PairMeasure, check_figures, measure_answers
 from skillhub.packs import RECEIPT_FILE, Pack, write_manifest
 from skillhub.progress import Progress
+from skillhub.scoring import ROOM
 
 Row = dict[str, str]
 
 ANSWER_KEYS = frozenset({"prompt", "answer"})
 PAIR_KEYS = frozenset({"a", "b"})
-
-_ROOM = 3.5
-"""Memory for the weights in bf16, in fp32 beside these, and for logits, in sizes of the weights."""
 
 _TASK_HINT = "Say in a few words what the rows measure, such as --task 'math held-out'."
 
@@ -136,8 +134,8 @@ def _measure_all(
 
     figures = dict[str, list[Figure]](tuned=[])
     if tuned is not None:
-        figures["tuned"] = score(load_model(tuned, encoder=is_encoder, room=_ROOM, tokenizer_of=base)[0], "tuned")
-    model, _ = load_model(base, encoder=is_encoder, room=_ROOM)
+        figures["tuned"] = score(load_model(tuned, encoder=is_encoder, room=ROOM, tokenizer_of=base)[0], "tuned")
+    model, _ = load_model(base, encoder=is_encoder, room=ROOM)
     figures["base"] = score(model, "base")
     graft(model, [pack])
     figures["pack"] = score(model, "pack")

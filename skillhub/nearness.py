@@ -23,9 +23,13 @@ from skillhub.deltafiles import DeltaWriter
 from skillhub.errors import UsageError
 from skillhub.goals import SIZES, stored_bytes
 from skillhub.manifest import Evaluation, TensorEntry
+from skillhub.measures import Figure, check_figures
 from skillhub.packs import Pack
 from skillhub.progress import Notice
-from skillhub.scoring import Reference, score_rows
+from skillhub.scoring import ROOM, Reference, score_rows
+
+TASK = "held-out prompts"
+"""What the manifest calls that which is measured on."""
 
 ANSWERS = 96
 """Answers that are measured on, at least: where there are fewer prompts, each is answered several times."""
@@ -43,9 +47,6 @@ USUAL_SLOPE = -1.25
 
 LARGEST_JUMP = 4.0
 """By which factor one trial's size may differ from another's."""
-
-_ROOM = 3.5
-"""Memory for the weights in bf16, in fp32 beside these, and for logits, in sizes of the weights."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,20 @@ class Gauge:
     base: float
 
     def measure(self, pack: Pack) -> float:
-        """Return KL(fine-tune ‖ base with the pack) in nats a predicted token."""
+        """Return KL(fine-tune ‖ base with the pack) in nats a predicted token.
+
+        Raises:
+            UsageError: it is not finite.
+        """
         graft(self.model, [pack])
         try:
-            return score_rows(self.model, self.rows, reference=self.reference)["kl"]
+            return _divergence(self.model, self.rows, self.reference, "pack")
         finally:
             ungraft(self.model)
 
     def evaluation(self, divergence: float) -> Evaluation:
         """Return what the manifest says of a pack that diverges so much."""
-        return Evaluation(
-            task="held-out prompts", metric="kl", base=self.base, tuned=0.0, pack=divergence, rows=len(self.rows)
-        )
+        return Evaluation(task=TASK, metric="kl", base=self.base, tuned=0.0, pack=divergence, rows=len(self.rows))
 
 
 def open_gauge(tuned: Path, base: Path, prompts: Sequence[str], spool: Path) -> Gauge:
@@ -102,18 +105,25 @@ def open_gauge(tuned: Path, base: Path, prompts: Sequence[str], spool: Path) -> 
         spool: a folder for the predictions, to be kept as long as the gauge.
 
     Raises:
-        UsageError: one of the two cannot be loaded as a language model.
+        UsageError: one of the two cannot be loaded as a language model, or predicts no finite numbers.
         DiskError: there is no room for the predictions.
     """
     tokenizer, _ = choose_tokenizer(base, tuned)
-    model, _ = load_model(tuned, room=_ROOM, tokenizer_of=base)
+    model, _ = load_model(tuned, room=ROOM, tokenizer_of=base)
     asked = list(prompts) * math.ceil(ANSWERS / len(prompts))
     rows = [row for row in answered_rows(model, tokenizer, asked) if row.weight == 1 and len(row.tokens) > row.answer]
     reference = Reference(spool / "predictions", rows)
     score_rows(model, rows, reference=reference, is_tuned=True)
     del model
-    model, _ = load_model(base, room=_ROOM)
-    return Gauge(model, rows, reference, score_rows(model, rows, reference=reference)["kl"])
+    model, _ = load_model(base, room=ROOM)
+    return Gauge(model, rows, reference, _divergence(model, rows, reference, "base"))
+
+
+def _divergence(model: Any, rows: Sequence[Row], reference: Reference, what: str) -> float:
+    """Return KL(fine-tune ‖ model), which is a number that trials can be compared by and a manifest can hold."""
+    found = score_rows(model, rows, reference=reference)["kl"]
+    check_figures([Figure(TASK, "kl", found, len(rows))], what)
+    return found
 
 
 def check_generates(folder: Path) -> None:

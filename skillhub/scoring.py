@@ -24,6 +24,9 @@ from skillhub.progress import Progress
 
 Scores = dict[str, float]
 
+ROOM = 3.5
+"""Memory that scoring takes, in sizes of the model's weights: for these in bf16, in fp32 beside them, and for logits."""
+
 MOST_REMEMBERED = 4 << 30
 """Bytes that the predictions of a fine-tune may take on disk; of more rows, every second one is remembered, or every third …"""
 

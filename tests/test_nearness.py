@@ -19,7 +19,7 @@ from skillhub.nearness import MARGIN, MOST_TRIALS, NEAR_ENOUGH, Trial, open_gaug
 from skillhub.packer import pack
 from skillhub.packs import Pack
 from tests.routing_examples import add_byte_tokenizer, sums
-from tests.support.tiny_models import load_model, save_model, tune
+from tests.support.tiny_models import load_model, rewrite, save_model, tune
 
 METADATA = AuthorFile(name="near-pack", version="1.0")
 PROMPTS = sums(32)
@@ -116,6 +116,17 @@ def test_what_no_pack_reaches_is_an_error_that_says_what_one_does(base: Path, fi
     reached = caught.value.details["smallest"]
     assert 1e-9 < reached < 1e-2 and f"reaches {reached:.2g}" in caught.value.message
     assert "lossless" in caught.value.hint and not (tmp_path / "pack").exists()
+
+
+def test_a_base_that_says_no_numbers_is_named(base: Path, fine_tune: Path, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors["model.norm.weight"][0] = math.nan
+        return tensors
+
+    broken = rewrite(base, tmp_path / "broken", spoil)
+    with pytest.raises(UsageError, match="The base model's kl on these rows is nan"):
+        build(fine_tune, broken, tmp_path / "pack", 0.1)
+    assert not (tmp_path / "pack").exists()
 
 
 def test_encoders_are_refused(tmp_path: Path) -> None:
