@@ -29,6 +29,7 @@ from skillhub.manifest import Evaluation, Manifest, Variant
 from skillhub.measures import Figure, Measure, PairMeasure, check_figures, measure_answers
 from skillhub.packs import RECEIPT_FILE, Pack, write_manifest
 from skillhub.progress import Progress
+from skillhub.prompts import whole_text
 from skillhub.scoring import ROOM
 
 Row = dict[str, str]
@@ -45,11 +46,14 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         NotFoundError: there is no such file.
         UsageError: the file has no rows, or a line is not such a row (the message has its number).
+        DiskError: the file may not be read.
     """
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.", hint="Give a JSON-lines file with one row a line.")
     rows: list[Row] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    with disk_errors(path):
+        data = path.read_bytes()
+    for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
             rows.append(_parse_row(line, f"{path}, line {number}", frozenset(rows[0]) if rows else None))
     if not rows:
@@ -199,6 +203,6 @@ def _parse_row(line: bytes, where: str, expected: frozenset[str] | None) -> Row:
         if isinstance(value, dict) and keys <= value.keys() and expected in (None, keys):
             if not all(isinstance(value[key], str) for key in keys):
                 raise UsageError(f"{where}: {' and '.join(sorted(keys))} must be texts.", hint="Put them in quotes.")
-            return {key: value[key] for key in sorted(keys)}
+            return {key: whole_text(value[key], where) for key in sorted(keys)}
     wanted = " or ".join(str(sorted(keys)) for keys in ([expected] if expected else [ANSWER_KEYS, PAIR_KEYS]))
     raise UsageError(f"{where} is not an object with {wanted}.", hint="All rows of a file have the same keys.")

@@ -311,6 +311,7 @@ def test_rows_are_read_and_other_keys_left_out(tmp_path: Path):
         ('{"prompt": "a", "answer": 3}\n', "line 1: answer and prompt must be texts"),
         ("[1]\n", "line 1 is not an object"),
         ('{"prompt": "a"}\n', "line 1 is not an object"),
+        ('{"prompt": "a", "answer": "\\ud800"}\n', "line 1 has half of a character"),
         ("\n\n", "has no rows"),
         ("\xff", "line 1 is not JSON"),
     ],
