@@ -23,10 +23,9 @@ import numpy.typing as npt
 import torch
 
 from skillhub.codecs.encoding import EncodedPart, check_keys, count_elements, damaged, read_integer
-from skillhub.codecs.streams import compress, decompress, split_frames
+from skillhub.codecs.streams import Bytes, compress, compress_frame, decompress, decompress_frame, split_frames
 from skillhub.codecs.symbols import (
     PACKINGS,
-    Bytes,
     Codes,
     add_overflow,
     choose_packing,
@@ -155,10 +154,10 @@ def encode(components: Components) -> EncodedPart:
     for packing in range(len(PACKINGS)):
         pool = [codes[packings[:, side] == packing].reshape(-1) for side, codes in enumerate(sides)]
         packed, overflow = pack_symbols(np.concatenate(pool), packing)
-        frames.append(compress(packed) if packed.size else packed)
+        frames.append(compress_frame(packed))
         overflows.append(overflow)
     overflow = np.concatenate(overflows)
-    frames.append(compress(overflow) if overflow.size else overflow)
+    frames.append(compress_frame(overflow))
     head = np.empty((rank, 4), dtype=np.uint8)
     head[:, :2] = components.scales.astype("<u2").view(np.uint8).reshape(rank, 2)
     head[:, 2:] = packings
@@ -252,23 +251,16 @@ def _fill_codes(left: Codes, right: Codes, packings: Bytes, frames: list[Bytes])
             codes.shape[1] * int(np.count_nonzero(packings[:, side] == packing))
             for side, codes in enumerate((left, right))
         )
-        packed = _decompress_frame(frames[packing], count_packed(count, packing))
+        packed = decompress_frame(frames[packing], count_packed(count, packing))
         pools.append(unpack_symbols(packed, count, packing))
     needed = [count_overflow(pool, packing) for packing, pool in enumerate(pools)]
-    overflow = _decompress_frame(frames[-1], sum(needed))
+    overflow = decompress_frame(frames[-1], sum(needed))
     for packing, (pool, extra) in enumerate(zip(pools, np.split(overflow, np.cumsum(needed)[:-1]), strict=True)):
         add_overflow(pool, extra, packing)
         of_left = packings[:, 0] == packing
         split = int(np.count_nonzero(of_left)) * left.shape[1]
         left[of_left] = pool[:split].reshape(-1, left.shape[1])
         right[packings[:, 1] == packing] = pool[split:].reshape(-1, right.shape[1])
-
-
-def _decompress_frame(frame: Bytes, size: int) -> Bytes:
-    """Decompress a frame; one that holds nothing is left out of the file."""
-    if size == 0 and frame.size == 0:
-        return frame
-    return decompress(frame, size)
 
 
 def _check_exactness(components: Components) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from skillhub.codecs.encoding import EncodedPart, check_keys, damaged, read_integer
 from skillhub.codecs.lowrank import matrix_shape
-from skillhub.codecs.streams import Bytes, compress, decompress, split_frames
+from skillhub.codecs.streams import Bytes, compress_frame, decompress, decompress_frame, split_frames
 from skillhub.codecs.symbols import (
     MAX_CODE,
     PACKINGS,
@@ -131,7 +131,7 @@ def encode(
     packing = choose_packing(codes)
     packed, overflow = pack_symbols(codes.reshape(-1), packing)
     scales = [_scale_bytes(values, size) for values, size in zip((row_exponents, column_exponents), shape, strict=True)]
-    frames = [compress(data) if data.size else data for data in (*scales, packed, overflow)]
+    frames = [compress_frame(data) for data in (*scales, packed, overflow)]
     config = {
         "step": [int(mantissa * 2**24), exponent - 24],
         "packing": packing,
@@ -238,9 +238,9 @@ def read_residual(part: EncodedPart, shape: tuple[int, ...]) -> Residual:
     step = _read_step(part.config["step"])
     packing = read_integer(part.config["packing"], "packing", 0, len(PACKINGS) - 1)
     row_frame, column_frame, packed_frame, overflow_frame = split_frames(part.arrays["data"], part.config["frames"], 4)
-    packed = _decompress(packed_frame, count_packed(rows * columns, packing))
+    packed = decompress_frame(packed_frame, count_packed(rows * columns, packing))
     codes = unpack_symbols(packed, rows * columns, packing)
-    codes = add_overflow(codes, _decompress(overflow_frame, count_overflow(codes, packing)), packing)
+    codes = add_overflow(codes, decompress_frame(overflow_frame, count_overflow(codes, packing)), packing)
     row_scales, column_scales = _read_scales(row_frame, rows), _read_scales(column_frame, columns)
     row_steps = np.full(rows, step, np.float32) if row_scales is None else row_scales * step
     return Residual(codes.reshape(rows, columns), row_steps, column_scales)
@@ -265,8 +265,3 @@ def _read_scales(frame: Bytes, count: int) -> Floats | None:
     if (exponents == -128).any():
         raise damaged("has a scale that is out of range")
     return _scales(exponents)
-
-
-def _decompress(frame: Bytes, size: int) -> Bytes:
-    """Decompress a frame of ``size`` bytes; nothing stays nothing."""
-    return frame if size == 0 and frame.size == 0 else decompress(frame, size)

@@ -23,8 +23,9 @@ from skillhub.codecs.encoding import EncodedPart, check_keys, count_elements, da
 from skillhub.codecs.streams import (
     Bytes,
     compress,
+    compress_frame,
     compress_planes,
-    decompress,
+    decompress_frame,
     decompress_planes,
     split_frames,
     tensor_bytes,
@@ -77,10 +78,10 @@ def encode(delta: torch.Tensor, step: float | None = None) -> EncodedPart:
     highs = _to_bytes(gaps >> shift)
     different, ranks = _list_values(values[indices].view("u4"))
     frames = [
-        _compress(highs),
-        _compress(_pack_low_bits(gaps, shift)),
+        compress_frame(highs),
+        compress_frame(_pack_low_bits(gaps, shift)),
         compress_planes(different) if different.size else different.view(np.uint8),
-        _compress(ranks),
+        compress_frame(ranks),
     ]
     config = {
         "count": len(indices),
@@ -151,10 +152,10 @@ def read_changes(part: EncodedPart, shape: tuple[int, ...]) -> tuple[torch.Tenso
     # Each byte of 255 stands for as many places.
     size = read_integer(part.config["highs"], "size of high parts", count, count + elements // 255)
     highs, low, values, ranks = split_frames(part.arrays["data"], part.config["frames"], 4)
-    gaps = _from_bytes(_decompress(highs, size), count)
+    gaps = _from_bytes(decompress_frame(highs, size), count)
     if count and (int(gaps.max()) << shift) > elements:
         raise damaged("changes weights beyond its last")
-    gaps = (gaps << shift) | _unpack_low_bits(_decompress(low, -(-count * shift // 8)), count, shift)
+    gaps = (gaps << shift) | _unpack_low_bits(decompress_frame(low, -(-count * shift // 8)), count, shift)
     if float(gaps.sum(dtype=np.float64)) > elements - count:
         raise damaged("changes weights beyond its last")
     return torch.from_numpy(np.cumsum(gaps + 1) - 1), torch.from_numpy(_read_values(part, values, ranks, count))
@@ -227,17 +228,7 @@ def _read_values(part: EncodedPart, values: Bytes, ranks: Bytes, count: int) -> 
         if different != count or ranks.size:
             raise damaged(f"has {different} values for {count} weights")
         return listed
-    at = _from_bytes(_decompress(ranks, size), count)
+    at = _from_bytes(decompress_frame(ranks, size), count)
     if int(at.max()) >= different:
         raise damaged("has ranks beyond its values")
     return listed[at]
-
-
-def _compress(data: Bytes) -> Bytes:
-    """Compress a frame; nothing stays nothing."""
-    return compress(data) if data.size else data
-
-
-def _decompress(frame: Bytes, size: int) -> Bytes:
-    """Decompress a frame of ``size`` bytes; nothing stays nothing."""
-    return frame if size == 0 and frame.size == 0 else decompress(frame, size)

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from skillhub.codecs.encoding import damaged
+from skillhub.codecs.streams import Bytes
 
 Codes = npt.NDArray[np.int16]
-Bytes = npt.NDArray[np.uint8]
 
 PACKINGS = ((3, 5), (5, 3), (7, 2), (15, 2), (255, 1))
 """(base, digits a byte) of every packing; a packing's index is what the format stores."""
