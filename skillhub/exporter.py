@@ -17,7 +17,8 @@ from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.compose.compatibility import check_packs, common_fingerprints, open_contributions
 from skillhub.compose.declarations import tell_declared_bases
 from skillhub.compose.merging import Contribution
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
+from skillhub.compose.packsources import EnvironmentSource, PackSource
+from skillhub.compose.recipes import Recipe, make_recipe
 from skillhub.compose.schedules import Amount
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base

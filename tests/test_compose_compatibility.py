@@ -11,7 +11,8 @@ from msgspec.structs import replace as replace_struct
 from skillhub.compose.compatibility import check_packs, open_contributions
 from skillhub.compose.fusion import fuse
 from skillhub.compose.merging import Contribution
-from skillhub.compose.recipes import find_pack, make_recipe
+from skillhub.compose.packsources import find_pack
+from skillhub.compose.recipes import make_recipe
 from skillhub.deltafiles import DeltaFiles
 from skillhub.deltas import PackDelta
 from skillhub.errors import NotFoundError, UnsafeContentError

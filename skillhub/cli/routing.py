@@ -85,7 +85,7 @@ def _router(base: str, sources: Sequence[str], environment: Any) -> tuple[Any, A
     """Return what decides, the base model and its tokenizer."""
     from skillhub.bases import locate_base
     from skillhub.checkpoints import open_checkpoint
-    from skillhub.compose.recipes import find_pack
+    from skillhub.compose.packsources import find_pack
     from skillhub.deltas import open_delta
     from skillhub.fingerprint import fingerprint_checkpoint
     from skillhub.packs import Pack

@@ -10,7 +10,8 @@ import torch
 from skillhub.basemodel import tokenizer_digest
 from skillhub.canonical import is_vocabulary_tensor, refuse_changed_layers
 from skillhub.compose.merging import AnyDelta, Contribution, changed_names, contributing, result_dtype
-from skillhub.compose.recipes import AnyPack, Recipe
+from skillhub.compose.packsources import AnyPack
+from skillhub.compose.recipes import Recipe
 from skillhub.compose.schedules import Schedule, count_layers
 from skillhub.compose.tunedcheckpoints import BaseTensors, CheckpointDelta, TunedCheckpoint, open_checkpoint_delta
 from skillhub.deltas import PackDelta, open_delta

@@ -12,8 +12,8 @@ from skillhub.compose.companions import adapt_config, choose_tokenizer, copy_com
 from skillhub.compose.declarations import tell_declared_bases
 from skillhub.compose.lineage import CARD_FILE, model_card
 from skillhub.compose.merging import Contribution
+from skillhub.compose.packsources import EnvironmentSource, PackSource
 from skillhub.compose.plans import FusionPlan, plan_fusion
-from skillhub.compose.recipes import EnvironmentSource, PackSource
 from skillhub.compose.schedules import Amount
 from skillhub.compose.sharding import SHARD_BYTES, fused_pieces, own_shards, write_index, write_shards
 from skillhub.deltas import PackDelta

@@ -18,7 +18,8 @@ from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.graftstates import GraftedPack, Grafts, apply, grafts_of, state_of
 from skillhub.compose.layouts import graft_layout, grafted_layout, plain_model
 from skillhub.compose.openings import check_trainable, open_grafts, open_more, open_trained
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
+from skillhub.compose.packsources import EnvironmentSource, PackSource
+from skillhub.compose.recipes import Recipe, make_recipe
 from skillhub.compose.routed.changes import routed_packs, switch_routed, ungraft_routed, weigh_routed
 from skillhub.compose.routed.grafting import graft_routed
 from skillhub.compose.routed.modes import check_mode, refuse_routed

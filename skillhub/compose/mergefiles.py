@@ -14,7 +14,8 @@ from skillhub.compose.mergecards import merge_card
 from skillhub.compose.mergecompanions import write_companions
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
 from skillhub.compose.modelsources import ModelSource, open_sources
-from skillhub.compose.recipes import ROUNDINGS, EnvironmentSource
+from skillhub.compose.packsources import EnvironmentSource
+from skillhub.compose.recipes import ROUNDINGS
 from skillhub.compose.sharding import (
     SHARD_BYTES,
     FusedTensor,

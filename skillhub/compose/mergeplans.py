@@ -8,7 +8,7 @@ from pathlib import Path
 from skillhub.compose.mergecompanions import chosen_template
 from skillhub.compose.mergefiles import open_merge, ordered, waits_for
 from skillhub.compose.modelmerges import MergedTensor, ModelMerge
-from skillhub.compose.recipes import EnvironmentSource
+from skillhub.compose.packsources import EnvironmentSource
 from skillhub.interop.mergekit.configurations import Configuration, read_configurations
 from skillhub.progress import Notice
 

@@ -12,7 +12,7 @@ from skillhub.bases import LocatedBase, find_base
 from skillhub.canonical import alias_candidates
 from skillhub.checkpoints import DTYPES, Checkpoint, dtype_tag, open_checkpoint
 from skillhub.compose.merging import AnyDelta
-from skillhub.compose.recipes import EnvironmentSource, find_pack
+from skillhub.compose.packsources import EnvironmentSource, find_pack
 from skillhub.deltas import PackDelta, open_delta
 from skillhub.errors import NetworkError, NotFoundError, UsageError, WrongBaseError, located
 from skillhub.files import expanded
@@ -154,7 +154,7 @@ def open_sources(
     Raises:
         NotFoundError: there is no such model, pack or adapter.
         WrongBaseError: a pack is not for the base.
-        SkillhubError: as :func:`skillhub.checkpoints.open_checkpoint` and :func:`skillhub.compose.recipes.find_pack`.
+        SkillhubError: as :func:`skillhub.checkpoints.open_checkpoint` and :func:`skillhub.compose.packsources.find_pack`.
     """
     opened: dict[ModelName, ModelSource] = {}
     packs: dict[ModelName, Pack | Adapter] = {}

@@ -17,7 +17,8 @@ from skillhub.compose.compatibility import common_fingerprints, find_problems, o
 from skillhub.compose.merging import KEPT_BYTES, Contribution, contributing
 from skillhub.compose.methods import find_method
 from skillhub.compose.methods.interface import CHUNK
-from skillhub.compose.recipes import Composition, PackSource, Recipe, make_recipe
+from skillhub.compose.packsources import PackSource
+from skillhub.compose.recipes import Composition, Recipe, make_recipe
 from skillhub.compose.sharding import SHARD_BYTES, Shard, plan_tensors, room_error, split_shards
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base

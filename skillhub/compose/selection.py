@@ -8,7 +8,8 @@ from pathlib import Path
 
 from skillhub.adapters import Adapter
 from skillhub.compose.graftstates import check_recipe
-from skillhub.compose.recipes import ADAPTER_PREFIX, PackSource, Recipe, WeightedPack, open_folder
+from skillhub.compose.packsources import ADAPTER_PREFIX, PackSource, open_folder
+from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.compose.schedules import Amount, read_amount
 from skillhub.compose.tunedcheckpoints import CHECKPOINT_PREFIX, TunedCheckpoint, open_tuned
 from skillhub.errors import NotFoundError, UsageError

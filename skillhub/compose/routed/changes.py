@@ -9,7 +9,8 @@ from torch import nn
 
 from skillhub.compose.graftstates import GraftedPack
 from skillhub.compose.layouts import plain_model
-from skillhub.compose.recipes import PackSource, Recipe
+from skillhub.compose.packsources import PackSource
+from skillhub.compose.recipes import Recipe
 from skillhub.compose.routed.grafting import build_routing
 from skillhub.compose.routed.states import Routing, build_entries, present_routing, replace_routing, routing_of
 from skillhub.compose.schedules import Amount

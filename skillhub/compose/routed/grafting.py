@@ -14,7 +14,8 @@ from skillhub.compose.declarations import repository_of, tell_declared_bases
 from skillhub.compose.layouts import plain_model
 from skillhub.compose.merging import Contribution
 from skillhub.compose.modelbases import ModelBase
-from skillhub.compose.recipes import EnvironmentSource, PackSource, Recipe, make_recipe
+from skillhub.compose.packsources import EnvironmentSource, PackSource
+from skillhub.compose.recipes import Recipe, make_recipe
 from skillhub.compose.routed.batches import Identity
 from skillhub.compose.routed.choices import as_router, pack_labels
 from skillhub.compose.routed.construction import (
