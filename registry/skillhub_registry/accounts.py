@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import sqlite3
 import string
 import time
 from dataclasses import dataclass
 
 from skillhub.errors import NotFoundError, UsageError
-from skillhub_registry.names import check_account_name
+from skillhub_registry.database import Connection
+from skillhub_registry.names import check_account_name, fold_name
 
 _TOKEN_ALPHABET = string.ascii_letters + string.digits
 
@@ -55,7 +55,7 @@ class Caller:
         return frozenset([self.account.id, *(organization.id for organization in self.organizations)])
 
 
-def add_account(connection: sqlite3.Connection, name: str, kind: str = "user") -> Account:
+def add_account(connection: Connection, name: str, kind: str = "user") -> Account:
     """Make a user or organisation.
 
     Raises:
@@ -66,19 +66,21 @@ def add_account(connection: sqlite3.Connection, name: str, kind: str = "user") -
     if find_account(connection, checked) is not None:
         raise UsageError(f"The name {checked} is taken.", hint="Names are compared without regard to case.")
     created_at = int(time.time())
-    cursor = connection.execute(
-        "INSERT INTO accounts (name, kind, created_at) VALUES (?, ?, ?)", (checked, kind, created_at)
-    )
-    return Account(int(cursor.lastrowid or 0), checked, kind, created_at)
+    (number,) = connection.execute(
+        "INSERT INTO accounts (name, kind, created_at) VALUES (?, ?, ?) RETURNING id", (checked, kind, created_at)
+    ).fetchone()
+    return Account(number, checked, kind, created_at)
 
 
-def find_account(connection: sqlite3.Connection, name: str) -> Account | None:
+def find_account(connection: Connection, name: str) -> Account | None:
     """Return the account of that name, regardless of case."""
-    row = connection.execute("SELECT id, name, kind, created_at FROM accounts WHERE name = ?", (name,)).fetchone()
+    row = connection.execute(
+        "SELECT id, name, kind, created_at FROM accounts WHERE lower(name) = ?", (fold_name(name),)
+    ).fetchone()
     return Account(*row) if row else None
 
 
-def get_account(connection: sqlite3.Connection, name: str, kind: str) -> Account:
+def get_account(connection: Connection, name: str, kind: str) -> Account:
     """Return the user or organisation of that name.
 
     Raises:
@@ -91,35 +93,37 @@ def get_account(connection: sqlite3.Connection, name: str, kind: str) -> Account
     return account
 
 
-def list_accounts(connection: sqlite3.Connection, kind: str) -> list[Account]:
+def list_accounts(connection: Connection, kind: str) -> list[Account]:
     """Return all users or all organisations, by name."""
-    rows = connection.execute("SELECT id, name, kind, created_at FROM accounts WHERE kind = ? ORDER BY name", (kind,))
+    rows = connection.execute(
+        "SELECT id, name, kind, created_at FROM accounts WHERE kind = ? ORDER BY lower(name)", (kind,)
+    )
     return [Account(*row) for row in rows]
 
 
-def add_member(connection: sqlite3.Connection, organization: Account, user: Account) -> None:
+def add_member(connection: Connection, organization: Account, user: Account) -> None:
     """Let a user write to an organisation's repositories."""
-    connection.execute("INSERT OR IGNORE INTO memberships VALUES (?, ?)", (organization.id, user.id))
+    connection.execute("INSERT INTO memberships VALUES (?, ?) ON CONFLICT DO NOTHING", (organization.id, user.id))
 
 
-def remove_member(connection: sqlite3.Connection, organization: Account, user: Account) -> None:
+def remove_member(connection: Connection, organization: Account, user: Account) -> None:
     """Take a user out of an organisation."""
     connection.execute(
         "DELETE FROM memberships WHERE organization_id = ? AND account_id = ?", (organization.id, user.id)
     )
 
 
-def list_members(connection: sqlite3.Connection, organization: Account) -> list[str]:
+def list_members(connection: Connection, organization: Account) -> list[str]:
     """Return the names of an organisation's members."""
     rows = connection.execute(
         "SELECT a.name FROM memberships m JOIN accounts a ON a.id = m.account_id WHERE m.organization_id = ? "
-        "ORDER BY a.name",
+        "ORDER BY lower(a.name)",
         (organization.id,),
     )
     return [row["name"] for row in rows]
 
 
-def create_token(connection: sqlite3.Connection, user: Account, scope: str, name: str) -> str:
+def create_token(connection: Connection, user: Account, scope: str, name: str) -> str:
     """Make a token for a user and return its secret, which is stored nowhere: only its digest is.
 
     ``scope`` is ``read`` or ``write``.
@@ -132,17 +136,18 @@ def create_token(connection: sqlite3.Connection, user: Account, scope: str, name
     return secret
 
 
-def list_tokens(connection: sqlite3.Connection, user: Account | None = None) -> list[Token]:
+def list_tokens(connection: Connection, user: Account | None = None) -> list[Token]:
     """Return one user's tokens, or all."""
+    condition, values = ("WHERE t.account_id = ?", (user.id,)) if user else ("", ())
     rows = connection.execute(
         "SELECT t.id, a.name, t.name, t.scope, t.created_at FROM tokens t JOIN accounts a ON a.id = t.account_id "
-        "WHERE ?1 IS NULL OR t.account_id = ?1 ORDER BY t.id",
-        (user.id if user else None,),
+        f"{condition} ORDER BY t.id",
+        values,
     )
     return [Token(*row) for row in rows]
 
 
-def revoke_token(connection: sqlite3.Connection, token_id: int) -> None:
+def revoke_token(connection: Connection, token_id: int) -> None:
     """Make a token worthless.
 
     Raises:
@@ -154,7 +159,7 @@ def revoke_token(connection: sqlite3.Connection, token_id: int) -> None:
         )
 
 
-def find_caller(connection: sqlite3.Connection, secret: str) -> Caller | None:
+def find_caller(connection: Connection, secret: str) -> Caller | None:
     """Return who a token's secret stands for, or None for an unknown one.
 
     The secret has about 200 random bits, so a plain digest is enough to store and to look it up.
@@ -170,7 +175,7 @@ def find_caller(connection: sqlite3.Connection, secret: str) -> Caller | None:
     token = Token(row[0], account.name, row[1], row[2], row[3])
     organizations = connection.execute(
         "SELECT o.id, o.name, o.kind, o.created_at FROM memberships m JOIN accounts o ON o.id = m.organization_id "
-        "WHERE m.account_id = ? ORDER BY o.name",
+        "WHERE m.account_id = ? ORDER BY lower(o.name)",
         (account.id,),
     )
     return Caller(account, token, tuple(Account(*organization) for organization in organizations))

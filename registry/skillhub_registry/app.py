@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import inspect
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import cast
@@ -21,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skillhub_registry.calls import Call, Endpoint, admit, decode_parameters, read_body
-from skillhub_registry.errors import HubError
+from skillhub_registry.errors import HubError, disk_full
 from skillhub_registry.registry import Registry
 from skillhub_registry.routes.table import ENDPOINTS
 from skillhub_registry.statistics import FLUSH_SECONDS
@@ -38,7 +37,6 @@ def make_app(registry: Registry) -> ASGIApp:
             HTTPException: _answer_http_exception,
             ClientDisconnect: _answer_disconnect,
             OSError: _answer_os_error,
-            sqlite3.OperationalError: _answer_database_error,
             Exception: _answer_crash,
         },
         lifespan=lambda _: _lifespan(registry),
@@ -86,7 +84,10 @@ async def _lifespan(registry: Registry) -> AsyncIterator[None]:
 async def _flush_downloads(registry: Registry) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
-        await run_in_threadpool(registry.downloads.flush, registry.database)
+        try:
+            await run_in_threadpool(registry.downloads.flush, registry.database)
+        except HubError as error:  # the next time, then
+            logger.warning("downloads are not counted yet: %s", error)
 
 
 def _make_error_response(error: HubError) -> JSONResponse:
@@ -116,18 +117,7 @@ async def _answer_os_error(_: Request, error: Exception) -> Response:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
     logger.error("the disk is full: %s", error)
-    return _make_error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
-
-
-async def _answer_database_error(_: Request, error: Exception) -> Response:
-    if "locked" in str(error) or "busy" in str(error):
-        return _make_error_response(
-            HubError(503, "Busy", "The registry is busy; try again", headers={"Retry-After": "1"})
-        )
-    if "full" in str(error):
-        logger.error("the disk is full: %s", error)
-        return _make_error_response(HubError(507, "InsufficientStorage", "The registry's disk is full"))
-    raise error
+    return _make_error_response(disk_full())
 
 
 async def _answer_crash(_: Request, error: Exception) -> Response:

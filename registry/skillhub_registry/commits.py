@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from skillhub_registry import git, limits
 from skillhub_registry.blobs import BlobStore, put_blob
 from skillhub_registry.cards import make_card
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, bad_request, entry_not_found, revision_not_found, too_large
 from skillhub_registry.names import check_path, is_sha256
 from skillhub_registry.published import check_published
@@ -162,7 +162,7 @@ def _parse_large_file(value: dict[str, Any]) -> AddLargeFile:
 
 
 def make_commit(
-    connection: sqlite3.Connection,
+    connection: Connection,
     store: BlobStore,
     repository_id: int,
     ref: str,
@@ -206,10 +206,11 @@ def make_commit(
     return commit_id
 
 
-def make_first_commit(connection: sqlite3.Connection, store: BlobStore, repository_id: int, author: str) -> str:
+def make_first_commit(connection: Connection, store: BlobStore, repository_id: int, author: str) -> str:
     """Give a new repository its main branch, with the ``.gitattributes`` that says which files are large."""
     operation = _parse_file({"path": ".gitattributes", "content": GITATTRIBUTES.decode()}, store)
-    files = {operation.path: _record_file(connection, repository_id, Author(author), operation, {})}
+    store_files(connection, [operation.file])
+    files = {operation.path: operation.file.id}
     commit_id = insert_commit(
         connection,
         repository_id,
@@ -224,7 +225,7 @@ def make_first_commit(connection: sqlite3.Connection, store: BlobStore, reposito
     return commit_id
 
 
-def squash_branch(connection: sqlite3.Connection, repository_id: int, branch: str, author: str, title: str) -> str:
+def squash_branch(connection: Connection, repository_id: int, branch: str, author: str, title: str) -> str:
     """Replace a branch's history by one commit with the same files, and return its id."""
     head = find_ref(connection, repository_id, BRANCH + branch)
     if head is None:
@@ -245,51 +246,48 @@ def squash_branch(connection: sqlite3.Connection, repository_id: int, branch: st
 
 
 def _apply(
-    connection: sqlite3.Connection,
+    connection: Connection,
     repository_id: int,
     author: Author,
     operations: Iterable[Operation],
     parent: str,
     before: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return what operations make of the parent's files, each path → blob id."""
-    files = dict(before)
+    """Return what operations make of the parent's files, each path → blob id, and store what stands behind the ids."""
+    files, added = dict(before), []
     for operation in operations:
-        if isinstance(operation, AddFile | AddLargeFile):
-            files[operation.path] = _record_file(connection, repository_id, author, operation, before)
-        else:
+        if isinstance(operation, DeleteFile | DeleteFolder):
             _delete(files, operation, parent)
+            continue
+        if isinstance(operation, AddFile):
+            file = operation.file
+        else:
+            file = _find_upload(connection, repository_id, author, operation, before)
+        files[operation.path] = file.id
+        added.append(file)
+    store_files(connection, added)
     return files
 
 
-def _record_file(
-    connection: sqlite3.Connection,
-    repository_id: int,
-    author: Author,
-    operation: AddFile | AddLargeFile,
-    before: Mapping[str, str],
-) -> str:
-    """Note what stands behind the file's blob id, and return that."""
-    if isinstance(operation, AddFile):
-        file = operation.file
-    else:
-        size = find_upload(connection, repository_id, author.sender, operation.sha256)
-        if size is None:
-            size = _find_large(connection, operation.sha256, before)
-        if size is None or operation.size not in (None, size):
-            raise HubError(
-                400,
-                "LfsObjectMissing",
-                f"{operation.path}: no file of {operation.size} bytes with sha256 {operation.sha256} was uploaded to "
-                "this repository",
-            )
-        pointer = git.lfs_pointer(operation.sha256, size)
-        file = File(git.object_id("blob", pointer), operation.sha256, size, True)
-    connection.execute("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?)", (file.id, file.sha256, file.size, file.lfs))
-    return file.id
+def _find_upload(
+    connection: Connection, repository_id: int, author: Author, operation: AddLargeFile, before: Mapping[str, str]
+) -> File:
+    """Return the large file that the author sent, or that the parent has."""
+    size = find_upload(connection, repository_id, author.sender, operation.sha256)
+    if size is None:
+        size = _find_large(connection, operation.sha256, before)
+    if size is None or operation.size not in (None, size):
+        raise HubError(
+            400,
+            "LfsObjectMissing",
+            f"{operation.path}: no file of {operation.size} bytes with sha256 {operation.sha256} was uploaded to "
+            "this repository",
+        )
+    pointer = git.lfs_pointer(operation.sha256, size)
+    return File(git.object_id("blob", pointer), operation.sha256, size, True)
 
 
-def _find_large(connection: sqlite3.Connection, sha256: str, before: Mapping[str, str]) -> int | None:
+def _find_large(connection: Connection, sha256: str, before: Mapping[str, str]) -> int | None:
     """Return the size of a large file that the parent has, at whatever path: it may be copied, whoever sent it."""
     files = find_files(connection, before.values()).values()
     return next((file.size for file in files if file.lfs and file.sha256 == sha256), None)
@@ -308,7 +306,15 @@ def _delete(files: dict[str, str], operation: DeleteFile | DeleteFolder, commit:
         del files[path]
 
 
-def store_trees(connection: sqlite3.Connection, files: Mapping[str, str]) -> str:
+def store_files(connection: Connection, files: Iterable[File]) -> None:
+    """Note what stands behind blob ids. Sorted, as :meth:`Database.write` wants it: other commits may note the same."""
+    connection.executemany(
+        "INSERT INTO files VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        sorted((file.id, file.sha256, file.size, int(file.lfs)) for file in files),
+    )
+
+
+def store_trees(connection: Connection, files: Mapping[str, str]) -> str:
     """Store the trees of files, given as path → blob id, and return the root's id.
 
     Raises:
@@ -318,11 +324,11 @@ def store_trees(connection: sqlite3.Connection, files: Mapping[str, str]) -> str
         root, trees = git.build_trees(files)
     except ValueError as error:
         raise bad_request(f"{error} would be both a file and a folder") from error
-    connection.executemany("INSERT OR IGNORE INTO trees VALUES (?, ?)", trees.items())
+    connection.executemany("INSERT INTO trees VALUES (?, ?) ON CONFLICT DO NOTHING", sorted(trees.items()))
     return root
 
 
-def renew_card(connection: sqlite3.Connection, store: BlobStore, repository_id: int, files: dict[str, str]) -> None:
+def renew_card(connection: Connection, store: BlobStore, repository_id: int, files: dict[str, str]) -> None:
     """Read the README.md again, so that searching finds what the main branch says."""
     readme = ""
     if "README.md" in files:

@@ -6,12 +6,12 @@ to an index needs, and no input makes it slow.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from skillhub_registry import git, limits
 from skillhub_registry.blobs import BlobStore
+from skillhub_registry.database import Connection
 from skillhub_registry.pullrequests import PullRequest
 from skillhub_registry.revisions import resolve_revision
 from skillhub_registry.trees import File, find_files, read_files
@@ -19,9 +19,7 @@ from skillhub_registry.trees import File, find_files, read_files
 _CONTEXT = 3
 
 
-def diff_pull_request(
-    connection: sqlite3.Connection, store: BlobStore, repository_id: int, pull_request: PullRequest
-) -> str:
+def diff_pull_request(connection: Connection, store: BlobStore, repository_id: int, pull_request: PullRequest) -> str:
     """Return what a pull request changes, against the commit that it began at.
 
     Large files are shown as in git, by their pointers. Other files that are no text, or too long, are only named; so is

@@ -87,3 +87,13 @@ def conflict(message: str, **body: Any) -> HubError:
 def too_large(message: str) -> HubError:
     """Return the error for a body over its limit."""
     return HubError(413, "PayloadTooLarge", message)
+
+
+def busy() -> HubError:
+    """Return the error for a moment in which the database cannot do what is asked; nothing has changed."""
+    return HubError(503, "Busy", "The registry is busy; try again", headers={"Retry-After": "1"})
+
+
+def disk_full() -> HubError:
+    """Return the error for a disk without room."""
+    return HubError(507, "InsufficientStorage", "The registry's disk is full")

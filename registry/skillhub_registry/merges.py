@@ -6,7 +6,6 @@ for a pack is when a release was published.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from skillhub.releases import RELEASES_FILE
 from skillhub_registry.accounts import Caller
 from skillhub_registry.blobs import BlobStore
 from skillhub_registry.commits import renew_card, store_trees
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, conflict
 from skillhub_registry.published import check_published
 from skillhub_registry.pullrequests import PullRequest, record_merge
@@ -34,7 +34,7 @@ class _Merge:
     conflicts: list[str]
 
 
-def find_conflicts(connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest) -> list[str]:
+def find_conflicts(connection: Connection, repository_id: int, pull_request: PullRequest) -> list[str]:
     """Return the paths that a pull request and its branch have both changed, each in another way."""
     try:
         branch, proposed = _heads(connection, repository_id, pull_request)
@@ -44,7 +44,7 @@ def find_conflicts(connection: sqlite3.Connection, repository_id: int, pull_requ
 
 
 def merge_pull_request(
-    connection: sqlite3.Connection,
+    connection: Connection,
     store: BlobStore,
     repository_id: int,
     pull_request: PullRequest,
@@ -85,13 +85,13 @@ def merge_pull_request(
     return commit_id
 
 
-def _heads(connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest) -> tuple[Commit, Commit]:
+def _heads(connection: Connection, repository_id: int, pull_request: PullRequest) -> tuple[Commit, Commit]:
     branch = resolve_revision(connection, repository_id, pull_request.base)
     return branch, resolve_revision(connection, repository_id, pull_request.ref)
 
 
 def _combine(
-    connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest, branch: Commit, proposed: Commit
+    connection: Connection, repository_id: int, pull_request: PullRequest, branch: Commit, proposed: Commit
 ) -> _Merge:
     """Take each path from the side that changed it. A branch that was squashed has the same files: nothing changed."""
     start = read_files(connection, resolve_revision(connection, repository_id, pull_request.start).tree)
@@ -122,7 +122,7 @@ def _conflict(pull_request: PullRequest, paths: list[str]) -> HubError:
     )
 
 
-def _adopt_uploads(connection: sqlite3.Connection, repository_id: int, merge: _Merge) -> None:
+def _adopt_uploads(connection: Connection, repository_id: int, merge: _Merge) -> None:
     """Let members' commits refer to the large files that came in with the pull request."""
     new = set(merge.after.values()) - set(merge.before.values())
     large = [(file.sha256, file.size) for file in find_files(connection, new).values() if file.lfs]

@@ -69,6 +69,11 @@ def _check_name(name: object, kind: str) -> str:
     return name
 
 
+def fold_name(name: str) -> str:
+    """Return what a name is compared by: names that differ in the case of their letters only are the same."""
+    return name.lower() if name.isascii() else name  # no name has other letters, and some of those fold to ASCII
+
+
 def check_path(path: object) -> str:
     """Return a valid path of a file or folder in a repository: relative, with ``/``, without tricks.
 

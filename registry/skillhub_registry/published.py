@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 
 from skillhub.errors import IntegrityError
 from skillhub.releases import RELEASES_FILE, ReleaseIndex, check_is_extension, parse_releases
 from skillhub_registry import limits
 from skillhub_registry.blobs import BlobStore
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, too_large
 from skillhub_registry.trees import find_files
 
@@ -17,7 +17,7 @@ RELEASES_REWRITTEN = "ReleasesRewritten"
 
 
 def check_published(
-    connection: sqlite3.Connection, store: BlobStore, before: Mapping[str, str], after: Mapping[str, str]
+    connection: Connection, store: BlobStore, before: Mapping[str, str], after: Mapping[str, str]
 ) -> None:
     """Check what a commit makes of the main branch of a pack's repository.
 
@@ -54,7 +54,7 @@ def _refuse_changes(changed: list[str], index: ReleaseIndex) -> None:
             raise _refusal(f"{path} belongs to a published release, which never changes; publish a new version")
 
 
-def _read_index(connection: sqlite3.Connection, store: BlobStore, blob: str) -> bytes:
+def _read_index(connection: Connection, store: BlobStore, blob: str) -> bytes:
     file = find_files(connection, [blob])[blob]
     if file.size > limits.RELEASES:
         raise too_large(f"{RELEASES_FILE} has at most {limits.RELEASES} bytes")

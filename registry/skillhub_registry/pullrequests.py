@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
 from skillhub_registry.accounts import Caller
 from skillhub_registry.calls import may_write, require_write
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, conflict, forbidden, revision_not_found
+from skillhub_registry.names import fold_name
 from skillhub_registry.repositories import Repository, now_milliseconds
 from skillhub_registry.revisions import (
     BRANCH,
@@ -69,7 +70,7 @@ class Event:
 
 
 def open_pull_request(
-    connection: sqlite3.Connection,
+    connection: Connection,
     repository_id: int,
     author: Caller,
     *,
@@ -109,7 +110,7 @@ def open_pull_request(
     return pull_request
 
 
-def _find_start(connection: sqlite3.Connection, repository_id: int, branch: str, parent: str | None) -> str:
+def _find_start(connection: Connection, repository_id: int, branch: str, parent: str | None) -> str:
     head = find_ref(connection, repository_id, BRANCH + branch)
     if head is None:
         raise revision_not_found(branch)
@@ -120,7 +121,7 @@ def _find_start(connection: sqlite3.Connection, repository_id: int, branch: str,
     return start
 
 
-def get_pull_request(connection: sqlite3.Connection, repository_id: int, number: int) -> PullRequest:
+def get_pull_request(connection: Connection, repository_id: int, number: int) -> PullRequest:
     """Return the pull request of that number.
 
     Raises:
@@ -135,19 +136,21 @@ def get_pull_request(connection: sqlite3.Connection, repository_id: int, number:
 
 
 def list_pull_requests(
-    connection: sqlite3.Connection, repository_id: int, *, statuses: tuple[str, ...], author: str | None
+    connection: Connection, repository_id: int, *, statuses: tuple[str, ...], author: str | None
 ) -> list[PullRequest]:
     """Return the pull requests with one of these statuses, and of this author where one is named; newest first."""
+    condition, values = f"p.status IN ({', '.join('?' * len(statuses))})", [repository_id, *statuses]
+    if author is not None:
+        condition += " AND lower(a.name) = ?"
+        values.append(fold_name(author))
     rows = connection.execute(
-        f"SELECT {_COLUMNS} WHERE p.repository_id = ?1 AND p.status IN (SELECT value FROM json_each(?2)) "
-        "AND (?3 IS NULL OR a.name = ?3 COLLATE NOCASE) ORDER BY p.number DESC",
-        (repository_id, json.dumps(statuses), author),
+        f"SELECT {_COLUMNS} WHERE p.repository_id = ? AND {condition} ORDER BY p.number DESC", values
     )
     return [PullRequest(*row) for row in rows]
 
 
 def add_event(
-    connection: sqlite3.Connection,
+    connection: Connection,
     repository_id: int,
     pull_request: PullRequest,
     author: Caller,
@@ -156,15 +159,15 @@ def add_event(
 ) -> Event:
     """Note what somebody did to a pull request."""
     now = now_milliseconds()
-    cursor = connection.execute(
+    (event_id,) = connection.execute(
         "INSERT INTO pull_request_events (repository_id, number, kind, author_id, created_at, data) "
-        "VALUES (?, ?, ?, ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
         (repository_id, pull_request.number, kind, author.account.id, now, json.dumps(data)),
-    )
-    return Event(int(cursor.lastrowid or 0), kind, author.account.name, now, data)
+    ).fetchone()
+    return Event(event_id, kind, author.account.name, now, data)
 
 
-def list_events(connection: sqlite3.Connection, repository_id: int, number: int) -> list[Event]:
+def list_events(connection: Connection, repository_id: int, number: int) -> list[Event]:
     """Return what happened to a pull request, in order."""
     rows = connection.execute(
         "SELECT e.id, e.kind, a.name, e.created_at, e.data FROM pull_request_events e "
@@ -175,7 +178,7 @@ def list_events(connection: sqlite3.Connection, repository_id: int, number: int)
 
 
 def change_status(
-    connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest, author: Caller, status: str
+    connection: Connection, repository_id: int, pull_request: PullRequest, author: Caller, status: str
 ) -> Event:
     """Open or close a pull request.
 
@@ -191,9 +194,7 @@ def change_status(
     return add_event(connection, repository_id, pull_request, author, "status-change", {"status": status})
 
 
-def rename(
-    connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest, author: Caller, title: str
-) -> Event:
+def rename(connection: Connection, repository_id: int, pull_request: PullRequest, author: Caller, title: str) -> Event:
     """Give a pull request another title."""
     connection.execute(
         "UPDATE pull_requests SET title = ? WHERE repository_id = ? AND number = ?",
@@ -204,7 +205,7 @@ def rename(
 
 
 def record_merge(
-    connection: sqlite3.Connection, repository_id: int, pull_request: PullRequest, author: Caller, commit: str
+    connection: Connection, repository_id: int, pull_request: PullRequest, author: Caller, commit: str
 ) -> None:
     """Note that a commit merged a pull request."""
     change_status(connection, repository_id, pull_request, author, "merged")
@@ -225,7 +226,7 @@ def require_owner(caller: Caller, repository: Repository, pull_request: PullRequ
 
 
 def require_committer(
-    connection: sqlite3.Connection, caller: Caller, repository: Repository, revision: str, *, proposes: bool
+    connection: Connection, caller: Caller, repository: Repository, revision: str, *, proposes: bool
 ) -> None:
     """Refuse whoever may not commit to a revision: members may to all, everybody to pull requests of their own.
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from skillhub.errors import DiskError
 from skillhub_registry import limits
 from skillhub_registry.blobs import BlobStore, prepare_store
-from skillhub_registry.database import Database, open_database
+from skillhub_registry.database import Database
 from skillhub_registry.signing import Signer, load_signer
+from skillhub_registry.sqlite import open_sqlite
 from skillhub_registry.statistics import DownloadCounter
 
 
@@ -43,7 +44,7 @@ def open_data(data: Path) -> Database:
             f"The data folder {data} cannot be made: {error.strerror}.",
             hint="Choose another with --data or SKILLHUB_REGISTRY_DATA.",
         ) from error
-    return open_database(data / "registry.sqlite3")
+    return open_sqlite(data / "registry.sqlite3")
 
 
 def open_registry(data: Path, *, part_size: int = 64 * limits.MIB) -> Registry:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import secrets
-import sqlite3
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -14,14 +14,16 @@ from typing import Any, Final
 
 from skillhub_registry.accounts import Account
 from skillhub_registry.cards import Card
+from skillhub_registry.database import Connection, Row
 from skillhub_registry.errors import bad_request, conflict
-from skillhub_registry.names import check_repository_name
+from skillhub_registry.names import check_repository_name, fold_name
 
 _COLUMNS = (
     "r.id, r.public_id, r.namespace_id, a.name AS namespace, r.name, r.private, r.created_at, r.last_modified, "
     "r.downloads, r.card, r.library_name, r.pipeline_tag"
 )
 _FROM = "FROM repositories r JOIN accounts a ON a.id = r.namespace_id"
+_BY_NAME = "lower(a.name) = ? AND lower(r.name) = ?"
 
 
 MEMBERS: Final = 0
@@ -78,7 +80,7 @@ def now_milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
-def create_repository(connection: sqlite3.Connection, namespace: Account, name: str, private: bool) -> Repository:
+def create_repository(connection: Connection, namespace: Account, name: str, private: bool) -> Repository:
     """Make a repository without commits.
 
     Raises:
@@ -87,64 +89,71 @@ def create_repository(connection: sqlite3.Connection, namespace: Account, name: 
     checked = check_repository_name(name)
     now = now_milliseconds()
     public_id = secrets.token_hex(12)
-    try:
-        connection.execute(
-            "INSERT INTO repositories (public_id, namespace_id, name, private, created_at, last_modified) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (public_id, namespace.id, checked, private, now, now),
-        )
-    except sqlite3.IntegrityError as error:
-        raise conflict(f"You already created this model repo: {namespace.name}/{checked}") from error
-    connection.execute("DELETE FROM former_names WHERE full_name = ?", (f"{namespace.name}/{checked}",))
+    inserted = connection.execute(
+        "INSERT INTO repositories (public_id, namespace_id, name, private, created_at, last_modified) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (public_id, namespace.id, checked, int(private), now, now),
+    )
+    if inserted.rowcount == 0:
+        raise conflict(f"You already created this model repo: {namespace.name}/{checked}")
+    _forget_former_name(connection, f"{namespace.name}/{checked}")
     repository = _select_repository(connection, "r.public_id = ?", public_id)
     assert repository is not None
     return repository
 
 
-def find_repository(connection: sqlite3.Connection, namespace: str, name: str) -> Repository | None:
+def find_repository(connection: Connection, namespace: str, name: str) -> Repository | None:
     """Return the repository of that name, or the one that once had it."""
-    found = _select_repository(connection, "a.name = ? AND r.name = ?", namespace, name)
+    found = _select_repository(connection, _BY_NAME, fold_name(namespace), fold_name(name))
     if found is None:
         former = "r.id = (SELECT repository_id FROM former_names WHERE full_name = ?)"
-        found = _select_repository(connection, former, f"{namespace}/{name}")
+        found = _select_repository(connection, former, fold_name(f"{namespace}/{name}"))
     return found
 
 
-def get_repository(connection: sqlite3.Connection, repository_id: int) -> Repository | None:
+def get_repository(connection: Connection, repository_id: int) -> Repository | None:
     """Return the repository of that number, unless it was deleted."""
     return _select_repository(connection, "r.id = ?", repository_id)
 
 
-def delete_repository(connection: sqlite3.Connection, repository: Repository) -> None:
+def delete_repository(connection: Connection, repository: Repository) -> None:
     """Remove a repository with its commits and refs. Blobs stay until they are collected."""
     connection.execute("DELETE FROM repositories WHERE id = ?", (repository.id,))
 
 
-def move_repository(connection: sqlite3.Connection, repository: Repository, namespace: Account, name: str) -> None:
+def move_repository(connection: Connection, repository: Repository, namespace: Account, name: str) -> None:
     """Give a repository another name; the old one keeps leading to it until somebody takes it.
 
     Raises:
         HubError: 400 for an invalid name, 409 for one that is taken.
     """
     checked = check_repository_name(name)
-    try:
-        connection.execute(
-            "UPDATE repositories SET namespace_id = ?, name = ? WHERE id = ?", (namespace.id, checked, repository.id)
-        )
-    except sqlite3.IntegrityError as error:
-        raise conflict(f"The repository {namespace.name}/{checked} exists already") from error
+    taken = _select_repository(connection, _BY_NAME, fold_name(namespace.name), fold_name(checked))
+    if taken is not None and taken.id != repository.id:
+        raise conflict(f"The repository {namespace.name}/{checked} exists already")
+    connection.execute(
+        "UPDATE repositories SET namespace_id = ?, name = ? WHERE id = ?", (namespace.id, checked, repository.id)
+    )
     new_name = f"{namespace.name}/{checked}"
-    connection.execute("DELETE FROM former_names WHERE full_name = ?", (new_name,))
-    if new_name.lower() != repository.full_name.lower():
-        connection.execute("INSERT OR REPLACE INTO former_names VALUES (?, ?)", (repository.full_name, repository.id))
+    _forget_former_name(connection, new_name)
+    if fold_name(new_name) != fold_name(repository.full_name):
+        connection.execute(
+            "INSERT INTO former_names VALUES (?, ?) "
+            "ON CONFLICT (full_name) DO UPDATE SET repository_id = excluded.repository_id",
+            (fold_name(repository.full_name), repository.id),
+        )
 
 
-def set_private(connection: sqlite3.Connection, repository: Repository, private: bool) -> None:
+def _forget_former_name(connection: Connection, full_name: str) -> None:
+    connection.execute("DELETE FROM former_names WHERE full_name = ?", (fold_name(full_name),))
+
+
+def set_private(connection: Connection, repository: Repository, private: bool) -> None:
     """Hide a repository from others, or show it to everybody."""
-    connection.execute("UPDATE repositories SET private = ? WHERE id = ?", (private, repository.id))
+    connection.execute("UPDATE repositories SET private = ? WHERE id = ?", (int(private), repository.id))
 
 
-def set_card(connection: sqlite3.Connection, repository_id: int, card: Card) -> None:
+def set_card(connection: Connection, repository_id: int, card: Card) -> None:
     """Record what the main branch says of itself, for searching, and that it changed now."""
     connection.execute(
         "UPDATE repositories SET card = ?, library_name = ?, pipeline_tag = ?, last_modified = ? WHERE id = ?",
@@ -152,23 +161,25 @@ def set_card(connection: sqlite3.Connection, repository_id: int, card: Card) -> 
     )
     connection.execute("DELETE FROM repository_tags WHERE repository_id = ?", (repository_id,))
     connection.executemany(
-        "INSERT OR IGNORE INTO repository_tags VALUES (?, ?)", [(repository_id, tag) for tag in card.tags]
+        "INSERT INTO repository_tags VALUES (?, ?) ON CONFLICT DO NOTHING", [(repository_id, tag) for tag in card.tags]
     )
 
 
-def read_tags(connection: sqlite3.Connection, repository_id: int) -> list[str]:
+def read_tags(connection: Connection, repository_id: int) -> list[str]:
     """Return the tags by which a repository is found."""
     rows = connection.execute("SELECT tag FROM repository_tags WHERE repository_id = ? ORDER BY tag", (repository_id,))
     return [row["tag"] for row in rows]
 
 
-def add_downloads(connection: sqlite3.Connection, counts: dict[int, int]) -> None:
+def add_downloads(connection: Connection, counts: dict[int, int]) -> None:
     """Add to the download counts, given by repository number."""
     connection.executemany(
         "UPDATE repositories SET downloads = downloads + ? WHERE id = ?",
         [(count, repository_id) for repository_id, count in counts.items()],
     )
 
+
+_LIKE_SIGNS = re.compile("[!%_]")
 
 _SORTS = {
     "lastModified": "r.last_modified",
@@ -179,7 +190,7 @@ _SORTS = {
 }
 
 
-def search_repositories(connection: sqlite3.Connection, search: Search) -> tuple[list[Repository], str | None]:
+def search_repositories(connection: Connection, search: Search) -> tuple[list[Repository], str | None]:
     """Return a page of repositories, greatest first by ``sort``, and the cursor of the next page if there is one.
 
     Raises:
@@ -188,14 +199,15 @@ def search_repositories(connection: sqlite3.Connection, search: Search) -> tuple
     order = _SORTS.get(search.sort)
     if order is None:
         raise bad_request(f"Cannot sort by {search.sort!r}; choose one of {', '.join(_SORTS)}")
-    conditions = ["(r.private = 0 OR r.namespace_id IN (SELECT value FROM json_each(?)))"]
-    values: list[Any] = [json.dumps(sorted(search.readable))]
+    values: list[Any] = sorted(search.readable)
+    readable = f" OR r.namespace_id IN ({', '.join('?' * len(values))})" if values else ""
+    conditions = [f"(r.private = 0{readable})"]
     if search.author is not None:
-        conditions.append("a.name = ?")
-        values.append(search.author)
+        conditions.append("lower(a.name) = ?")
+        values.append(fold_name(search.author))
     for word in search.words.split():
-        conditions.append("instr(lower(a.name || '/' || r.name), lower(?)) > 0")
-        values.append(word)
+        conditions.append("lower(a.name || '/' || r.name) LIKE ? ESCAPE '!'")
+        values.append("%" + _LIKE_SIGNS.sub(r"!\g<0>", fold_name(word)) + "%")
     for tag in search.tags:
         conditions.append("EXISTS (SELECT 1 FROM repository_tags t WHERE t.repository_id = r.id AND t.tag = ?)")
         values.append(tag)
@@ -230,12 +242,12 @@ def _decode_cursor(cursor: str) -> tuple[int, int]:
     return decoded
 
 
-def _select_repository(connection: sqlite3.Connection, condition: str, *values: object) -> Repository | None:
+def _select_repository(connection: Connection, condition: str, *values: object) -> Repository | None:
     row = connection.execute(f"SELECT {_COLUMNS} {_FROM} WHERE {condition}", values).fetchone()
     return _to_repository(row) if row else None
 
 
-def _to_repository(row: sqlite3.Row) -> Repository:
+def _to_repository(row: Row) -> Repository:
     return Repository(
         id=row["id"],
         public_id=row["public_id"],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from skillhub_registry import git
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, bad_request, conflict, revision_not_found
 from skillhub_registry.names import check_ref_name, is_commit_id
 
@@ -44,7 +44,7 @@ class Ref:
     target: str
 
 
-def resolve_revision(connection: sqlite3.Connection, repository_id: int, revision: str) -> Commit:
+def resolve_revision(connection: Connection, repository_id: int, revision: str) -> Commit:
     """Return the commit that a branch, tag, full ref name, commit id or its beginning stands for, in that order.
 
     Raises:
@@ -65,14 +65,14 @@ def resolve_revision(connection: sqlite3.Connection, repository_id: int, revisio
     raise revision_not_found(revision)
 
 
-def _get_commit(connection: sqlite3.Connection, repository_id: int, commit_id: str) -> Commit:
+def _get_commit(connection: Connection, repository_id: int, commit_id: str) -> Commit:
     row = connection.execute(
         f"SELECT {_COMMIT_COLUMNS} FROM commits WHERE repository_id = ? AND id = ?", (repository_id, commit_id)
     ).fetchone()
     return Commit(*row)
 
 
-def find_ref(connection: sqlite3.Connection, repository_id: int, name: str) -> Ref | None:
+def find_ref(connection: Connection, repository_id: int, name: str) -> Ref | None:
     """Return the ref of that full name."""
     row = connection.execute(
         "SELECT name, target FROM refs WHERE repository_id = ? AND name = ?", (repository_id, name)
@@ -80,7 +80,7 @@ def find_ref(connection: sqlite3.Connection, repository_id: int, name: str) -> R
     return Ref(*row) if row else None
 
 
-def list_refs(connection: sqlite3.Connection, repository_id: int, prefix: str) -> list[Ref]:
+def list_refs(connection: Connection, repository_id: int, prefix: str) -> list[Ref]:
     """Return the branches (``prefix=BRANCH``), tags or pull requests, by name."""
     rows = connection.execute(
         "SELECT name, target FROM refs WHERE repository_id = ? AND name >= ? AND name < ? ORDER BY name",
@@ -90,7 +90,7 @@ def list_refs(connection: sqlite3.Connection, repository_id: int, prefix: str) -
 
 
 def create_ref(
-    connection: sqlite3.Connection,
+    connection: Connection,
     repository_id: int,
     prefix: str,
     name: str,
@@ -109,15 +109,15 @@ def create_ref(
     connection.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", (repository_id, full_name, target, message))
 
 
-def move_ref(connection: sqlite3.Connection, repository_id: int, name: str, target: str) -> None:
+def move_ref(connection: Connection, repository_id: int, name: str, target: str) -> None:
     """Let the ref of that full name, made if need be, point to another commit."""
     connection.execute(
-        "INSERT INTO refs VALUES (?, ?, ?, NULL) ON CONFLICT DO UPDATE SET target = excluded.target",
+        "INSERT INTO refs VALUES (?, ?, ?, NULL) ON CONFLICT (repository_id, name) DO UPDATE SET target = excluded.target",
         (repository_id, name, target),
     )
 
 
-def delete_ref(connection: sqlite3.Connection, repository_id: int, prefix: str, name: str) -> None:
+def delete_ref(connection: Connection, repository_id: int, prefix: str, name: str) -> None:
     """Remove a branch or tag; its commits stay reachable by their ids.
 
     Raises:
@@ -133,7 +133,7 @@ def delete_ref(connection: sqlite3.Connection, repository_id: int, prefix: str, 
 
 
 def insert_commit(
-    connection: sqlite3.Connection,
+    connection: Connection,
     repository_id: int,
     *,
     tree: str,
@@ -149,13 +149,14 @@ def insert_commit(
     data = git.encode_commit(git.CommitObject(tree, parent, author, created_at, text, merged))
     commit_id = git.object_id("commit", data)
     connection.execute(
-        f"INSERT OR IGNORE INTO commits (repository_id, {_COMMIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO commits (repository_id, {_COMMIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO NOTHING",
         (repository_id, commit_id, tree, parent, author, created_at, title, message, merged),
     )
     return commit_id
 
 
-def walk_history(connection: sqlite3.Connection, repository_id: int, start: Commit) -> Iterator[Commit]:
+def walk_history(connection: Connection, repository_id: int, start: Commit) -> Iterator[Commit]:
     """Yield a commit and its ancestors, newest first; of a merge it follows what was there, not what was merged."""
     commit: Commit | None = start
     while commit is not None:

@@ -25,9 +25,19 @@ class DownloadCounter:
             self._counts[repository_id] += 1
 
     def flush(self, database: Database) -> None:
-        """Write what was noted."""
+        """Write what was noted, or keep it where that fails.
+
+        Raises:
+            HubError: 503 or 507, as :meth:`Database.write`.
+        """
         with self._lock:
             counts, self._counts = self._counts, Counter()
-        if counts:
+        if not counts:
+            return
+        try:
             with database.write() as connection:
                 add_downloads(connection, counts)
+        except BaseException:
+            with self._lock:
+                self._counts += counts
+            raise

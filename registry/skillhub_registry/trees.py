@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from skillhub_registry import git
+from skillhub_registry.database import Connection
 from skillhub_registry.git import TreeEntry
 from skillhub_registry.revisions import Commit, walk_history
 
@@ -35,7 +35,7 @@ class Entry:
     file: File | None
 
 
-def read_tree(connection: sqlite3.Connection, tree: str) -> list[TreeEntry]:
+def read_tree(connection: Connection, tree: str) -> list[TreeEntry]:
     """Return a tree's entries, in git's order."""
     if tree == git.EMPTY_TREE_ID:
         return []
@@ -43,7 +43,7 @@ def read_tree(connection: sqlite3.Connection, tree: str) -> list[TreeEntry]:
     return list(git.decode_tree(row["data"]))
 
 
-def find_entry(connection: sqlite3.Connection, tree: str, path: str) -> TreeEntry | None:
+def find_entry(connection: Connection, tree: str, path: str) -> TreeEntry | None:
     """Return the file or folder at a path, or None."""
     entry = TreeEntry("", git.FOLDER_MODE, tree)
     for part in path.split("/") if path else ():
@@ -57,7 +57,7 @@ def find_entry(connection: sqlite3.Connection, tree: str, path: str) -> TreeEntr
 
 
 def walk_tree(
-    connection: sqlite3.Connection, tree: str, prefix: str = "", recursive: bool = True
+    connection: Connection, tree: str, prefix: str = "", recursive: bool = True
 ) -> Iterator[tuple[str, TreeEntry]]:
     """Yield path and entry of everything in a tree, each folder before what is in it; paths begin with ``prefix``."""
     for entry in read_tree(connection, tree):
@@ -67,12 +67,12 @@ def walk_tree(
             yield from walk_tree(connection, entry.id, path + "/")
 
 
-def read_files(connection: sqlite3.Connection, tree: str) -> dict[str, str]:
+def read_files(connection: Connection, tree: str) -> dict[str, str]:
     """Return every file of a tree as path → blob id."""
     return {path: entry.id for path, entry in walk_tree(connection, tree) if not entry.is_folder}
 
 
-def find_files(connection: sqlite3.Connection, blob_ids: Iterable[str]) -> dict[str, File]:
+def find_files(connection: Connection, blob_ids: Iterable[str]) -> dict[str, File]:
     """Return what stands behind blob ids."""
     wanted = list(dict.fromkeys(blob_ids))
     found: dict[str, File] = {}
@@ -84,7 +84,7 @@ def find_files(connection: sqlite3.Connection, blob_ids: Iterable[str]) -> dict[
     return found
 
 
-def describe_entries(connection: sqlite3.Connection, entries: Iterable[tuple[str, TreeEntry]]) -> list[Entry]:
+def describe_entries(connection: Connection, entries: Iterable[tuple[str, TreeEntry]]) -> list[Entry]:
     """Return entries with what stands behind them."""
     listed = list(entries)
     files = find_files(connection, (entry.id for _, entry in listed if not entry.is_folder))
@@ -92,7 +92,7 @@ def describe_entries(connection: sqlite3.Connection, entries: Iterable[tuple[str
 
 
 def find_last_commits(
-    connection: sqlite3.Connection, repository_id: int, start: Commit, paths: Iterable[str]
+    connection: Connection, repository_id: int, start: Commit, paths: Iterable[str]
 ) -> dict[str, Commit]:
     """Return, for each path that exists at a commit, the newest commit up to there that changed it."""
     current = _entry_ids(connection, start, paths)
@@ -109,7 +109,7 @@ def find_last_commits(
     return {**found, **dict.fromkeys(current, newer)}
 
 
-def _entry_ids(connection: sqlite3.Connection, commit: Commit, paths: Iterable[str]) -> dict[str, str]:
+def _entry_ids(connection: Connection, commit: Commit, paths: Iterable[str]) -> dict[str, str]:
     """Return path → git id of the paths that a commit has, reading each folder once."""
     folders: dict[str, dict[str, TreeEntry]] = {}
 

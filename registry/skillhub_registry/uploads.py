@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from starlette.requests import Request
 
 from skillhub_registry import limits
 from skillhub_registry.blobs import BlobWriter
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import repository_not_found
 from skillhub_registry.repositories import get_repository
 
@@ -30,9 +30,7 @@ async def receive_body(request: Request, writer: BlobWriter) -> None:
     await run_in_threadpool(writer.write, bytes(pending))
 
 
-def record_uploads(
-    connection: sqlite3.Connection, repository_id: int, sender: int, files: Iterable[tuple[str, int]]
-) -> None:
+def record_uploads(connection: Connection, repository_id: int, sender: int, files: Iterable[tuple[str, int]]) -> None:
     """Note that files, given as sha256 and size, were sent to a repository, so that its sender's commits may refer to them.
 
     Raises:
@@ -41,12 +39,12 @@ def record_uploads(
     if get_repository(connection, repository_id) is None:
         raise repository_not_found()
     connection.executemany(
-        "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?, ?)",
+        "INSERT INTO uploads VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [(repository_id, sender, sha256, size) for sha256, size in files],
     )
 
 
-def find_upload(connection: sqlite3.Connection, repository_id: int, sender: int, sha256: str) -> int | None:
+def find_upload(connection: Connection, repository_id: int, sender: int, sha256: str) -> int | None:
     """Return the size of a file that the sender sent to a repository, or None."""
     row = connection.execute(
         "SELECT size FROM uploads WHERE repository_id = ? AND sender = ? AND sha256 = ?",
@@ -55,12 +53,15 @@ def find_upload(connection: sqlite3.Connection, repository_id: int, sender: int,
     return int(row["size"]) if row else None
 
 
-def record_xorb(connection: sqlite3.Connection, account_id: int, xorb_hash: str, sha256: str) -> None:
+def record_xorb(connection: Connection, account_id: int, xorb_hash: str, sha256: str) -> None:
     """Note which blob holds a xorb that an account sent."""
-    connection.execute("INSERT OR REPLACE INTO xorbs VALUES (?, ?, ?)", (xorb_hash, account_id, sha256))
+    connection.execute(
+        "INSERT INTO xorbs VALUES (?, ?, ?) ON CONFLICT (hash, account_id) DO UPDATE SET sha256 = excluded.sha256",
+        (xorb_hash, account_id, sha256),
+    )
 
 
-def find_xorb(connection: sqlite3.Connection, account_id: int, xorb_hash: str) -> str | None:
+def find_xorb(connection: Connection, account_id: int, xorb_hash: str) -> str | None:
     """Return the sha256 of the blob that holds a xorb: the account's own, else somebody's.
 
     Somebody's, because users who share a machine share the client's list of what was sent. Whoever knows a xorb's hash

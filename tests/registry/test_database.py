@@ -8,7 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from skillhub_registry.database import MIGRATIONS, open_database
+from skillhub_registry.schema import MIGRATIONS
+from skillhub_registry.sqlite import open_sqlite
 from skillhub_registry.uploads import find_upload
 from tests.support.registry_process import running_registry
 
@@ -25,7 +26,7 @@ def test_uploads_of_an_earlier_version_are_the_members(tmp_path: Path) -> None:
         connection.execute("INSERT INTO commits VALUES (7, ?, ?, NULL, 'ann', 0, 'title', '')", ("c" * 40, "t" * 40))
         connection.execute("INSERT INTO uploads VALUES (7, ?, 123)", ("ab" * 32,))
         connection.execute("PRAGMA user_version = 1")
-    database = open_database(path)
+    database = open_sqlite(path)
     with database.read() as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
         assert find_upload(connection, 7, 0, "ab" * 32) == 123

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import sqlite3
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,6 +22,7 @@ from skillhub_registry.commits import (
     parse_line,
     squash_branch,
 )
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import bad_request, too_large
 from skillhub_registry.names import check_path
 from skillhub_registry.pullrequests import (
@@ -131,7 +131,7 @@ def _author(call: Call) -> Author:
 
 def _commit(call: Call, ref: str, header: CommitHeader, operations: list[Operation]) -> str:
     number = pull_request_number(ref)
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         if number is not None:  # it may have been closed or merged while the body came
             require_committer(connection, call.account, call.target, ref, proposes=False)
         commit_id = make_commit(connection, call.registry.blobs, call.target.id, ref, _author(call), header, operations)
@@ -141,7 +141,7 @@ def _commit(call: Call, ref: str, header: CommitHeader, operations: list[Operati
 
 
 def _propose(call: Call, branch: str, header: CommitHeader, operations: list[Operation]) -> tuple[str, PullRequest]:
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         made = open_pull_request(
             connection,
             call.target.id,
@@ -160,7 +160,7 @@ def _propose(call: Call, branch: str, header: CommitHeader, operations: list[Ope
 
 
 def _note_commit(
-    call: Call, connection: sqlite3.Connection, pull_request: PullRequest, header: CommitHeader, commit_id: str
+    call: Call, connection: Connection, pull_request: PullRequest, header: CommitHeader, commit_id: str
 ) -> None:
     subject = {"subject": header.summary, "oid": commit_id}
     add_event(connection, call.target.id, pull_request, call.account, "commit", subject)
@@ -232,6 +232,6 @@ def squash(call: Call) -> Response:
         raise bad_request("message must be a text of at most 2000 characters")
     branch = branch_of(call.parameters["revision"])
     title = message.encode("utf-8", "replace").decode()
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         squash_branch(connection, call.target.id, branch, call.account.account.name, title)
     return Response("OK")

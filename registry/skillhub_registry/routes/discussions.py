@@ -38,7 +38,7 @@ def create(call: Call) -> Response:
     if not body.get("pullRequest"):
         raise not_supported("This registry has pull requests, and no discussions without one")
     title, description = _read_title(body), _read_comment(body, "description")
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         made = open_pull_request(
             connection,
             call.target.id,
@@ -95,7 +95,7 @@ def comment(call: Call) -> Response:
     number, text = read_number(call), _read_comment(call.json(), "comment")
     if not text:
         raise bad_request("The comment is empty")
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         pull_request = get_pull_request(connection, call.target.id, number)
         event = add_event(connection, call.target.id, pull_request, call.account, "comment", {"text": text})
     return JSONResponse({"newMessage": _event_document(event)})
@@ -104,7 +104,7 @@ def comment(call: Call) -> Response:
 def retitle(call: Call) -> Response:
     """Answer ``POST R/discussions/{number}/title``, for its author and members."""
     number, title = read_number(call), _read_title(call.json())
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         pull_request = get_pull_request(connection, call.target.id, number)
         require_owner(call.account, call.target, pull_request)
         event = rename(connection, call.target.id, pull_request, call.account, title)
@@ -117,7 +117,7 @@ def set_status(call: Call) -> Response:
     number, status, text = read_number(call), body.get("status"), _read_comment(body, "comment")
     if status not in ("open", "closed"):
         raise bad_request("status must be open or closed")
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         pull_request = get_pull_request(connection, call.target.id, number)
         require_owner(call.account, call.target, pull_request)
         if text:
@@ -129,7 +129,7 @@ def set_status(call: Call) -> Response:
 def merge(call: Call) -> Response:
     """Answer ``POST R/discussions/{number}/merge``, for members."""
     number, text = read_number(call), _read_comment(parse_json(call.body) if call.body else {}, "comment")
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         pull_request = get_pull_request(connection, call.target.id, number)
         if text:
             add_event(connection, call.target.id, pull_request, call.account, "comment", {"text": text})

@@ -139,7 +139,7 @@ def verify(call: Call) -> Response:
 
 
 def _record(call: Call, claims: dict[str, Any]) -> None:
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(claims["repository"]) as connection:
         record_uploads(
             connection, claims["repository"], claims.get("sender", MEMBERS), [(claims["oid"], claims["size"])]
         )

@@ -46,7 +46,7 @@ def create_tag(call: Call) -> Response:
     tag, message = check_ref_name(body.get("tag")), body.get("message")
     if message is not None and (not isinstance(message, str) or len(message) > 100_000):
         raise bad_request("message must be text")
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         commit = resolve_revision(connection, call.target.id, call.parameters["revision"])
         create_ref(connection, call.target.id, TAG, tag, commit.id, message)
     return Response("OK")
@@ -54,7 +54,7 @@ def create_tag(call: Call) -> Response:
 
 def delete_tag(call: Call) -> Response:
     """Answer ``DELETE R/tag/{tag}``."""
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         delete_ref(connection, call.target.id, TAG, call.parameters["revision"])
     return Response("OK")
 
@@ -65,7 +65,7 @@ def create_branch(call: Call) -> Response:
     start = body.get("startingPoint") or DEFAULT_BRANCH
     if not isinstance(start, str):
         raise bad_request("startingPoint must be a revision")
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         commit = resolve_revision(connection, call.target.id, start)
         create_ref(connection, call.target.id, BRANCH, call.parameters["branch"], commit.id)
     return Response("OK")
@@ -73,6 +73,6 @@ def create_branch(call: Call) -> Response:
 
 def delete_branch(call: Call) -> Response:
     """Answer ``DELETE R/branch/{branch}``."""
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(call.target.id) as connection:
         delete_ref(connection, call.target.id, BRANCH, call.parameters["branch"])
     return Response("OK")

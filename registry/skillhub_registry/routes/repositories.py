@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -11,6 +10,7 @@ from skillhub_registry.accounts import Account, find_account
 from skillhub_registry.calls import Call, may_read, require_write
 from skillhub_registry.cards import CardError, read_metadata
 from skillhub_registry.commits import make_first_commit
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import (
     HubError,
     bad_request,
@@ -82,7 +82,7 @@ def change_settings(call: Call) -> Response:
         raise not_supported("This registry has no gated repositories; make it private")
     private = _read_visibility(body)
     if private is not None:
-        with call.registry.database.write() as connection:
+        with call.registry.database.write(call.target.id) as connection:
             set_private(connection, call.target, private)
     visible = call.target.private if private is None else private
     return JSONResponse({"private": visible, "visibility": "private" if visible else "public", "gated": False})
@@ -149,7 +149,7 @@ def _split_full_name(name: object) -> tuple[str, str]:
     return namespace, rest
 
 
-def _writable_namespace(call: Call, connection: sqlite3.Connection, name: object) -> Account:
+def _writable_namespace(call: Call, connection: Connection, name: object) -> Account:
     """Return the namespace of that name, the caller's own by default, if the caller may write there."""
     if name is None or name == "":
         account: Account | None = call.account.account
@@ -161,7 +161,7 @@ def _writable_namespace(call: Call, connection: sqlite3.Connection, name: object
     return account
 
 
-def _writable_repository(call: Call, connection: sqlite3.Connection, namespace: object, name: object) -> Repository:
+def _writable_repository(call: Call, connection: Connection, namespace: object, name: object) -> Repository:
     found = (
         find_repository(connection, namespace, name) if isinstance(namespace, str) and isinstance(name, str) else None
     )

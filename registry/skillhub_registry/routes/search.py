@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
 from skillhub_registry.calls import Call
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import bad_request
 from skillhub_registry.repositories import Repository, Search, read_tags, search_repositories
 from skillhub_registry.revisions import DEFAULT_BRANCH, resolve_revision
@@ -67,7 +67,7 @@ def list_models(call: Call) -> Response:
     return JSONResponse(documents, headers=headers)
 
 
-def _describe(connection: sqlite3.Connection, repository: Repository, members: list[str]) -> dict[str, Any]:
+def _describe(connection: Connection, repository: Repository, members: list[str]) -> dict[str, Any]:
     commit = resolve_revision(connection, repository.id, DEFAULT_BRANCH)
     document = model_document(repository, read_tags(connection, repository.id), commit.id)
     if "siblings" in members:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -12,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
 from skillhub_registry.calls import Call, is_true, parse_json
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import bad_request, entry_not_found
 from skillhub_registry.git import TreeEntry
 from skillhub_registry.names import check_path
@@ -78,7 +78,7 @@ def _read_paths(call: Call) -> tuple[list[str], bool]:
 
 
 def _describe(
-    connection: sqlite3.Connection,
+    connection: Connection,
     repository_id: int,
     commit: Commit,
     entries: Iterable[tuple[str, TreeEntry]],

@@ -73,19 +73,19 @@ async def receive_xorb(call: Call) -> Response:
         raise bad_request("A xorb's hash has 64 hexadecimal digits")
     with write_blob(call.registry.blobs, limits.XORB) as writer:
         await receive_body(call.request, writer)
-        await run_in_threadpool(_keep_xorb, call, writer, grant.account, xorb_hash)
+        await run_in_threadpool(_keep_xorb, call, writer, grant, xorb_hash)
     return JSONResponse({"was_inserted": True})
 
 
-def _keep_xorb(call: Call, writer: BlobWriter, account_id: int, xorb_hash: str) -> None:
+def _keep_xorb(call: Call, writer: BlobWriter, grant: _Grant, xorb_hash: str) -> None:
     writer.flush()
     if writer.size == 0:
         raise XetError("The xorb is empty")
     with writer.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         parse_xorb(data)
     sha256 = keep_blob(call.registry.blobs, writer)
-    with call.registry.database.write() as connection:
-        record_xorb(connection, account_id, xorb_hash, sha256)
+    with call.registry.database.write(grant.repository) as connection:
+        record_xorb(connection, grant.account, xorb_hash, sha256)
 
 
 async def receive_shard(call: Call) -> Response:
@@ -108,7 +108,7 @@ def _rebuild_files(call: Call, body: bytes, grant: _Grant) -> None:
     with opening_xorbs(locate) as open_xorb:
         for file in files:
             _rebuild_file(call, file, open_xorb)
-    with call.registry.database.write() as connection:
+    with call.registry.database.write(grant.repository) as connection:
         record_uploads(connection, grant.repository, grant.sender, [(file.sha256, file.size) for file in files])
 
 

@@ -1,0 +1,164 @@
+"""The database's schema, as scripts that lead from each version to the next.
+
+They are SQL that SQLite understands; ``postgresql.py`` says what it changes in them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+SCHEMA = """
+CREATE TABLE accounts (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL COLLATE NOCASE UNIQUE,
+    kind TEXT NOT NULL CHECK (kind IN ('user', 'organization')),
+    created_at INTEGER NOT NULL
+);
+CREATE TABLE memberships (
+    organization_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    PRIMARY KEY (organization_id, account_id)
+) WITHOUT ROWID;
+CREATE TABLE tokens (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    scope TEXT NOT NULL CHECK (scope IN ('read', 'write')),
+    digest TEXT NOT NULL UNIQUE,
+    created_at INTEGER NOT NULL
+);
+-- AUTOINCREMENT: links signed for a deleted repository must never fit a later one.
+CREATE TABLE repositories (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL UNIQUE,
+    namespace_id INTEGER NOT NULL REFERENCES accounts (id),
+    name TEXT NOT NULL COLLATE NOCASE,
+    private INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    last_modified INTEGER NOT NULL,
+    downloads INTEGER NOT NULL DEFAULT 0,
+    card TEXT NOT NULL DEFAULT '{}',
+    library_name TEXT,
+    pipeline_tag TEXT,
+    UNIQUE (namespace_id, name)
+);
+CREATE TABLE repository_tags (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    tag TEXT NOT NULL,
+    PRIMARY KEY (repository_id, tag)
+) WITHOUT ROWID;
+CREATE INDEX repository_tags_by_tag ON repository_tags (tag);
+CREATE TABLE former_names (
+    full_name TEXT NOT NULL COLLATE NOCASE PRIMARY KEY,
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE TABLE refs (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    target TEXT NOT NULL,
+    message TEXT,
+    PRIMARY KEY (repository_id, name)
+) WITHOUT ROWID;
+CREATE TABLE commits (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    id TEXT NOT NULL,
+    tree TEXT NOT NULL,
+    parent TEXT,
+    author TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    title TEXT NOT NULL,
+    message TEXT NOT NULL,
+    PRIMARY KEY (repository_id, id)
+) WITHOUT ROWID;
+-- Git trees, as git writes them; shared by all repositories, reachable through a commit only.
+CREATE TABLE trees (
+    id TEXT NOT NULL PRIMARY KEY,
+    data BLOB NOT NULL
+);
+-- What stands behind a git blob id: the content itself, or with lfs = 1 the file that the pointer stands for.
+CREATE TABLE files (
+    id TEXT NOT NULL PRIMARY KEY,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    lfs INTEGER NOT NULL
+) WITHOUT ROWID;
+-- The large files that were sent to a repository. Knowing a digest is not enough to refer to a file.
+CREATE TABLE uploads (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, sha256)
+) WITHOUT ROWID;
+-- Xorbs by the hash that the sender gave them, kept apart by sender: nobody can replace another's.
+CREATE TABLE xorbs (
+    hash TEXT NOT NULL,
+    account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (hash, account_id)
+) WITHOUT ROWID;
+"""
+
+PULL_REQUESTS = """
+CREATE TABLE pull_requests (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    author_id INTEGER NOT NULL REFERENCES accounts (id),
+    title TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('draft', 'open', 'closed', 'merged')),
+    base TEXT NOT NULL,
+    start TEXT NOT NULL,
+    merge_commit TEXT,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, number)
+) WITHOUT ROWID;
+CREATE TABLE pull_request_events (
+    id INTEGER PRIMARY KEY,
+    repository_id INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    author_id INTEGER NOT NULL REFERENCES accounts (id),
+    created_at INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    FOREIGN KEY (repository_id, number) REFERENCES pull_requests (repository_id, number) ON DELETE CASCADE
+);
+CREATE INDEX pull_request_events_in_order ON pull_request_events (repository_id, number, id);
+-- The second parent of a commit that merged a pull request.
+ALTER TABLE commits ADD COLUMN merged TEXT;
+-- Uploads belong to whoever sent them: 0 for the repository's members, else the account that proposes.
+CREATE TABLE uploads_by_sender (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    sender INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, sender, sha256)
+) WITHOUT ROWID;
+INSERT INTO uploads_by_sender SELECT repository_id, 0, sha256, size FROM uploads;
+DROP TABLE uploads;
+ALTER TABLE uploads_by_sender RENAME TO uploads;
+"""
+
+REPLICAS = """
+-- Names are compared regardless of case. On SQLite their columns do that by themselves, elsewhere this does.
+CREATE UNIQUE INDEX accounts_by_name ON accounts (lower(name));
+CREATE UNIQUE INDEX repositories_by_name ON repositories (namespace_id, lower(name));
+UPDATE former_names SET full_name = lower(full_name);
+-- What several processes must agree on. One that has the data to itself keeps its key in a file.
+CREATE TABLE secrets (
+    name TEXT NOT NULL PRIMARY KEY,
+    value BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS)
+"""Scripts that lead from version N to N + 1. Append only."""
+
+
+def split_statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
