@@ -26,8 +26,9 @@ from msgspec import Struct
 from skillhub import settings
 from skillhub.documents import field_error, parse_toml
 from skillhub.errors import NotFoundError, UsageError
-from skillhub.files import disk_errors, locked, write_atomically
+from skillhub.files import disk_errors, write_atomically
 from skillhub.lockfile import LOCAL
+from skillhub.locks import locked
 from skillhub.names import is_bare_name
 from skillhub.projects import RegistryEntry
 

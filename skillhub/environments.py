@@ -24,8 +24,9 @@ from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, NotFoundError, SkillhubError, UnsafeContentError, UsageError
 from skillhub.fields import FingerprintText, Label, Sha256
-from skillhub.files import disk_errors, locked, read_limited, safe_join, write_atomically
+from skillhub.files import disk_errors, read_limited, safe_join, write_atomically
 from skillhub.lockfile import LOCK_FILE, PACK, PEFT, files_digest
+from skillhub.locks import locked
 from skillhub.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry
 from skillhub.names import PackName, parse_pack_name
 from skillhub.packs import RECEIPT_FILE, Pack, check_file, open_pack, verify_pack

@@ -30,7 +30,8 @@ from skillhub.codecs.encoding import EncodedPart, EncodedTensor
 from skillhub.deltas import Delta
 from skillhub.documents import canonical_json
 from skillhub.errors import DiskError
-from skillhub.files import disk_errors, locked, sha256_of_file
+from skillhub.files import disk_errors, sha256_of_file
+from skillhub.locks import locked
 from skillhub.manifest import TensorEntry
 from skillhub.progress import Notice
 from skillhub.ranks import Ranks

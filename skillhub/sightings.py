@@ -23,8 +23,9 @@ from skillhub import settings
 from skillhub.documents import canonical_json, check_schema, decode_json, field_error
 from skillhub.errors import IntegrityError, NewerSchemaError, TrustError
 from skillhub.fields import Count, Label
-from skillhub.files import disk_errors, locked, sha256_of_bytes, write_atomically
+from skillhub.files import disk_errors, sha256_of_bytes, write_atomically
 from skillhub.hub import Registry
+from skillhub.locks import locked
 from skillhub.manifest import Manifest
 from skillhub.names import PackName
 from skillhub.releases import Release

@@ -33,7 +33,8 @@ from pathlib import Path
 from skillhub import settings
 from skillhub.clones import shares_bytes
 from skillhub.errors import EnvironmentLockedError, IntegrityError, NetworkError, SkillhubError
-from skillhub.files import disk_errors, link_or_copy, locked, sha256_of_file
+from skillhub.files import disk_errors, link_or_copy, sha256_of_file
+from skillhub.locks import locked
 
 READ_ONLY = 0o444
 

@@ -27,7 +27,6 @@ from skillhub.files import (
     check_relative_path,
     disk_errors,
     link_or_copy,
-    locked,
     safe_join,
     sha256_of_bytes,
     sha256_of_file,
@@ -35,6 +34,7 @@ from skillhub.files import (
     staged_folder,
     write_atomically,
 )
+from skillhub.locks import locked
 
 REPOSITORY = Path(files.__file__).parents[1]
 
@@ -452,7 +452,7 @@ def test_writers_at_once_leave_one_of_their_files(folder: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from skillhub.files import locked
+from skillhub.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

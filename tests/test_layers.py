@@ -24,6 +24,7 @@ SHARED, DISTRIBUTION, WEIGHTS, TOP = "shared", "distribution", "weights", "top"
 GROUND = [
     (SHARED, "errors settings progress redaction clones"),
     (SHARED, "files"),
+    (SHARED, "locks"),
 ]
 FORMATS = [
     (SHARED, "names documents fields canonical bfloat16 requirementfiles frontmatter"),

@@ -22,7 +22,7 @@ from skillhub.calibration.moments import Calibration, LayerRecord
 from skillhub.calibration.texts import Row
 from skillhub.codecs.allocation import analyse
 from skillhub.errors import DiskError, EnvironmentLockedError, UsageError
-from skillhub.files import locked
+from skillhub.locks import locked
 from skillhub.packer import pack
 from skillhub.packs import Pack
 from skillhub.partials import Partial

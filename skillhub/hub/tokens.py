@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from skillhub.errors import AuthError, UsageError
-from skillhub.files import disk_errors, locked, staged_file
+from skillhub.files import disk_errors, staged_file
+from skillhub.locks import locked
 from skillhub.redaction import hide
 
 _PREFIX = "skillhub "
