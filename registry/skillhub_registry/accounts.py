@@ -7,10 +7,14 @@ import secrets
 import string
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from skillhub.errors import NotFoundError, UsageError
 from skillhub_registry.database import Connection
 from skillhub_registry.names import check_account_name, fold_name
+
+ROLES: Final = ("read", "contributor", "write", "admin")
+"""Of an organisation's members, from the least to the most; ``rights.py`` says what each may do."""
 
 _TOKEN_ALPHABET = string.ascii_letters + string.digits
 
@@ -37,12 +41,20 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Membership:
+    """A user's place in an organisation; ``role`` is one of ``ROLES``."""
+
+    organization: Account
+    role: str
+
+
+@dataclass(frozen=True)
 class Caller:
-    """Who is calling: the account behind a valid token, and the organisations it may write to."""
+    """Who is calling: the account behind a valid token, and the organisations that it is a member of."""
 
     account: Account
     token: Token
-    organizations: tuple[Account, ...]
+    memberships: tuple[Membership, ...]
 
     @property
     def may_write(self) -> bool:
@@ -51,8 +63,14 @@ class Caller:
 
     @property
     def namespace_ids(self) -> frozenset[int]:
-        """The accounts whose repositories the caller sees and, with a write token, changes."""
-        return frozenset([self.account.id, *(organization.id for organization in self.organizations)])
+        """The accounts whose private repositories the caller sees."""
+        return frozenset([self.account.id, *(one.organization.id for one in self.memberships)])
+
+    def role_in(self, namespace_id: int) -> str | None:
+        """Return the caller's role in a namespace, or None for a stranger. A user is ``admin`` in its own."""
+        if namespace_id == self.account.id:
+            return "admin"
+        return next((one.role for one in self.memberships if one.organization.id == namespace_id), None)
 
 
 def add_account(connection: Connection, name: str, kind: str = "user") -> Account:
@@ -101,9 +119,13 @@ def list_accounts(connection: Connection, kind: str) -> list[Account]:
     return [Account(*row) for row in rows]
 
 
-def add_member(connection: Connection, organization: Account, user: Account) -> None:
-    """Let a user write to an organisation's repositories."""
-    connection.execute("INSERT INTO memberships VALUES (?, ?) ON CONFLICT DO NOTHING", (organization.id, user.id))
+def add_member(connection: Connection, organization: Account, user: Account, role: str) -> None:
+    """Make a user a member of an organisation, or give a member another role: one of ``ROLES``."""
+    connection.execute(
+        "INSERT INTO memberships (organization_id, account_id, role) VALUES (?, ?, ?) "
+        "ON CONFLICT (organization_id, account_id) DO UPDATE SET role = excluded.role",
+        (organization.id, user.id, role),
+    )
 
 
 def remove_member(connection: Connection, organization: Account, user: Account) -> None:
@@ -113,14 +135,24 @@ def remove_member(connection: Connection, organization: Account, user: Account) 
     )
 
 
-def list_members(connection: Connection, organization: Account) -> list[str]:
-    """Return the names of an organisation's members."""
+def list_members(connection: Connection, organization: Account) -> dict[str, str]:
+    """Return an organisation's members: name → role, by name."""
     rows = connection.execute(
-        "SELECT a.name FROM memberships m JOIN accounts a ON a.id = m.account_id WHERE m.organization_id = ? "
+        "SELECT a.name, m.role FROM memberships m JOIN accounts a ON a.id = m.account_id WHERE m.organization_id = ? "
         "ORDER BY lower(a.name)",
         (organization.id,),
     )
-    return [row["name"] for row in rows]
+    return {row["name"]: row["role"] for row in rows}
+
+
+def list_memberships(connection: Connection, user: Account) -> tuple[Membership, ...]:
+    """Return the organisations that a user is a member of, by name."""
+    rows = connection.execute(
+        "SELECT o.id, o.name, o.kind, o.created_at, m.role FROM memberships m "
+        "JOIN accounts o ON o.id = m.organization_id WHERE m.account_id = ? ORDER BY lower(o.name)",
+        (user.id,),
+    )
+    return tuple(Membership(Account(*tuple(row)[:4]), row["role"]) for row in rows)
 
 
 def create_token(connection: Connection, user: Account, scope: str, name: str) -> str:
@@ -173,12 +205,7 @@ def find_caller(connection: Connection, secret: str) -> Caller | None:
         return None
     account = Account(*tuple(row)[4:])
     token = Token(row[0], account.name, row[1], row[2], row[3])
-    organizations = connection.execute(
-        "SELECT o.id, o.name, o.kind, o.created_at FROM memberships m JOIN accounts o ON o.id = m.organization_id "
-        "WHERE m.account_id = ? ORDER BY lower(o.name)",
-        (account.id,),
-    )
-    return Caller(account, token, tuple(Account(*organization) for organization in organizations))
+    return Caller(account, token, list_memberships(connection, account))
 
 
 def _digest(secret: str) -> str:

@@ -20,13 +20,21 @@ from skillhub_registry.accounts import Caller, find_caller
 from skillhub_registry.errors import (
     INVALID_CREDENTIALS,
     bad_request,
-    forbidden,
     repository_not_found,
     too_large,
     unauthorized,
 )
 from skillhub_registry.registry import Registry
 from skillhub_registry.repositories import MEMBERS, Repository, find_repository
+from skillhub_registry.rights import (
+    gated,
+    may_download,
+    may_read,
+    may_write,
+    require_administration,
+    require_write,
+    require_write_token,
+)
 
 
 class Permission(Enum):
@@ -36,15 +44,19 @@ class Permission(Enum):
     GRANT = "a link or access token that this registry signed; the handler checks it"
     ACCOUNT = "a valid token"
     READ = "may read the repository in the path: public, or a member's of its namespace"
+    ASK = "may read the repository in the path, and has a valid token: enough to ask for access to a gated one"
+    DOWNLOAD = "may read the repository in the path and, where it is gated, was given access"
     PROPOSE = "may read the repository in the path, and has a write token: enough for pull requests of one's own"
-    WRITE = "may write to the repository in the path: a member of its namespace with a write token"
+    WRITE = "may write to the repository in the path: a write token, and a role in its namespace that includes it"
+    ADMINISTER = "may administer the repository in the path: a write token, as an admin of its namespace or its maker"
 
 
 @dataclass(frozen=True)
 class Call:
     """A request that was let in.
 
-    ``parameters`` are the decoded parts of the path. ``repository`` is there under READ, PROPOSE and WRITE; use :attr:`target`.
+    ``parameters`` are the decoded parts of the path. ``repository`` is there under READ and all that ask for more; use
+    :attr:`target`.
     ``body`` is there for handlers that are plain functions; coroutines read ``request`` themselves.
     """
 
@@ -57,13 +69,13 @@ class Call:
 
     @property
     def target(self) -> Repository:
-        """The repository in the path, which READ, PROPOSE or WRITE has found."""
+        """The repository in the path, which READ or a permission that asks for more has found."""
         assert self.repository is not None
         return self.repository
 
     @property
     def account(self) -> Caller:
-        """The caller, whom ACCOUNT, PROPOSE or WRITE has required."""
+        """The caller, whom ACCOUNT, ASK, PROPOSE, WRITE or ADMINISTER has required."""
         assert self.caller is not None
         return self.caller
 
@@ -143,7 +155,7 @@ def admit(call: Call, permission: Permission) -> Call:
 
     Raises:
         HubError: 401 without a needed token or with an unknown one; 404 for a repository that is missing or that the
-            caller may not see; 403 for one that the caller sees but may not change.
+            caller may not see; 403 for one that the caller sees but may not change, or not download from.
     """
     if permission is Permission.GRANT:
         return call
@@ -157,48 +169,22 @@ def admit(call: Call, permission: Permission) -> Call:
                 raise unauthorized("This needs a token: set HF_TOKEN")
             return _with(call, caller, None)
         repository = find_repository(connection, call.parameters["namespace"], call.parameters["name"])
-    if repository is None or not may_read(caller, repository):
-        raise repository_not_found()
-    if permission is Permission.PROPOSE:
-        require_write_token(caller)
-    if permission is Permission.WRITE:
-        require_write(caller, repository.namespace_id, repository.namespace)
+        if repository is None or not may_read(caller, repository):
+            raise repository_not_found()
+        if permission is Permission.DOWNLOAD and not may_download(connection, caller, repository):
+            raise gated(caller, repository, call.endpoint)
+    if permission is Permission.ASK and caller is None:
+        raise unauthorized("This needs a token: set HF_TOKEN")
+    if permission in _REQUIREMENTS:
+        _REQUIREMENTS[permission](caller, repository)
     return _with(call, caller, repository)
 
 
-def may_read(caller: Caller | None, repository: Repository) -> bool:
-    """Say whether a caller may know of a repository."""
-    return not repository.private or (caller is not None and repository.namespace_id in caller.namespace_ids)
-
-
-def may_write(caller: Caller, repository: Repository) -> bool:
-    """Say whether a caller is a member of a repository's namespace, with a write token."""
-    return caller.may_write and repository.namespace_id in caller.namespace_ids
-
-
-def require_write_token(caller: Caller | None) -> Caller:
-    """Return the caller, if it may write anywhere.
-
-    Raises:
-        HubError: 401 without a token, 403 with one for reading only.
-    """
-    if caller is None:
-        raise unauthorized("This needs a token with write access: set HF_TOKEN")
-    if not caller.may_write:
-        raise forbidden(f"The token {caller.token.name!r} of {caller.account.name} is for reading only")
-    return caller
-
-
-def require_write(caller: Caller | None, namespace_id: int, namespace: str) -> Caller:
-    """Return the caller, if it may write to the namespace's repositories.
-
-    Raises:
-        HubError: 401 without a token, 403 otherwise.
-    """
-    writer = require_write_token(caller)
-    if namespace_id not in writer.namespace_ids:
-        raise forbidden(f"{writer.account.name} has no write access to the namespace {namespace}")
-    return writer
+_REQUIREMENTS: dict[Permission, Callable[[Caller | None, Repository], Caller]] = {
+    Permission.PROPOSE: lambda caller, _: require_write_token(caller),
+    Permission.WRITE: require_write,
+    Permission.ADMINISTER: require_administration,
+}
 
 
 async def read_body(request: Request, limit: int) -> bytes:

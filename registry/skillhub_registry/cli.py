@@ -151,12 +151,12 @@ def revoke_token(number: int, data: Path) -> None:
 
 @commands.group()
 def org() -> None:
-    """Organisations: namespaces that several users write to."""
+    """Organisations: namespaces that several users share, each with a role."""
 
 
 @org.command("add")
 @click.argument("name")
-@click.option("--member", "members", multiple=True, metavar="USER", help="A first member; may be repeated.")
+@click.option("--member", "members", multiple=True, metavar="USER", help="A first admin; may be repeated.")
 @data_option
 def add_organization(name: str, members: tuple[str, ...], data: Path) -> None:
     """Make an organisation."""
@@ -164,7 +164,7 @@ def add_organization(name: str, members: tuple[str, ...], data: Path) -> None:
     with database.write() as connection:
         organization = accounts.add_account(connection, name, "organization")
         for member in members:
-            accounts.add_member(connection, organization, accounts.get_account(connection, member, "user"))
+            accounts.add_member(connection, organization, accounts.get_account(connection, member, "user"), "admin")
     click.echo(f"Made the organisation {organization.name}.", err=True)
 
 
@@ -179,14 +179,21 @@ def list_organizations(data: Path, as_json: bool) -> None:
 @org.command("join")
 @click.argument("organization")
 @click.argument("user_name", metavar="USER")
+@click.option(
+    "--role", type=click.Choice(accounts.ROLES), default="write", show_default=True, help="What the member may do."
+)
 @data_option
-def join_organization(organization: str, user_name: str, data: Path) -> None:
-    """Make a user a member."""
+def join_organization(organization: str, user_name: str, role: str, data: Path) -> None:
+    """Make a user a member, or give a member another role.
+
+    read: sees private repositories. contributor: makes repositories, and changes those. write: changes all. admin:
+    deletes and moves them and changes their settings as well.
+    """
     database = open_data(data)
     with database.write() as connection:
         group = accounts.get_account(connection, organization, "organization")
-        accounts.add_member(connection, group, accounts.get_account(connection, user_name, "user"))
-    click.echo(f"{user_name} is a member of {group.name}.", err=True)
+        accounts.add_member(connection, group, accounts.get_account(connection, user_name, "user"), role)
+    click.echo(f"{user_name} is a member of {group.name}: {role}.", err=True)
 
 
 @org.command("leave")
@@ -205,12 +212,12 @@ def leave_organization(organization: str, user_name: str, data: Path) -> None:
 def _list_accounts(database: Database, kind: str, as_json: bool) -> None:
     with database.read() as connection:
         listed = [
-            {"name": account.name, "members": accounts.list_members(connection, account)}
+            (account.name, accounts.list_members(connection, account))
             for account in accounts.list_accounts(connection, kind)
         ]
     if as_json:
-        click.echo(json.dumps(listed))
+        click.echo(json.dumps([{"name": name, "members": list(roles), "roles": roles} for name, roles in listed]))
         return
-    for entry in listed:
-        members = ", ".join(entry["members"])
-        click.echo(f"{entry['name']}  {members}".rstrip())
+    for name, roles in listed:
+        members = ", ".join(f"{member} ({role})" for member, role in roles.items())
+        click.echo(f"{name}  {members}".rstrip())

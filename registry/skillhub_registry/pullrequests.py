@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from skillhub_registry.accounts import Caller
-from skillhub_registry.calls import may_write, require_write
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, conflict, forbidden, revision_not_found
 from skillhub_registry.names import fold_name
@@ -22,6 +21,7 @@ from skillhub_registry.revisions import (
     stale_parent,
     walk_history,
 )
+from skillhub_registry.rights import may_write, require_write
 
 UNDECIDED = ("draft", "open")
 """The statuses in which a pull request still takes commits; the others are ``closed`` and ``merged``."""
@@ -243,7 +243,7 @@ def require_committer(
     number = pull_request_number(revision)
     if number is None:
         if not proposes:
-            require_write(caller, repository.namespace_id, repository.namespace)
+            require_write(caller, repository)
         return
     pull_request = get_pull_request(connection, repository.id, number)
     require_owner(caller, repository, pull_request)

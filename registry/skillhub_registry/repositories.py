@@ -20,7 +20,7 @@ from skillhub_registry.names import check_repository_name, fold_name
 
 _COLUMNS = (
     "r.id, r.public_id, r.namespace_id, a.name AS namespace, r.name, r.private, r.created_at, r.last_modified, "
-    "r.downloads, r.card, r.library_name, r.pipeline_tag"
+    "r.downloads, r.card, r.library_name, r.pipeline_tag, r.gated, r.creator_id"
 )
 _FROM = "FROM repositories r JOIN accounts a ON a.id = r.namespace_id"
 _BY_NAME = "lower(a.name) = ? AND lower(r.name) = ?"
@@ -36,7 +36,12 @@ gives nobody access to it.
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository. Times are milliseconds since 1970, UTC; ``public_id`` survives a move."""
+    """A model repository. Times are milliseconds since 1970, UTC; ``public_id`` survives a move.
+
+    Attributes:
+        gated: ``auto`` or ``manual`` where access to its files has to be asked for, else empty.
+        creator_id: the account that made it, where that is known.
+    """
 
     id: int
     public_id: str
@@ -50,6 +55,8 @@ class Repository:
     card: dict[str, Any]
     library_name: str | None
     pipeline_tag: str | None
+    gated: str
+    creator_id: int | None
 
     @property
     def full_name(self) -> str:
@@ -69,6 +76,7 @@ class Search:
     words: str = ""
     tags: tuple[str, ...] = ()
     pipeline_tag: str | None = None
+    gated: bool | None = None
     sort: str = "lastModified"
     limit: int = 100
     cursor: str | None = None
@@ -80,7 +88,9 @@ def now_milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
-def create_repository(connection: Connection, namespace: Account, name: str, private: bool) -> Repository:
+def create_repository(
+    connection: Connection, namespace: Account, name: str, private: bool, creator: Account
+) -> Repository:
     """Make a repository without commits.
 
     Raises:
@@ -90,9 +100,9 @@ def create_repository(connection: Connection, namespace: Account, name: str, pri
     now = now_milliseconds()
     public_id = secrets.token_hex(12)
     inserted = connection.execute(
-        "INSERT INTO repositories (public_id, namespace_id, name, private, created_at, last_modified) "
-        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (public_id, namespace.id, checked, int(private), now, now),
+        "INSERT INTO repositories (public_id, namespace_id, name, private, created_at, last_modified, creator_id) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (public_id, namespace.id, checked, int(private), now, now, creator.id),
     )
     if inserted.rowcount == 0:
         raise conflict(f"You already created this model repo: {namespace.name}/{checked}")
@@ -153,6 +163,11 @@ def set_private(connection: Connection, repository: Repository, private: bool) -
     connection.execute("UPDATE repositories SET private = ? WHERE id = ?", (int(private), repository.id))
 
 
+def set_gated(connection: Connection, repository: Repository, gated: str) -> None:
+    """Put a gate before a repository's files (``auto`` or ``manual``), or take it away (empty)."""
+    connection.execute("UPDATE repositories SET gated = ? WHERE id = ?", (gated, repository.id))
+
+
 def set_card(connection: Connection, repository_id: int, card: Card) -> None:
     """Record what the main branch says of itself, for searching, and that it changed now."""
     connection.execute(
@@ -177,6 +192,15 @@ def add_downloads(connection: Connection, counts: dict[int, int]) -> None:
         "UPDATE repositories SET downloads = downloads + ? WHERE id = ?",
         [(count, repository_id) for repository_id, count in counts.items()],
     )
+
+
+def count_repositories(connection: Connection, namespace_id: int, readable: Collection[int]) -> int:
+    """Return how many repositories of a namespace may be shown to whoever may read those of ``readable`` accounts."""
+    shown = "" if namespace_id in readable else " AND private = 0"
+    (count,) = connection.execute(
+        f"SELECT count(*) FROM repositories WHERE namespace_id = ?{shown}", (namespace_id,)
+    ).fetchone()
+    return int(count)
 
 
 _LIKE_SIGNS = re.compile("[!%_]")
@@ -214,6 +238,8 @@ def search_repositories(connection: Connection, search: Search) -> tuple[list[Re
     if search.pipeline_tag is not None:
         conditions.append("r.pipeline_tag = ?")
         values.append(search.pipeline_tag)
+    if search.gated is not None:
+        conditions.append("r.gated <> ''" if search.gated else "r.gated = ''")
     if search.cursor is not None:
         conditions.append(f"({order}, r.id) < (?, ?)")
         values.extend(_decode_cursor(search.cursor))
@@ -261,4 +287,6 @@ def _to_repository(row: Row) -> Repository:
         card=json.loads(row["card"]),
         library_name=row["library_name"],
         pipeline_tag=row["pipeline_tag"],
+        gated=row["gated"],
+        creator_id=row["creator_id"],
     )

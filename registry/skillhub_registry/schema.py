@@ -150,7 +150,22 @@ CREATE TABLE secrets (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS)
+ROLES_AND_GATES = """
+-- Whoever was a member before there were roles keeps what it may do.
+ALTER TABLE memberships ADD COLUMN role TEXT NOT NULL DEFAULT 'admin';
+ALTER TABLE repositories ADD COLUMN creator_id INTEGER;
+ALTER TABLE repositories ADD COLUMN gated TEXT NOT NULL DEFAULT '';
+CREATE TABLE access_requests (
+    public_id TEXT NOT NULL PRIMARY KEY,
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    status TEXT NOT NULL CHECK (status IN ('pending', 'accepted', 'rejected')),
+    created_at INTEGER NOT NULL,
+    UNIQUE (repository_id, account_id)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES)
 """Scripts that lead from version N to N + 1. Append only."""
 
 

@@ -91,7 +91,9 @@ def test_accounts_and_tokens(registry: RegistryProcess) -> None:
     )
 
     registry.add_organization("dorans", "dora")
-    assert {"name": "dorans", "members": ["dora"]} in json.loads(run_registry("org", "list", "--json", data=data))
+    assert {"name": "dorans", "members": ["dora"], "roles": {"dora": "admin"}} in json.loads(
+        run_registry("org", "list", "--json", data=data)
+    )
     run_registry("org", "leave", "dorans", "dora", data=data)
     run_registry("org", "join", "dorans", registry.user, data=data)
     assert f"dorans  {registry.user}" in run_registry("org", "list", data=data)

@@ -26,6 +26,7 @@ from skillhub_registry.pullrequests import (
     require_owner,
 )
 from skillhub_registry.revisions import DEFAULT_BRANCH
+from skillhub_registry.rights import may_download
 from skillhub_registry.routes.documents import format_milliseconds
 
 _SETTLED = ("closed", "merged")
@@ -77,11 +78,8 @@ def show(call: Call) -> Response:
         events = list_events(connection, call.target.id, number)
         undecided = pull_request.status in UNDECIDED
         conflicts = find_conflicts(connection, call.target.id, pull_request) if undecided else []
-        diff = (
-            diff_pull_request(connection, call.registry.blobs, call.target.id, pull_request)
-            if call.flag("diff")
-            else None
-        )
+        shows_diff = call.flag("diff") and may_download(connection, call.caller, call.target)  # it quotes the files
+        diff = diff_pull_request(connection, call.registry.blobs, call.target.id, pull_request) if shows_diff else None
     document = _document(call, pull_request)
     document["events"] = [_event_document(event) for event in events]
     document["changes"] = {"base": pull_request.base, "mergeCommitId": pull_request.merge_commit}

@@ -65,7 +65,7 @@ def model_document(repository: Repository, tags: list[str], sha: str | None) -> 
         "createdAt": format_milliseconds(repository.created_at),
         "lastModified": format_milliseconds(repository.last_modified),
         "private": repository.private,
-        "gated": False,
+        "gated": repository.gated or False,
         "disabled": False,
         "downloads": repository.downloads,
         "downloadsAllTime": repository.downloads,

@@ -11,6 +11,7 @@ from skillhub_registry.diffs import diff_pull_request
 from skillhub_registry.pullrequests import Event, get_pull_request, list_events
 from skillhub_registry.repositories import Search, search_repositories
 from skillhub_registry.revisions import BRANCH
+from skillhub_registry.rights import may_download
 from skillhub_registry.routes.discussions import read_number
 from skillhub_registry.routes.documents import format_milliseconds
 
@@ -58,7 +59,10 @@ def pull_request(call: Call) -> Response:
     with call.registry.database.read() as connection:
         shown = get_pull_request(connection, call.target.id, number)
         events = list_events(connection, call.target.id, number)
-        diff = diff_pull_request(connection, call.registry.blobs, call.target.id, shown)
+        if may_download(connection, call.caller, call.target):
+            diff = diff_pull_request(connection, call.registry.blobs, call.target.id, shown)
+        else:
+            diff = "What it changes is shown to whoever has access to this gated repository."
     page = _PULL_REQUEST.format(
         repository=escape(call.target.full_name),
         number=number,

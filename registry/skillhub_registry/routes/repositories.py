@@ -1,4 +1,4 @@
-"""Repositories: create, delete, move, settings, access checks, and what a model is."""
+"""Repositories: create, delete, move, settings and access checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry.accounts import Account, find_account
-from skillhub_registry.calls import Call, may_read, require_write
+from skillhub_registry.calls import Call
 from skillhub_registry.cards import CardError, read_metadata
 from skillhub_registry.commits import make_first_commit
 from skillhub_registry.database import Connection
@@ -19,6 +19,7 @@ from skillhub_registry.errors import (
     not_supported,
     repository_not_found,
 )
+from skillhub_registry.gates import AUTOMATIC, MANUAL
 from skillhub_registry.names import check_repository_name
 from skillhub_registry.repositories import (
     Repository,
@@ -26,12 +27,10 @@ from skillhub_registry.repositories import (
     delete_repository,
     find_repository,
     move_repository,
-    read_tags,
+    set_gated,
     set_private,
 )
-from skillhub_registry.revisions import DEFAULT_BRANCH, resolve_revision
-from skillhub_registry.routes.documents import model_document, select_members, sibling_document
-from skillhub_registry.trees import describe_entries, walk_tree
+from skillhub_registry.rights import may_read, require_administration, require_creation
 
 
 def create(call: Call) -> Response:
@@ -46,7 +45,7 @@ def create(call: Call) -> Response:
         if existing is not None and existing.full_name.lower() == f"{owner.name}/{name}".lower():
             url = f"{call.endpoint}/{existing.full_name}"
             raise conflict(f"You already created this model repo: {existing.full_name}", url=url)
-        repository = create_repository(connection, owner, name, bool(private))
+        repository = create_repository(connection, owner, name, bool(private), call.account.account)
         make_first_commit(connection, call.registry.blobs, repository.id, call.account.account.name)
     document = {"url": f"{call.endpoint}/{repository.full_name}", "name": repository.full_name}
     return JSONResponse({**document, "id": repository.public_id, "private": repository.private})
@@ -58,7 +57,7 @@ def delete(call: Call) -> Response:
     _require_model(body)
     with call.registry.database.write() as connection:
         namespace = body.get("organization") or call.account.account.name
-        repository = _writable_repository(call, connection, namespace, body.get("name"))
+        repository = _administered_repository(call, connection, namespace, body.get("name"))
         delete_repository(connection, repository)
     return Response("OK")
 
@@ -69,42 +68,29 @@ def move(call: Call) -> Response:
     _require_model(body)
     source, target = (_split_full_name(body.get(key)) for key in ("fromRepo", "toRepo"))
     with call.registry.database.write() as connection:
-        repository = _writable_repository(call, connection, *source)
+        repository = _administered_repository(call, connection, *source)
         owner = _writable_namespace(call, connection, target[0])
         move_repository(connection, repository, owner, target[1])
     return Response("OK")
 
 
 def change_settings(call: Call) -> Response:
-    """Answer ``PUT R/settings``: visibility."""
+    """Answer ``PUT R/settings``: visibility, and the gate."""
     body = call.json()
-    if body.get("gated"):
-        raise not_supported("This registry has no gated repositories; make it private")
-    private = _read_visibility(body)
-    if private is not None:
-        with call.registry.database.write(call.target.id) as connection:
+    private, gate = _read_visibility(body), _read_gate(body)
+    with call.registry.database.write(call.target.id) as connection:
+        if private is not None:
             set_private(connection, call.target, private)
+        if gate is not None:
+            set_gated(connection, call.target, gate)
     visible = call.target.private if private is None else private
-    return JSONResponse({"private": visible, "visibility": "private" if visible else "public", "gated": False})
+    now_gated = (call.target.gated if gate is None else gate) or False
+    return JSONResponse({"private": visible, "visibility": "private" if visible else "public", "gated": now_gated})
 
 
 def check_access(call: Call) -> Response:
     """Answer ``GET R/auth-check`` and ``R/auth-check/write``: whoever gets here may."""
     return Response("OK")
-
-
-def show(call: Call) -> Response:
-    """Answer ``GET R`` and ``GET R/revision/{rev}``."""
-    query = call.request.query_params
-    expand = query.getlist("expand")
-    with call.registry.database.read() as connection:
-        commit = resolve_revision(connection, call.target.id, call.parameters.get("revision", DEFAULT_BRANCH))
-        document = model_document(call.target, read_tags(connection, call.target.id), commit.id)
-        files = (item for item in walk_tree(connection, commit.tree) if not item[1].is_folder)
-        entries = describe_entries(connection, files)
-    document["siblings"] = [sibling_document(entry, call.flag("blobs")) for entry in entries]
-    document["usedStorage"] = sum(entry.file.size for entry in entries if entry.file)
-    return JSONResponse(select_members(document, expand) if expand else document)
 
 
 def refuse_other(call: Call) -> Response:
@@ -142,6 +128,16 @@ def _read_visibility(body: dict[str, Any]) -> bool | None:
     return bool(visibility == "private")
 
 
+def _read_gate(body: dict[str, Any]) -> str | None:
+    """Return the gate to be, empty for none, or None where nothing is said."""
+    gate = body.get("gated")
+    if gate is None:
+        return None
+    if gate is not False and gate not in (AUTOMATIC, MANUAL):
+        raise bad_request(f"gated must be {AUTOMATIC}, {MANUAL} or false")
+    return gate or ""
+
+
 def _split_full_name(name: object) -> tuple[str, str]:
     namespace, separator, rest = name.partition("/") if isinstance(name, str) else ("", "", "")
     if not separator or not namespace or not rest:
@@ -150,22 +146,22 @@ def _split_full_name(name: object) -> tuple[str, str]:
 
 
 def _writable_namespace(call: Call, connection: Connection, name: object) -> Account:
-    """Return the namespace of that name, the caller's own by default, if the caller may write there."""
+    """Return the namespace of that name, the caller's own by default, if the caller may make repositories there."""
     if name is None or name == "":
         account: Account | None = call.account.account
     else:
         account = find_account(connection, name) if isinstance(name, str) else None
     if account is None:
         raise forbidden(f"There is no namespace {ascii(name)[:100]} here that {call.account.account.name} may write to")
-    require_write(call.account, account.id, account.name)
+    require_creation(call.account, account)
     return account
 
 
-def _writable_repository(call: Call, connection: Connection, namespace: object, name: object) -> Repository:
+def _administered_repository(call: Call, connection: Connection, namespace: object, name: object) -> Repository:
     found = (
         find_repository(connection, namespace, name) if isinstance(namespace, str) and isinstance(name, str) else None
     )
     if found is None or not may_read(call.account, found):
         raise repository_not_found()
-    require_write(call.account, found.namespace_id, found.namespace)
+    require_administration(call.account, found)
     return found

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
-from skillhub_registry.calls import Call
+from skillhub_registry.calls import Call, is_true
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import bad_request
 from skillhub_registry.repositories import Repository, Search, read_tags, search_repositories
@@ -42,6 +42,7 @@ def list_models(call: Call) -> Response:
         words=query.get("search", "")[:500],
         tags=tuple(tag for value in query.getlist("filter") for tag in value.split(",") if tag),
         pipeline_tag=query.get("pipeline_tag") or None,
+        gated=is_true(query["gated"]) if query.get("gated") else None,
         sort=query.get("sort", "lastModified"),
         limit=_read_limit(query.get("limit")),
         cursor=query.get("cursor"),
@@ -49,8 +50,6 @@ def list_models(call: Call) -> Response:
     )
     if len(search.tags) > 50:
         raise bad_request("At most 50 filters")
-    if query.get("gated", "").lower() == "true":
-        return JSONResponse([])
     if expand:
         members = expand
     else:

@@ -10,7 +10,9 @@ from skillhub_registry.routes import (
     commits,
     discussions,
     downloads,
+    gates,
     lfs,
+    models,
     pages,
     refs,
     repositories,
@@ -19,7 +21,7 @@ from skillhub_registry.routes import (
     xet,
 )
 
-ANYONE, GRANT, ACCOUNT, READ, PROPOSE, WRITE = Permission
+ANYONE, GRANT, ACCOUNT, READ, ASK, DOWNLOAD, PROPOSE, WRITE, ADMINISTER = Permission
 _MODEL: Final = "/api/models/{namespace}/{name}"
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
@@ -27,6 +29,9 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", "/healthz", ANYONE, pages.healthy),
     # accounts
     Endpoint("GET", "/api/whoami-v2", ACCOUNT, accounts.whoami),
+    Endpoint("GET", "/api/users/{user}/overview", ANYONE, accounts.show_user),
+    Endpoint("GET", "/api/organizations/{organization}/overview", ANYONE, accounts.show_organization),
+    Endpoint("GET", "/api/organizations/{organization}/members", ANYONE, accounts.list_organization_members),
     # repositories; create, delete and move name theirs in the body and check it there
     Endpoint("POST", "/api/repos/create", ACCOUNT, repositories.create),
     Endpoint("DELETE", "/api/repos/delete", ACCOUNT, repositories.delete),
@@ -36,16 +41,21 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", "/api/models/{name}", ANYONE, repositories.refuse_other),
     Endpoint("GET", "/api/datasets/{rest:path}", ANYONE, repositories.refuse_other),
     Endpoint("GET", "/api/spaces/{rest:path}", ANYONE, repositories.refuse_other),
-    Endpoint("GET", _MODEL, READ, repositories.show),
-    Endpoint("GET", _MODEL + "/revision/{revision}", READ, repositories.show),
-    Endpoint("PUT", _MODEL + "/settings", WRITE, repositories.change_settings),
-    Endpoint("GET", _MODEL + "/auth-check", READ, repositories.check_access),
+    Endpoint("GET", _MODEL, READ, models.show),
+    Endpoint("GET", _MODEL + "/revision/{revision}", READ, models.show),
+    Endpoint("PUT", _MODEL + "/settings", ADMINISTER, repositories.change_settings),
+    Endpoint("GET", _MODEL + "/auth-check", DOWNLOAD, repositories.check_access),
     Endpoint("GET", _MODEL + "/auth-check/write", WRITE, repositories.check_access),
+    # access to gated repositories
+    Endpoint("POST", "/{namespace}/{name}/ask-access", ASK, gates.ask),
+    Endpoint("GET", _MODEL + "/user-access-request/{status}", WRITE, gates.list_all),
+    Endpoint("POST", _MODEL + "/user-access-request/handle", WRITE, gates.handle),
+    Endpoint("POST", _MODEL + "/user-access-request/grant", WRITE, gates.grant),
     # files
     Endpoint("GET", _MODEL + "/tree/{revision}", READ, trees.list_tree),
     Endpoint("GET", _MODEL + "/tree/{revision}/{path:path}", READ, trees.list_tree),
     Endpoint("POST", _MODEL + "/paths-info/{revision}", READ, trees.list_paths),
-    Endpoint("GET", "/{namespace}/{name}/resolve/{revision}/{path:path}", READ, downloads.resolve),
+    Endpoint("GET", "/{namespace}/{name}/resolve/{revision}/{path:path}", DOWNLOAD, downloads.resolve),
     Endpoint("GET", "/{name}/resolve/{revision}/{path:path}", ANYONE, repositories.refuse_other),
     # commits and refs; whoever is no member may commit to pull requests of its own, which the handlers check
     Endpoint("POST", _MODEL + "/preupload/{revision}", PROPOSE, commits.preupload),

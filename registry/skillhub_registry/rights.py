@@ -1,0 +1,115 @@
+"""Rights: what a caller may do to a repository, by the scope of its token, its role in the namespace, and the gate.
+
+The roles of an organisation's members are the Hub's, each with what the ones before it may do:
+
+    read           see private repositories, and download from gated ones
+    contributor    make repositories, and change and administer those that it made
+    write          make repositories, change them all, and administer those that it made
+    admin          administer all: delete and move them, change their settings and delete their large files for good
+
+In its own namespace a user is ``admin``.
+"""
+
+from __future__ import annotations
+
+from skillhub_registry.accounts import Account, Caller
+from skillhub_registry.database import Connection
+from skillhub_registry.errors import HubError, forbidden, unauthorized
+from skillhub_registry.repositories import Repository
+
+
+def may_read(caller: Caller | None, repository: Repository) -> bool:
+    """Say whether a caller may know of a repository."""
+    return not repository.private or (caller is not None and repository.namespace_id in caller.namespace_ids)
+
+
+def may_write(caller: Caller, repository: Repository) -> bool:
+    """Say whether a caller may change a repository's files and refs."""
+    role = caller.role_in(repository.namespace_id)
+    return caller.may_write and (role in ("write", "admin") or _is_creator(caller, repository))
+
+
+def may_administer(caller: Caller, repository: Repository) -> bool:
+    """Say whether a caller may delete and move a repository and change its settings."""
+    role = caller.role_in(repository.namespace_id)
+    return caller.may_write and (role == "admin" or _is_creator(caller, repository))
+
+
+def may_download(connection: Connection, caller: Caller | None, repository: Repository) -> bool:
+    """Say whether a caller that may know of a repository may have its files.
+
+    Those of a gated one are for the members of its namespace, and for whoever was given access.
+    """
+    if not repository.gated or (caller is not None and repository.namespace_id in caller.namespace_ids):
+        return True
+    if caller is None:
+        return False
+    row = connection.execute(
+        "SELECT 1 FROM access_requests WHERE repository_id = ? AND account_id = ? AND status = 'accepted'",
+        (repository.id, caller.account.id),
+    ).fetchone()
+    return row is not None
+
+
+def require_write_token(caller: Caller | None) -> Caller:
+    """Return the caller, if it may write anywhere.
+
+    Raises:
+        HubError: 401 without a token, 403 with one for reading only.
+    """
+    if caller is None:
+        raise unauthorized("This needs a token with write access: set HF_TOKEN")
+    if not caller.may_write:
+        raise forbidden(f"The token {caller.token.name!r} of {caller.account.name} is for reading only")
+    return caller
+
+
+def require_write(caller: Caller | None, repository: Repository) -> Caller:
+    """Return the caller, if it may change the repository's files and refs.
+
+    Raises:
+        HubError: 401 without a token, 403 otherwise.
+    """
+    writer = require_write_token(caller)
+    if not may_write(writer, repository):
+        raise forbidden(f"{writer.account.name} has no write access to {repository.full_name}")
+    return writer
+
+
+def require_administration(caller: Caller | None, repository: Repository) -> Caller:
+    """Return the caller, if it may administer the repository.
+
+    Raises:
+        HubError: 401 without a token, 403 otherwise.
+    """
+    writer = require_write_token(caller)
+    if not may_administer(writer, repository):
+        needed = f"this takes an admin of {repository.namespace}, or whoever made it"
+        raise forbidden(f"{writer.account.name} may not administer {repository.full_name}: {needed}")
+    return writer
+
+
+def require_creation(caller: Caller | None, namespace: Account) -> Caller:
+    """Return the caller, if it may make repositories in the namespace.
+
+    Raises:
+        HubError: 401 without a token, 403 otherwise.
+    """
+    writer = require_write_token(caller)
+    if writer.role_in(namespace.id) not in ("contributor", "write", "admin"):
+        raise forbidden(f"{writer.account.name} has no write access to the namespace {namespace.name}")
+    return writer
+
+
+def gated(caller: Caller | None, repository: Repository, endpoint: str) -> HubError:
+    """Return the error for files of a gated repository that the caller has no access to."""
+    ask = f"Ask for it: POST {endpoint}/{repository.full_name}/ask-access"
+    if caller is None:
+        message = f"Access to model {repository.full_name} is restricted. Set HF_TOKEN and ask for it"
+        return HubError(401, "GatedRepo", message)
+    return HubError(403, "GatedRepo", f"Access to model {repository.full_name} is restricted. {ask}")
+
+
+def _is_creator(caller: Caller, repository: Repository) -> bool:
+    role = caller.role_in(repository.namespace_id)
+    return repository.creator_id == caller.account.id and role in ("contributor", "write")
