@@ -9,6 +9,7 @@ import requests
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+from tests.support.commands import Shell
 from tests.support.registry_process import RegistryProcess
 
 
@@ -165,3 +166,17 @@ def test_the_text_of_a_pull_request_is_not_shown_past_the_gate(
     page = requests.get(f"{registry.endpoint}/{repository}/discussions/1")
     assert page.status_code == 200
     assert "a secret line" not in page.text
+
+
+def test_skillhub_says_where_access_is_asked_for(
+    registry: RegistryProcess, api: HfApi, visitor: tuple[str, HfApi], tmp_path: Path
+) -> None:
+    repository = api.create_repo(f"{registry.user}/gate-pack").repo_id
+    api.upload_file(path_or_fileobj=b"", path_in_repo="releases.jsonl", repo_id=repository)
+    api.update_repo_settings(repository, gated="manual")
+    _, client = visitor
+    shell = Shell(tmp_path, registry.endpoint, str(client.token))
+    done = shell.run("install", repository)
+    assert done.returncode == 9
+    assert f"{registry.endpoint}/{repository}" in done.stderr.replace("\n", "")
+    assert "Access" in done.stderr
