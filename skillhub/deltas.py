@@ -105,9 +105,7 @@ class Delta:
 
     def _check_shapes(self, name: str) -> None:
         base, tuned = self.base.tensors[name].shape, self.tuned.tensors[name].shape
-        # What is fused has the base's config.json, which follows another vocabulary and no other size.
-        may_differ = is_vocabulary_tensor(name) and base[1:] == tuned[1:] and len(base) == len(tuned)
-        if base != tuned and not may_differ:
+        if not shapes_fit(name, base, tuned):
             raise WrongBaseError(
                 f"{name} is {list(base)} in the base and {list(tuned)} in the tuned checkpoint.",
                 hint="Give the base model that the fine-tune started from.",
@@ -118,6 +116,14 @@ class Delta:
         """Return how many rows the tuned tensor has beyond the base's."""
         base, tuned = self.base.tensors[name].shape, self.tuned.tensors[name].shape
         return max(0, tuned[0] - base[0]) if base and tuned else 0
+
+
+def shapes_fit(name: str, base: tuple[int, ...], tuned: tuple[int, ...]) -> bool:
+    """Say whether a tensor may have these shapes in a base and its fine-tune: one shape, or other rows of a vocabulary.
+
+    What is fused has the base's config.json, which follows another vocabulary and no other size.
+    """
+    return base == tuned or (is_vocabulary_tensor(name) and base[1:] == tuned[1:] and len(base) == len(tuned))
 
 
 def difference(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

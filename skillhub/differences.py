@@ -17,12 +17,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from skillhub.canonical import is_vocabulary_tensor
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import exact
 from skillhub.codecs.allocation import Analysis, analyse, choose_lambda
 from skillhub.codecs.candidates import Values
-from skillhub.deltas import Delta
+from skillhub.deltas import Delta, shapes_fit
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.goals import SIZES
 from skillhub.progress import Progress
@@ -203,7 +202,7 @@ def _check_comparable(delta: Delta) -> None:
         )
     for name in shared:
         one, other = base.tensors[name].shape, tuned.tensors[name].shape
-        if one != other and not (is_vocabulary_tensor(name) and one[1:] == other[1:] and len(one) == len(other)):
+        if not shapes_fit(name, one, other):
             raise WrongBaseError(
                 f"{_architecture(base)} and {_architecture(tuned)} cannot be compared: {name} is {list(one)} in the one and "
                 f"{list(other)} in the other.",

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 
 from skillhub.canonical import is_vocabulary_tensor
+from skillhub.codecs.lowrank import MAX_RANK
 from skillhub.errors import UsageError
 from skillhub.recipes import bitdelta, deltacome, graftllm, svdlora
 from skillhub.recipes.encoding import Compressed, Recipe, keep_exactly
-
-MAX_RANK = 4096
-"""Of a matrix that our container holds."""
 
 _EMBEDDING = re.compile(r"embed|\bwpe\b")
 """Tables of tokens, positions or segments, by their names."""
