@@ -179,7 +179,7 @@ class DeltaEncoder:
                 factors[name] = lowrank.factors_of(components)
         weights = ((name, self._packed_values(name, decode(tensor))) for name, tensor in tensors.items())
         folders = self.delta.tuned.folder, self.delta.base.folder
-        return fit_scales(*folders, self.calibration.rows, weights, factors, self.progress)
+        return fit_scales(*folders, self.calibration.rows, weights, factors, self.partial.folder, self.progress)
 
     def _packed_values(self, name: str, decoded: torch.Tensor) -> torch.Tensor:
         """Return a tensor of the fine-tune as it is packed, fp32; what it has that the base has not is kept exactly."""

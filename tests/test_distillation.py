@@ -64,12 +64,12 @@ def divergence(place: Path, tensors: dict[str, torch.Tensor]) -> float:
 
 
 def test_the_first_step_goes_down_the_divergence(
-    place: Path, factors: dict[str, Factors], monkeypatch: pytest.MonkeyPatch
+    place: Path, factors: dict[str, Factors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distillation, "STEPS", 1)
     ones = {name: np.ones(2) for name in FITTED}
     start = packed(place, factors, ones)
-    found = fit_scales(place / "tuned", place / "base", ROWS, start.items(), factors)
+    found = fit_scales(place / "tuned", place / "base", ROWS, start.items(), factors, tmp_path)
     assert found.keys() == set(FITTED)
     for name in FITTED:
         for component in range(2):
@@ -80,11 +80,13 @@ def test_the_first_step_goes_down_the_divergence(
             assert abs(found[name][component] - 1) == pytest.approx(distillation.RATE, rel=1e-3)
 
 
-def test_fitting_brings_the_predictions_nearer(place: Path, factors: dict[str, Factors]) -> None:
+def test_fitting_brings_the_predictions_nearer(place: Path, factors: dict[str, Factors], tmp_path: Path) -> None:
     ones = {name: np.ones(2) for name in FITTED}
     start = packed(place, factors, {name: 0.9 * one for name, one in ones.items()})
     shrunk = {name: Factors(0.9 * one.left, one.right, one.groups) for name, one in factors.items()}
     told: list[tuple[str, int, int]] = []
-    found = fit_scales(place / "tuned", place / "base", ROWS, start.items(), shrunk, lambda *what: told.append(what))
+    files = place / "tuned", place / "base"
+    found = fit_scales(*files, ROWS, start.items(), shrunk, tmp_path, lambda *what: told.append(what))
     assert divergence(place, packed(place, shrunk, found)) < 0.98 * divergence(place, start)
     assert told[-1] == ("fitting scales", distillation.STEPS, distillation.STEPS)
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import nn
 from skillhub.calibration.models import load_model
 from skillhub.calibration.texts import Row, padded
 from skillhub.codecs.lowrank import Factors
+from skillhub.files import disk_errors
 from skillhub.layout import ViewSlot, layout_of
 from skillhub.progress import Progress
 
@@ -51,6 +53,7 @@ def fit_scales(
     rows: Sequence[Row],
     weights: Iterable[tuple[str, torch.Tensor]],
     factors: Mapping[str, Factors],
+    folder: Path,
     progress: Progress | None = None,
 ) -> dict[str, Floats]:
     """Return what the scale of each component is to be multiplied by, under the name of its tensor.
@@ -63,25 +66,29 @@ def fit_scales(
         rows: what it is read to; at least one.
         weights: canonical name → fp32 tensor of the packed model, of all that differ from the fine-tune's.
         factors: canonical name → components.
+        folder: for what the fine-tune predicts, two bytes a word of the vocabulary for each token; it is gone at the end.
         progress: called with (``fitting scales``, steps done, all).
 
     Raises:
         UsageError: the fine-tune cannot be loaded.
+        DiskError: the disk is full.
     """
     model, tokenizer, generates = load_model(tuned, base, room=ROOM, dtype=torch.float32)
-    groups, lesson = _groups(rows, tokenizer.pad_token_id or 0), _Lesson(model, generates)
-    with torch.no_grad():
-        expected = [lesson.predict(group).half().cpu() for group in groups]
-    slots = layout_of(model).slots
-    for name, tensor in weights:
-        if name in slots:
-            slots[name].write(tensor)
+    groups, lesson = _groups(rows, tokenizer.pad_token_id or 0)[:STEPS], _Lesson(model, generates)
     with ExitStack() as hooks:
+        files = [Path(hooks.enter_context(TemporaryDirectory(dir=folder)), "predictions.npy") for _ in groups]
+        for group, file in zip(groups, files, strict=True):
+            with torch.no_grad(), disk_errors(file):
+                np.save(file, lesson.predict(group).half().cpu().numpy())
+        slots = layout_of(model).slots
+        for name, tensor in weights:
+            if name in slots:
+                slots[name].write(tensor)
         fits = _fits(model, factors, hooks)
         for step in range(STEPS):
             number = step % len(groups)
-            loss = lesson.loss(groups[number], expected[number].to(model.device))
-            torch.autograd.backward(loss)
+            expected = torch.from_numpy(np.load(files[number])).to(model.device)
+            torch.autograd.backward(lesson.loss(groups[number], expected))
             for fit in fits.values():
                 fit.improve(step)
             if progress:

@@ -125,13 +125,16 @@ class Calibration:
 def _layer_metrics(layer: LayerRecord, predictions: float) -> Metrics:
     inputs = _read(layer.inputs, layer.positions, layer.columns)
     gradients = _read(layer.gradients, layer.positions, layer.rows)
-    texts = torch.repeat_interleave(torch.tensor(layer.lengths)) if layer.lengths else torch.arange(layer.positions)
+    texts = torch.repeat_interleave(torch.tensor(layer.lengths)) if layer.lengths else None
     if layer.positions > MAX_POSITIONS:
         products = inputs.square().sum(1) * gradients.square().sum(1)
         kept = products.topk(MAX_POSITIONS, sorted=False).indices.sort().values
-        inputs, gradients, texts = inputs[kept], gradients[kept], texts[kept]
-    of_inputs, of_gradients = _roots(inputs, texts), _roots(gradients, texts)
-    rows, columns = _times(of_inputs, gradients), _times(of_gradients, inputs)
+        inputs, gradients = inputs[kept], gradients[kept]
+        texts = None if texts is None else texts[kept]
+    if texts is None:
+        rows, columns = gradients * inputs.norm(dim=1, keepdim=True), inputs * gradients.norm(dim=1, keepdim=True)
+    else:
+        rows, columns = _times(_roots(inputs, texts), gradients), _times(_roots(gradients, texts), inputs)
     return Metrics(_metric(rows / layer.trace**0.5), _metric(columns / predictions**0.5))
 
 
@@ -140,9 +143,6 @@ def _roots(vectors: torch.Tensor, texts: torch.Tensor) -> list[torch.Tensor]:
     lengths = torch.bincount(texts).tolist()
     roots = []
     for some in torch.split(vectors, [length for length in lengths if length]):
-        if len(some) == 1:
-            roots.append(some.norm().reshape(1, 1))
-            continue
         values, basis = torch.linalg.eigh(some @ some.T)
         roots.append(basis * values.clamp_min(0).sqrt() @ basis.T)
     return roots

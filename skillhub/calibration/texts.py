@@ -35,7 +35,7 @@ GENERAL_WEIGHT = 0.3
 BATCH_TOKENS = 256
 """Tokens of a batch, padding included: its logits over a large vocabulary are what takes memory."""
 
-ANSWERED_TOGETHER = 8
+ANSWERED_TOGETHER = 16
 """Prompts that are answered together."""
 
 WIDENED_PARAMETERS = 1 << 30
