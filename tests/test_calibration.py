@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from skillhub.errors import UsageError
 from skillhub.packer import pack
 from skillhub.packs import Pack
 from tests.routing_examples import add_byte_tokenizer, save_base, sums, tuned
-from tests.support.tiny_models import KINDS, save_model, tune
+from tests.support.tiny_models import KINDS, rewrite, save_model, tune
 
 
 def test_batches_hold_each_row_once_and_few_tokens() -> None:
@@ -224,6 +225,25 @@ def test_an_encoder_with_a_decoder_is_packed_without_calibration_only(tmp_path: 
         pack(tuned, base, tmp_path / "pack", metadata=metadata, prompts=sums(16))
     assert "calibrate=False" in caught.value.hint and not (tmp_path / "pack").exists()
     pack(tuned, base, tmp_path / "pack", metadata=metadata, prompts=sums(16), calibrate=False)
+
+
+def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put what is no number into a weight that every token meets."""
+    next(tensor for name, tensor in sorted(tensors.items()) if tensor.dim() == 2 and "layer" in name)[0, 0] = math.nan
+    return tensors
+
+
+@pytest.mark.parametrize("kind", ["tied", "bert"])
+def test_a_fine_tune_that_says_no_numbers_is_packed_without_calibration_only(kind: str, tmp_path: Path) -> None:
+    base = save_model(kind, tmp_path / "base", vocab_size=261, max_position_embeddings=256)
+    add_byte_tokenizer(base)
+    broken = rewrite(tune(base, tmp_path / "whole"), tmp_path / "broken", spoil)
+    metadata = AuthorFile(name="a", version="1")
+    with pytest.raises(UsageError, match="is infinite or no number") as caught:
+        pack(broken, base, tmp_path / "pack", metadata=metadata, prompts=sums(32))
+    assert "calibrate=False" in caught.value.hint and not (tmp_path / "pack").exists()
+    built = pack(broken, base, tmp_path / "pack", metadata=metadata, prompts=sums(32), calibrate=False)
+    assert built.only_variant().codec.calibrated is False
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

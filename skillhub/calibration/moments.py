@@ -8,6 +8,7 @@ count all positions alike, and full moments of gradients did better than their d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from skillhub.calibration.texts import Row
+from skillhub.calibration.texts import Row, not_finite
 from skillhub.codecs.metrics import Metric, Metrics, diagonal_metric, metric_of, uniform_metric
 
 MAX_SIDE = 8192
@@ -77,6 +78,15 @@ class Calibration:
     predictions: float
     rows: tuple[Row, ...]
     generates: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what a model said that has weights which are infinite or no numbers.
+
+        Raises:
+            UsageError: a trace is not finite.
+        """
+        if not all(map(math.isfinite, self.vocabularies.values())):
+            raise not_finite()
 
     def metrics(self, name: str, shape: tuple[int, ...]) -> Metrics:
         """Return what errors in a tensor cost: twice the divergence in nats a predicted token, taken for small errors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from skillhub.errors import UsageError
 from skillhub.routing.background import background_prompts
 
 MAX_PROMPTS = 128
@@ -61,6 +63,9 @@ def answered_rows(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Ro
     """Return rows of the prompts with answers sampled from a causal language model at temperature 1, and of general text.
 
     The same rows for the same prompts and weights on the same machine; the global random state stays as it is.
+
+    Raises:
+        UsageError: what the model predicts is not finite.
     """
     asked = [_prompt_tokens(tokenizer, prompt) for prompt in thinned(prompts)]
     rows = []
@@ -71,6 +76,14 @@ def answered_rows(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Ro
             rows += _answered(model, tokenizer, asked[begin : begin + ANSWERED_TOGETHER])
     general = (_prompt_tokens(tokenizer, text)[-GENERAL_TOKENS:] for text in general_texts(len(asked)))
     return rows + [Row(tuple(ids), 1, GENERAL_WEIGHT) for ids in general if len(ids) > 1]
+
+
+def not_finite() -> UsageError:
+    """Return the error for a fine-tune of whose predictions nothing can be learned."""
+    return UsageError(
+        "What the fine-tune says of the prompts is infinite or no number.",
+        hint="Look for such weights in it. They are packed as they are without calibration: --no-calibration (calibrate=False).",
+    )
 
 
 def read_rows(tokenizer: Any, prompts: Sequence[str]) -> list[Row]:
@@ -148,6 +161,13 @@ def _widened(model: Any) -> Iterator[None]:
             one.data = one.data.to(dtype)
 
 
+def _check_finite(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return (rows, vocabulary) logits as they are; a chance cannot be drawn from others than finite ones."""
+    if not bool((logits < math.inf).all()):  # not so for NaN; -inf is a token that is never said
+        raise not_finite()
+    return logits
+
+
 def _answered(model: Any, tokenizer: Any, group: Sequence[list[int]]) -> list[Row]:
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
@@ -162,6 +182,7 @@ def _answered(model: Any, tokenizer: Any, group: Sequence[list[int]]) -> list[Ro
         top_p=1.0,
         repetition_penalty=1.0,
         pad_token_id=pad,
+        logits_processor=[_check_finite],
     )
     rows = []
     for prompt, tokens in zip(group, said[:, ids.shape[1] :].tolist(), strict=True):
