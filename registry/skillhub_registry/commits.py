@@ -15,6 +15,7 @@ from skillhub_registry.blobs import BlobStore, put_blob
 from skillhub_registry.cards import make_card
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, bad_request, entry_not_found, revision_not_found, too_large
+from skillhub_registry.largefiles import is_deleted, record_large_files
 from skillhub_registry.names import check_path, is_sha256
 from skillhub_registry.published import check_published
 from skillhub_registry.repositories import MEMBERS, set_card
@@ -186,7 +187,7 @@ def make_commit(
         raise stale_parent()
     parent = resolve_revision(connection, repository_id, head.target)
     before = read_files(connection, parent.tree)
-    files = _apply(connection, repository_id, author, operations, parent.id, before)
+    files = _apply(connection, repository_id, ref, author, operations, parent.id, before)
     if ref == DEFAULT_REF or pull_request_number(ref) is not None:
         check_published(connection, store, before, files)
     tree = store_trees(connection, files)
@@ -248,13 +249,14 @@ def squash_branch(connection: Connection, repository_id: int, branch: str, autho
 def _apply(
     connection: Connection,
     repository_id: int,
+    ref: str,
     author: Author,
     operations: Iterable[Operation],
     parent: str,
     before: Mapping[str, str],
 ) -> dict[str, str]:
     """Return what operations make of the parent's files, each path → blob id, and store what stands behind the ids."""
-    files, added = dict(before), []
+    files, added = dict(before), {}
     for operation in operations:
         if isinstance(operation, DeleteFile | DeleteFolder):
             _delete(files, operation, parent)
@@ -264,8 +266,9 @@ def _apply(
         else:
             file = _find_upload(connection, repository_id, author, operation, before)
         files[operation.path] = file.id
-        added.append(file)
-    store_files(connection, added)
+        added[operation.path] = file
+    store_files(connection, added.values())
+    record_large_files(connection, repository_id, ref, added)
     return files
 
 
@@ -275,7 +278,7 @@ def _find_upload(
     """Return the large file that the author sent, or that the parent has."""
     size = find_upload(connection, repository_id, author.sender, operation.sha256)
     if size is None:
-        size = _find_large(connection, operation.sha256, before)
+        size = _find_large(connection, repository_id, operation.sha256, before)
     if size is None or operation.size not in (None, size):
         raise HubError(
             400,
@@ -287,10 +290,11 @@ def _find_upload(
     return File(git.object_id("blob", pointer), operation.sha256, size, True)
 
 
-def _find_large(connection: Connection, sha256: str, before: Mapping[str, str]) -> int | None:
+def _find_large(connection: Connection, repository_id: int, sha256: str, before: Mapping[str, str]) -> int | None:
     """Return the size of a large file that the parent has, at whatever path: it may be copied, whoever sent it."""
     files = find_files(connection, before.values()).values()
-    return next((file.size for file in files if file.lfs and file.sha256 == sha256), None)
+    found = next((file for file in files if file.lfs and file.sha256 == sha256), None)
+    return None if found is None or is_deleted(connection, repository_id, found) else found.size
 
 
 def _delete(files: dict[str, str], operation: DeleteFile | DeleteFolder, commit: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from skillhub.errors import IntegrityError
 from skillhub.releases import RELEASES_FILE, ReleaseIndex, check_is_extension, parse_releases
@@ -45,6 +45,27 @@ def check_published(
     changed = [path for path, blob in before.items() if path.startswith("releases/") and after.get(path) != blob]
     if changed and RELEASES_FILE in before:
         _refuse_changes(changed, _parse_index(_read_index(connection, store, before[RELEASES_FILE])))
+
+
+def refuse_deletion(
+    connection: Connection, store: BlobStore, files: Mapping[str, str], blob_ids: Collection[str]
+) -> None:
+    """Refuse to delete for good what a published release names.
+
+    Args:
+        connection: an open transaction.
+        store: where the files are.
+        files: path → blob id of every file on the main branch.
+        blob_ids: of the files to delete.
+
+    Raises:
+        HubError: 409.
+    """
+    named = [path for path, blob in files.items() if blob in blob_ids]
+    if named and RELEASES_FILE in files:
+        if RELEASES_FILE in named:
+            raise _refusal(f"{RELEASES_FILE} lists what is published and cannot be deleted")
+        _refuse_changes(named, _parse_index(_read_index(connection, store, files[RELEASES_FILE])))
 
 
 def _refuse_changes(changed: list[str], index: ReleaseIndex) -> None:

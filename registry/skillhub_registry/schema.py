@@ -165,7 +165,26 @@ CREATE TABLE access_requests (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES)
+LARGE_FILES = """
+-- The large files that commits of a repository name, by whichever commit named them first. What was there before such
+-- things were noted is what the members sent.
+CREATE TABLE large_files (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    path TEXT NOT NULL,
+    ref TEXT NOT NULL,
+    pushed_at INTEGER NOT NULL,
+    deleted INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, sha256)
+) WITHOUT ROWID;
+INSERT INTO large_files
+    SELECT u.repository_id, u.sha256, u.size, '', '', r.last_modified, 0
+    FROM uploads u JOIN repositories r ON r.id = u.repository_id
+    WHERE u.sender = 0 AND EXISTS (SELECT 1 FROM files f WHERE f.sha256 = u.sha256 AND f.lfs = 1);
+"""
+
+MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES, LARGE_FILES)
 """Scripts that lead from version N to N + 1. Append only."""
 
 

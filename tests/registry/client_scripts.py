@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, HfFileSystem, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    HfApi,
+    HfFileSystem,
+    hf_hub_download,
+    snapshot_download,
+)
 
 from tests.support.hub_client import make_file
 
@@ -33,6 +40,12 @@ def propose_files(repository: str, files: dict[str, tuple[int, int]], revision: 
 def upload_folder(repository: str, folder: str) -> dict[str, Any]:
     """Send a folder in one commit."""
     return {"commit": HfApi().upload_folder(repo_id=repository, folder_path=folder).oid}
+
+
+def copy_files(source: str, target: str, paths: list[str]) -> dict[str, Any]:
+    """Copy files from one repository to another, under ``copied/``, in one commit."""
+    copies = [CommitOperationCopy(path, f"copied/{path}", src_repo_id=source, src_repo_type="model") for path in paths]
+    return {"commit": HfApi().create_commit(target, copies, commit_message="copy").oid}
 
 
 def upload_in_turn(repository: str, versions: list[str], path: str) -> dict[str, Any]:

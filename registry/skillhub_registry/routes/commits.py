@@ -24,6 +24,7 @@ from skillhub_registry.commits import (
 )
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import bad_request, too_large
+from skillhub_registry.largefiles import is_deleted
 from skillhub_registry.names import check_path
 from skillhub_registry.pullrequests import (
     PullRequest,
@@ -64,7 +65,8 @@ def preupload(call: Call) -> Response:
             entry = find_entry(connection, commit.tree, path)
             if entry is not None and not entry.is_folder:
                 file = find_files(connection, [entry.id])[entry.id]
-                if file.lfs == (answer["uploadMode"] == "lfs"):
+                same_mode = file.lfs == (answer["uploadMode"] == "lfs")
+                if same_mode and not is_deleted(connection, call.target.id, file):
                     answer["oid"] = file.sha256 if file.lfs else file.id
             answers.append(answer)
     return JSONResponse({"files": answers})

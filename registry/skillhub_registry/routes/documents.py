@@ -20,8 +20,12 @@ def format_seconds(time: int) -> str:
     return format_milliseconds(time * 1000)
 
 
-def entry_document(entry: Entry, last_commit: Commit | None = None) -> dict[str, Any]:
-    """Return a file or folder as ``tree`` and ``paths-info`` list it."""
+def entry_document(entry: Entry, last_commit: Commit | None = None, *, for_copying: bool = False) -> dict[str, Any]:
+    """Return a file or folder as ``tree`` and ``paths-info`` list it.
+
+    With ``for_copying`` large files have a ``xetHash``, without which the client copies none between repositories. They
+    have none elsewhere: the client would download them through Xet.
+    """
     document: dict[str, Any] = {"type": "directory", "oid": entry.id, "size": 0, "path": entry.path}
     if entry.file is not None:
         document.update(type="file", size=entry.file.size)
@@ -31,6 +35,8 @@ def entry_document(entry: Entry, last_commit: Commit | None = None) -> dict[str,
                 "size": entry.file.size,
                 "pointerSize": entry.file.pointer_size,
             }
+            if for_copying:
+                document["xetHash"] = entry.file.sha256
     if last_commit is not None:
         document["lastCommit"] = {
             "id": last_commit.id,

@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, entry_not_found
+from skillhub_registry.largefiles import is_deleted
 from skillhub_registry.names import check_path
 from skillhub_registry.revisions import resolve_revision
 from skillhub_registry.trees import File, find_entry, find_files
@@ -38,6 +39,8 @@ def resolve(call: Call) -> Response:
         if entry is None or entry.is_folder:
             raise entry_not_found(f"{path} does not exist on {call.parameters['revision']}", commit.id)
         file = find_files(connection, [entry.id])[entry.id]
+        if is_deleted(connection, call.target.id, file):
+            raise entry_not_found(f"{path} was deleted for good", commit.id)
     headers = _make_headers(file, path, commit.id)
     if call.request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(file.size)})

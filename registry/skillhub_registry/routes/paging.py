@@ -1,4 +1,4 @@
-"""Pages of lists that are counted through: the cursor is how many came before."""
+"""Pages of lists, each with a link to the next one. Where nothing better is there, the cursor is how many came before."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def read_start(call: Call) -> int:
     return int(cursor)
 
 
-def next_link(call: Call, start: int) -> dict[str, str]:
-    """Return the header that leads to the page that begins at ``start``."""
+def next_link(call: Call, cursor: int | str) -> dict[str, str]:
+    """Return the header that leads to the page with a cursor."""
     kept = [(name, value) for name, value in call.request.query_params.multi_items() if name != "cursor"]
     path = quote(call.request.url.path, safe="/%")
-    return {"Link": f'<{call.endpoint}{path}?{urlencode([*kept, ("cursor", start)])}>; rel="next"'}
+    return {"Link": f'<{call.endpoint}{path}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'}

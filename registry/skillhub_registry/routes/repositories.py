@@ -10,6 +10,7 @@ from skillhub_registry.accounts import Account, find_account
 from skillhub_registry.calls import Call
 from skillhub_registry.cards import CardError, read_metadata
 from skillhub_registry.commits import make_first_commit
+from skillhub_registry.copies import copy_repository
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import (
     HubError,
@@ -30,7 +31,7 @@ from skillhub_registry.repositories import (
     set_gated,
     set_private,
 )
-from skillhub_registry.rights import may_read, require_administration, require_creation
+from skillhub_registry.rights import may_read, require_administration, require_creation, require_write_token
 
 
 def create(call: Call) -> Response:
@@ -72,6 +73,22 @@ def move(call: Call) -> Response:
         owner = _writable_namespace(call, connection, target[0])
         move_repository(connection, repository, owner, target[1])
     return Response("OK")
+
+
+def duplicate(call: Call) -> Response:
+    """Answer ``POST R/duplicate``: a repository of its own with what this one has; a 409 also contains ``url``."""
+    body = call.json()
+    private = _read_visibility(body)
+    writer = require_write_token(call.caller)
+    namespace, name = _split_full_name(body.get("repository"))
+    with call.registry.database.write() as connection:
+        owner = _writable_namespace(call, connection, namespace)
+        existing = find_repository(connection, owner.name, check_repository_name(name))
+        if existing is not None and existing.full_name.lower() == f"{owner.name}/{name}".lower():
+            raise conflict(f"{existing.full_name} exists already", url=f"{call.endpoint}/{existing.full_name}")
+        hidden = call.target.private if private is None else private
+        made = copy_repository(connection, call.target, owner, name, private=hidden, creator=writer.account)
+    return JSONResponse({"url": f"{call.endpoint}/{made.full_name}", "filesCopyPending": False})
 
 
 def change_settings(call: Call) -> Response:

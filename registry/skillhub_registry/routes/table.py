@@ -11,6 +11,7 @@ from skillhub_registry.routes import (
     discussions,
     downloads,
     gates,
+    largefiles,
     lfs,
     models,
     pages,
@@ -82,6 +83,11 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("PUT", "/lfs/object/{grant}", GRANT, lfs.receive_object),
     Endpoint("PUT", "/lfs/part/{grant}", GRANT, lfs.receive_part),
     Endpoint("POST", "/lfs/complete/{grant}", GRANT, lfs.complete_parts),
+    # large files: administration; copying needs to read the target as well, which the handler checks
+    Endpoint("GET", _MODEL + "/lfs-files", WRITE, largefiles.list_all),
+    Endpoint("POST", _MODEL + "/lfs-files/batch", ADMINISTER, largefiles.delete),
+    Endpoint("POST", _MODEL + "/lfs-files/duplicate", DOWNLOAD, largefiles.duplicate),
+    Endpoint("POST", _MODEL + "/duplicate", DOWNLOAD, repositories.duplicate),
     # large files: Xet
     Endpoint("GET", _MODEL + "/xet-write-token/{revision}", PROPOSE, xet.grant_writing),
     Endpoint("GET", "/xet/v1/chunks/{prefix}/{hash}", GRANT, xet.find_chunk),

@@ -55,7 +55,7 @@ def list_paths(call: Call) -> Response:
             entry = find_entry(connection, commit.tree, path)
             if entry is not None and path:
                 found.append((path, entry))
-        return JSONResponse(_describe(connection, call.target.id, commit, found, expand))
+        return JSONResponse(_describe(connection, call.target.id, commit, found, expand, for_copying=True))
 
 
 def _read_paths(call: Call) -> tuple[list[str], bool]:
@@ -83,12 +83,13 @@ def _describe(
     commit: Commit,
     entries: Iterable[tuple[str, TreeEntry]],
     expand: bool,
+    *,
+    for_copying: bool = False,
 ) -> list[dict[str, Any]]:
     described = describe_entries(connection, entries)
-    if not expand:
-        return [entry_document(entry) for entry in described]
-    last = find_last_commits(connection, repository_id, commit, [entry.path for entry in described])
-    return [entry_document(entry, last[entry.path]) for entry in described]
+    paths = [entry.path for entry in described]
+    last = find_last_commits(connection, repository_id, commit, paths) if expand else {}
+    return [entry_document(entry, last.get(entry.path), for_copying=for_copying) for entry in described]
 
 
 def _read_cursor(cursor: str | None) -> int:
