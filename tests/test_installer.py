@@ -38,6 +38,7 @@ from skillhub.publisher import publish
 from skillhub.store import default_store
 from tests.support.packs import BASE, OTHER_BASE, make_pack
 from tests.support.registry_process import RegistryProcess
+from tests.support.tampering import put_unchecked
 
 
 @pytest.fixture(scope="module")
@@ -472,50 +473,54 @@ def test_verify_finds_what_was_altered_and_install_repairs_it(anyone: hub.Regist
     assert verify(env) == []
 
 
-def rewrite(owner: hub.Registry, name: str, files: dict[str, bytes]) -> None:
+def rewrite(registry: RegistryProcess, owner: hub.Registry, name: str, files: dict[str, bytes]) -> None:
     """Put another repository with some other files in the place of a pack's: its registry lets nobody change releases."""
     api = HfApi(endpoint=owner.endpoint, token=owner.token)
-    kept: dict[str, bytes | Path] = {}
+    kept: dict[str, bytes] = {}
     for path in api.list_repo_files(name):
         read = hub.read_file(owner, name, path, limit=1 << 20)
         assert read is not None
         kept[path] = read.data
     api.delete_repo(name)
     hub.create_repository(owner, name)
-    hub.commit(owner, name, {**kept, **files}, message="Change", parent=None)
+    put_unchecked(registry, owner.token, name, {**kept, **files})
 
 
-def test_a_changed_release_is_tampering(anyone: hub.Registry, owner: hub.Registry, tmp_path: Path) -> None:
+def test_a_changed_release_is_tampering(
+    registry: RegistryProcess, anyone: hub.Registry, owner: hub.Registry, tmp_path: Path
+) -> None:
     name = "installer/tampered-pack"
     publish(make_pack(tmp_path / "1", "tampered-pack", "1.0"), name, registry=owner)
     install([name], environment=tmp_path / "env", registry=anyone)
     read = hub.read_releases(owner, name)
     assert read is not None
     digest = installed_packs(installed_env(tmp_path / "env"))[0].pack.digest
-    rewrite(owner, name, {"releases.jsonl": read.data.replace(digest.encode(), b"0" * 64)})
+    rewrite(registry, owner, name, {"releases.jsonl": read.data.replace(digest.encode(), b"0" * 64)})
     with pytest.raises(TrustError, match="not what it was") as caught:
         install([name], environment=tmp_path / "other", registry=anyone)
     assert caught.value.exit_code == 7
-    rewrite(owner, name, {"releases.jsonl": b"\n" + read.data})
+    rewrite(registry, owner, name, {"releases.jsonl": b"\n" + read.data})
     with pytest.raises(IntegrityError):
         install([name], environment=tmp_path / "other", registry=anyone)
-    rewrite(owner, name, {"releases.jsonl": b""})
+    rewrite(registry, owner, name, {"releases.jsonl": b""})
     with pytest.raises(IntegrityError, match="rewritten"):
         install([name], environment=tmp_path / "other", registry=anyone)
 
 
-def test_a_manifest_that_is_not_the_announced_one(anyone: hub.Registry, owner: hub.Registry, tmp_path: Path) -> None:
+def test_a_manifest_that_is_not_the_announced_one(
+    registry: RegistryProcess, anyone: hub.Registry, owner: hub.Registry, tmp_path: Path
+) -> None:
     name = "installer/swapped-pack"
     publish(make_pack(tmp_path / "1", "swapped-pack", "1.0"), name, registry=owner)
     other = make_pack(tmp_path / "2", "swapped-pack", "1.0", seed="other")
-    rewrite(owner, name, {"releases/1.0/skillpack.json": other.manifest.to_bytes()})
+    rewrite(registry, owner, name, {"releases/1.0/skillpack.json": other.manifest.to_bytes()})
     with pytest.raises(IntegrityError) as caught:
         install([name], environment=tmp_path / "env", registry=anyone)
     assert caught.value.exit_code == 6
     assert blobs() == set()
 
 
-def announce(owner: hub.Registry, name: str, pack: Pack, manifest: bytes) -> None:
+def announce(registry: RegistryProcess, owner: hub.Registry, name: str, pack: Pack, manifest: bytes) -> None:
     """Publish a manifest that no publisher would write."""
     import hashlib
 
@@ -528,23 +533,25 @@ def announce(owner: hub.Registry, name: str, pack: Pack, manifest: bytes) -> Non
         "variants": [{"fingerprint": BASE, "bytes": pack.manifest.variants[0].size}],
     }
     files = {"releases.jsonl": canonical_json(line), "releases/1.0/skillpack.json": manifest}
-    rewrite(owner, name, files)
+    rewrite(registry, owner, name, files)
 
 
-def test_a_path_that_leaves_the_folder(anyone: hub.Registry, owner: hub.Registry, tmp_path: Path) -> None:
+def test_a_path_that_leaves_the_folder(
+    registry: RegistryProcess, anyone: hub.Registry, owner: hub.Registry, tmp_path: Path
+) -> None:
     pack = make_pack(tmp_path / "1", "climbing-pack", "1.0")
     data = pack.manifest.to_bytes().replace(pack.manifest.variants[0].files[0].path.encode(), b"../../../../evil")
-    announce(owner, "installer/climbing-pack", pack, data)
+    announce(registry, owner, "installer/climbing-pack", pack, data)
     with pytest.raises(UnsafeContentError) as caught:
         install(["installer/climbing-pack"], environment=tmp_path / "env", registry=anyone)
     assert caught.value.exit_code == 12
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_a_newer_schema(anyone: hub.Registry, owner: hub.Registry, tmp_path: Path) -> None:
+def test_a_newer_schema(registry: RegistryProcess, anyone: hub.Registry, owner: hub.Registry, tmp_path: Path) -> None:
     pack = make_pack(tmp_path / "1", "newer-pack", "1.0")
     data = pack.manifest.to_bytes().replace(b'"schema":0', b'"news":[],"schema":1')
-    announce(owner, "installer/newer-pack", pack, data)
+    announce(registry, owner, "installer/newer-pack", pack, data)
     with pytest.raises(NewerSchemaError) as caught:
         install(["installer/newer-pack"], environment=tmp_path / "env", registry=anyone)
     assert caught.value.exit_code == 15

@@ -73,8 +73,11 @@ def read_metadata(readme: str) -> dict[str, Any]:
     return data
 
 
-def make_card(readme: str, paths: Iterable[str]) -> Card:
-    """Return the card of a repository with this README.md and these files; unreadable metadata counts as none."""
+def make_card(readme: str, paths: Iterable[str], more_tags: Iterable[str] = ()) -> Card:
+    """Return the card of a repository with this README.md and these files; unreadable metadata counts as none.
+
+    ``more_tags`` are what is known from elsewhere.
+    """
     try:
         data = read_metadata(readme)
     except CardError:
@@ -89,7 +92,7 @@ def make_card(readme: str, paths: Iterable[str]) -> Card:
         tags.extend(f"base_model:{relation}:{text}" for text in _texts(data.get("base_model")))
     if any(path.endswith(".safetensors") for path in paths):
         tags.append("safetensors")
-    return Card(data, tuple(dict.fromkeys(tags)))
+    return Card(data, tuple(dict.fromkeys([*tags, *more_tags])))
 
 
 def _text(value: object) -> str | None:

@@ -12,13 +12,13 @@ from typing import Any
 
 from skillhub_registry import git, limits
 from skillhub_registry.blobs import BlobStore, put_blob
-from skillhub_registry.cards import make_card
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, bad_request, entry_not_found, revision_not_found, too_large
+from skillhub_registry.indexing import index_files
 from skillhub_registry.largefiles import is_deleted, record_large_files
 from skillhub_registry.names import check_path, is_sha256
 from skillhub_registry.published import check_published
-from skillhub_registry.repositories import MEMBERS, set_card
+from skillhub_registry.repositories import MEMBERS
 from skillhub_registry.revisions import (
     BRANCH,
     DEFAULT_BRANCH,
@@ -189,7 +189,7 @@ def make_commit(
     before = read_files(connection, parent.tree)
     files = _apply(connection, repository_id, ref, author, operations, parent.id, before)
     if ref == DEFAULT_REF or pull_request_number(ref) is not None:
-        check_published(connection, store, before, files)
+        check_published(connection, store, repository_id, before, files)
     tree = store_trees(connection, files)
     commit_id = insert_commit(
         connection,
@@ -203,7 +203,7 @@ def make_commit(
     )
     move_ref(connection, repository_id, ref, commit_id)
     if ref == DEFAULT_REF:
-        renew_card(connection, store, repository_id, files)
+        index_files(connection, store, repository_id, files)
     return commit_id
 
 
@@ -330,13 +330,3 @@ def store_trees(connection: Connection, files: Mapping[str, str]) -> str:
         raise bad_request(f"{error} would be both a file and a folder") from error
     connection.executemany("INSERT INTO trees VALUES (?, ?) ON CONFLICT DO NOTHING", sorted(trees.items()))
     return root
-
-
-def renew_card(connection: Connection, store: BlobStore, repository_id: int, files: dict[str, str]) -> None:
-    """Read the README.md again, so that searching finds what the main branch says."""
-    readme = ""
-    if "README.md" in files:
-        file = find_files(connection, [files["README.md"]])[files["README.md"]]
-        if file.size <= limits.CARD:
-            readme = store.path(file.sha256).read_text(encoding="utf-8", errors="replace")
-    set_card(connection, repository_id, make_card(readme, files))

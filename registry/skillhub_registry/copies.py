@@ -43,6 +43,8 @@ def copy_repository(
     for table, columns in (
         ("large_files", "sha256, size, path, ref, pushed_at, deleted"),
         ("repository_tags", "tag"),
+        ("releases", "version, published_at"),
+        ("requirements", "place, version, pack, requirement"),
     ):
         connection.execute(
             f"INSERT INTO {table} (repository_id, {columns}) SELECT ?, {columns} FROM {table} WHERE repository_id = ?",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skillhub_registry.blobs import BlobStore
-from skillhub_registry.commits import renew_card
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError
+from skillhub_registry.indexing import index_files
 from skillhub_registry.largefiles import find_large_files, forget_large_files
 from skillhub_registry.published import refuse_deletion
 from skillhub_registry.revisions import DEFAULT_REF, resolve_revision
@@ -42,4 +42,4 @@ def delete_large_files(
         return
     rewrite_refs(connection, repository_id, blob_ids)
     if blob_ids.intersection(present.values()):
-        renew_card(connection, store, repository_id, {p: blob for p, blob in present.items() if blob not in blob_ids})
+        index_files(connection, store, repository_id, {p: blob for p, blob in present.items() if blob not in blob_ids})

@@ -42,6 +42,9 @@ SHARD_FILES: Final = 10_000
 RELEASES: Final = 64 * MIB
 """Bytes of a pack's releases.jsonl; clients read no more either."""
 
+REQUIREMENTS: Final = 10_000
+"""Requirements of a pack's releases that are kept for asking who requires what, those of the latest ones first."""
+
 CARD: Final = 1 * MIB
 """Bytes of a README.md that is read for its metadata."""
 
@@ -73,5 +76,7 @@ PULL_REQUESTS_PAGE: Final = 50
 ACCESS_REQUESTS_PAGE: Final = 100
 MEMBERS_PAGE: Final = 500
 LARGE_FILES_PAGE: Final = 1000
+DEPENDENTS_PAGE: Final = 200
+RELEASES_PAGE: Final = 1000
 MODELS_PAGE: Final = 100
 MODELS_PAGE_MAXIMUM: Final = 1000

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from skillhub.releases import RELEASES_FILE
 from skillhub_registry.accounts import Caller
 from skillhub_registry.blobs import BlobStore
-from skillhub_registry.commits import renew_card, store_trees
+from skillhub_registry.commits import store_trees
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, conflict
+from skillhub_registry.indexing import index_files
 from skillhub_registry.published import check_published
 from skillhub_registry.pullrequests import PullRequest, record_merge
 from skillhub_registry.repositories import MEMBERS
@@ -65,7 +66,7 @@ def merge_pull_request(
     if merge.conflicts:
         raise _conflict(pull_request, merge.conflicts)
     if pull_request.base == DEFAULT_REF:
-        check_published(connection, store, merge.before, merge.after)
+        check_published(connection, store, repository_id, merge.before, merge.after)
     commit_id = insert_commit(
         connection,
         repository_id,
@@ -79,7 +80,7 @@ def merge_pull_request(
     )
     move_ref(connection, repository_id, pull_request.base, commit_id)
     if pull_request.base == DEFAULT_REF:
-        renew_card(connection, store, repository_id, merge.after)
+        index_files(connection, store, repository_id, merge.after)
     _adopt_uploads(connection, repository_id, merge)
     record_merge(connection, repository_id, pull_request, caller, commit_id)
     return commit_id

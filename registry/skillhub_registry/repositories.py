@@ -194,6 +194,13 @@ def add_downloads(connection: Connection, counts: dict[int, int]) -> None:
     )
 
 
+def readable_condition(readable: Collection[int]) -> tuple[str, list[Any]]:
+    """Return the SQL condition, with its values, for a repository ``r`` that may be shown to whoever may read these accounts'."""
+    values = sorted(readable)
+    private = f" OR r.namespace_id IN ({', '.join('?' * len(values))})" if values else ""
+    return f"(r.private = 0{private})", list(values)
+
+
 def count_repositories(connection: Connection, namespace_id: int, readable: Collection[int]) -> int:
     """Return how many repositories of a namespace may be shown to whoever may read those of ``readable`` accounts."""
     shown = "" if namespace_id in readable else " AND private = 0"
@@ -223,9 +230,8 @@ def search_repositories(connection: Connection, search: Search) -> tuple[list[Re
     order = _SORTS.get(search.sort)
     if order is None:
         raise bad_request(f"Cannot sort by {search.sort!r}; choose one of {', '.join(_SORTS)}")
-    values: list[Any] = sorted(search.readable)
-    readable = f" OR r.namespace_id IN ({', '.join('?' * len(values))})" if values else ""
-    conditions = [f"(r.private = 0{readable})"]
+    readable, values = readable_condition(search.readable)
+    conditions = [readable]
     if search.author is not None:
         conditions.append("lower(a.name) = ?")
         values.append(fold_name(search.author))

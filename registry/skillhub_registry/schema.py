@@ -184,7 +184,26 @@ INSERT INTO large_files
     WHERE u.sender = 0 AND EXISTS (SELECT 1 FROM files f WHERE f.sha256 = u.sha256 AND f.lfs = 1);
 """
 
-MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES, LARGE_FILES)
+PACKS = """
+-- What the index of releases on the main branch says, renewed with each commit there.
+CREATE TABLE releases (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    version TEXT NOT NULL,
+    published_at INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, version)
+) WITHOUT ROWID;
+CREATE TABLE requirements (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    place INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    pack TEXT NOT NULL,
+    requirement TEXT NOT NULL,
+    PRIMARY KEY (repository_id, place)
+) WITHOUT ROWID;
+CREATE INDEX requirements_by_pack ON requirements (pack);
+"""
+
+MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES, LARGE_FILES, PACKS)
 """Scripts that lead from version N to N + 1. Append only."""
 
 

@@ -34,6 +34,7 @@ from skillhub.hub.registries import Registry
 from skillhub.hub.waits import hear_client
 
 _REWRITTEN = "ReleasesRewritten"  # of our registry: the index of releases would not only grow
+_MISMATCH = "ReleaseMismatch"  # of our registry: a release lacks what its manifest lists
 _TRY_AGAIN = "Check the network and HF_ENDPOINT, then run the same command again."
 
 
@@ -135,6 +136,11 @@ def _translate_answer(error: Any, registry: Registry, repository: str | None) ->
         return IntegrityError(
             f"{registry.address} refuses to change what was published{said}.",
             hint="A published version never changes: publish another version.",
+        )
+    if error.response.headers.get("X-Error-Code") == _MISMATCH:
+        return IntegrityError(
+            f"{registry.address} refuses a release that is not what its manifest says{said}.",
+            hint="Publish the pack with `skillhub publish`, which checks its files first.",
         )
     if status in (401, 403):
         return AuthError(f"{registry.address} refused this with {status}{said}.", hint=_log_in(registry), status=status)

@@ -14,6 +14,7 @@ import requests
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.errors import BadRequestError, EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
+from tests.registry.releases import line, manifest
 from tests.support.registry_process import RegistryProcess
 
 
@@ -104,23 +105,18 @@ def test_bad_commits_change_nothing(api: HfApi, repository: str) -> None:
     assert api.model_info(repository).sha == head
 
 
-def line(version: str) -> bytes:
-    event = {"schema": 0, "event": "release", "version": version, "manifest": "ab" * 32}
-    return json.dumps(event).encode() + b"\n"
-
-
 def test_what_was_published_stays(api: HfApi, repository: str) -> None:
     """The index of a pack only grows, and the files of its releases never change: not even its owner can do that."""
-    manifest, index = "releases/1.0/skillpack.json", "releases.jsonl"
-    files = [add(index, line("1.0")), add(manifest), add("releases/2.0/w.safetensors"), add("README.md")]
+    path, index = "releases/1.0/skillpack.json", "releases.jsonl"
+    files = [add(index, line("1.0")), add(path, manifest("1.0")), add("releases/2.0/w.safetensors"), add("README.md")]
     head = api.create_commit(repository, files, commit_message="Release 1.0").oid
     refused: dict[str, list[Any]] = {
         "may only grow": [add(index, line("0.9") + line("1.0"))],
         "only grow: what was published": [add(index, b"")],
         "cannot be deleted": [CommitOperationDelete(index)],
-        "1.0/skillpack.json belongs to a published release": [CommitOperationDelete(manifest)],
+        "1.0/skillpack.json belongs to a published release": [CommitOperationDelete(path)],
         "belongs to a published release, which never changes": [CommitOperationDelete("releases/")],
-        "1.0/skillpack.json belongs": [add(index, line("1.0") + line("2.0")), add(manifest, b"another")],
+        "1.0/skillpack.json belongs": [add(index, line("1.0") + line("2.0")), add(path, b"another")],
     }
     for words, operations in refused.items():
         with pytest.raises(HfHubHTTPError, match=words) as caught:
@@ -130,7 +126,11 @@ def test_what_was_published_stays(api: HfApi, repository: str) -> None:
     assert api.model_info(repository).sha == head
     api.super_squash_history(repository)
     changes = [CommitOperationDelete("releases/2.0/w.safetensors"), CommitOperationDelete("README.md")]
-    grown = [add(index, line("1.0") + line("1.1")), add(manifest), add("releases/1.1/skillpack.json")]
+    grown = [
+        add(index, line("1.0") + line("1.1")),
+        add(path, manifest("1.0")),
+        add("releases/1.1/skillpack.json", manifest("1.1")),
+    ]
     api.create_commit(repository, [*changes, *grown], commit_message="What was not published may go")
     assert read(api, repository, index) == line("1.0") + line("1.1")
     api.create_branch(repository, branch="draft")

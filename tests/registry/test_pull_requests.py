@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tests.registry.releases import line, manifest
 from tests.support.registry_process import RegistryProcess
 
 
@@ -41,11 +41,6 @@ def add(path: str, content: bytes = b"x") -> CommitOperationAdd:
 def read(api: HfApi, repository: str, path: str, tmp_path: Path, revision: str = "main") -> bytes:
     folder = tmp_path / hashlib.sha256(f"{repository} {path} {revision}".encode()).hexdigest()
     return Path(api.hf_hub_download(repository, path, revision=revision, local_dir=folder)).read_bytes()
-
-
-def line(version: str, event: str = "release") -> bytes:
-    manifest = {"manifest": "ab" * 32} if event == "release" else {}
-    return json.dumps({"schema": 0, "event": event, "version": version, **manifest}).encode() + b"\n"
 
 
 def refused(error: pytest.ExceptionInfo[HfHubHTTPError]) -> tuple[int, str]:
@@ -261,12 +256,12 @@ def test_a_pull_request_begins_at_the_commit_and_branch_asked_for(
 
 
 def test_releases_are_proposed_and_merged_like_published(api: HfApi, guest: HfApi, repository: str) -> None:
-    index, manifest = "releases.jsonl", "releases/1.0/skillpack.json"
-    api.create_commit(repository, [add(index, line("1.0")), add(manifest)], commit_message="Release 1.0")
+    index, path = "releases.jsonl", "releases/1.0/skillpack.json"
+    api.create_commit(repository, [add(index, line("1.0")), add(path, manifest("1.0"))], commit_message="Release 1.0")
     for operations in (
         [add(index, line("2.0"))],
         [CommitOperationDelete(index)],
-        [add(manifest, b"another"), add(index, line("1.0") + line("1.1"))],
+        [add(path, b"another"), add(index, line("1.0") + line("1.1"))],
     ):
         with pytest.raises(HfHubHTTPError) as caught:
             guest.create_commit(repository, operations, commit_message="Rewrite", create_pr=True)
@@ -274,7 +269,7 @@ def test_releases_are_proposed_and_merged_like_published(api: HfApi, guest: HfAp
     assert list(api.get_repo_discussions(repository)) == []
 
     def propose(version: str) -> int:
-        files = [add(index, line("1.0") + line(version)), add(f"releases/{version}/skillpack.json")]
+        files = [add(index, line("1.0") + line(version)), add(f"releases/{version}/skillpack.json", manifest(version))]
         number = guest.create_commit(repository, files, commit_message=f"Release {version}", create_pr=True).pr_num
         assert number is not None
         return number

@@ -14,6 +14,7 @@ from skillhub_registry.routes import (
     largefiles,
     lfs,
     models,
+    packs,
     pages,
     refs,
     repositories,
@@ -52,6 +53,10 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", _MODEL + "/user-access-request/{status}", WRITE, gates.list_all),
     Endpoint("POST", _MODEL + "/user-access-request/handle", WRITE, gates.handle),
     Endpoint("POST", _MODEL + "/user-access-request/grant", WRITE, gates.grant),
+    # packs
+    Endpoint("GET", _MODEL + "/releases", READ, packs.list_releases),
+    Endpoint("GET", _MODEL + "/dependencies", READ, packs.list_dependencies),
+    Endpoint("GET", _MODEL + "/dependents", READ, packs.list_all_dependents),
     # files
     Endpoint("GET", _MODEL + "/tree/{revision}", READ, trees.list_tree),
     Endpoint("GET", _MODEL + "/tree/{revision}/{path:path}", READ, trees.list_tree),
