@@ -1,9 +1,12 @@
-"""Pull requests: proposals to change a branch, each with commits of its own on ``refs/pr/N`` and a conversation."""
+"""Pull requests: proposals to change a branch, each with commits of its own on ``refs/pr/N`` and a conversation.
+
+A discussion is a conversation alone. It is numbered among the pull requests, and has neither ref nor branch.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skillhub_registry.accounts import Caller
@@ -27,19 +30,20 @@ UNDECIDED = ("draft", "open")
 """The statuses in which a pull request still takes commits; the others are ``closed`` and ``merged``."""
 
 _COLUMNS = (
-    "p.number, p.author_id, a.name AS author, p.title, p.status, p.base, p.start, p.merge_commit, p.created_at "
-    "FROM pull_requests p JOIN accounts a ON a.id = p.author_id"
+    "p.number, p.author_id, a.name AS author, p.title, p.status, p.base, p.start, p.merge_commit, p.created_at, "
+    "p.is_pull_request FROM pull_requests p JOIN accounts a ON a.id = p.author_id"
 )
 
 
 @dataclass(frozen=True)
 class PullRequest:
-    """A pull request. ``created_at`` is in milliseconds since 1970, UTC.
+    """A pull request, or a discussion. ``created_at`` is in milliseconds since 1970, UTC.
 
     Attributes:
-        base: full name of the branch that it would change.
-        start: the commit of that branch which its own commits build on.
+        base: full name of the branch that it would change; empty for a discussion.
+        start: the commit of that branch which its own commits build on; empty for a discussion.
         merge_commit: the commit that merged it.
+        has_commits: 1 for a pull request, 0 for a discussion.
     """
 
     number: int
@@ -51,6 +55,7 @@ class PullRequest:
     start: str
     merge_commit: str | None
     created_at: int
+    has_commits: int
 
     @property
     def ref(self) -> str:
@@ -96,18 +101,39 @@ def open_pull_request(
         HubError: 404, there is no such branch; 412, the branch has no such commit.
     """
     start = _find_start(connection, repository_id, branch, parent)
+    pull_request = _insert(connection, repository_id, author, title, description, (status, BRANCH + branch, start, 1))
+    move_ref(connection, repository_id, pull_request.ref, start)
+    return pull_request
+
+
+def open_discussion(
+    connection: Connection, repository_id: int, author: Caller, *, title: str, description: str
+) -> PullRequest:
+    """Make a discussion; a description that is not empty is its first comment."""
+    return _insert(connection, repository_id, author, title, description, ("open", "", "", 0))
+
+
+def _insert(
+    connection: Connection,
+    repository_id: int,
+    author: Caller,
+    title: str,
+    description: str,
+    kind: tuple[str, str, str, int],
+) -> PullRequest:
+    """Make a pull request or discussion; ``kind`` is its status, base and start, and whether it is a pull request."""
     (number,) = connection.execute(
         "SELECT coalesce(max(number), 0) + 1 FROM pull_requests WHERE repository_id = ?", (repository_id,)
     ).fetchone()
     connection.execute(
-        "INSERT INTO pull_requests VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-        (repository_id, number, author.account.id, title, status, BRANCH + branch, start, now_milliseconds()),
+        "INSERT INTO pull_requests (repository_id, number, author_id, title, created_at, status, base, start, "
+        "is_pull_request) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (repository_id, number, author.account.id, title, now_milliseconds(), *kind),
     )
-    pull_request = get_pull_request(connection, repository_id, number)
-    move_ref(connection, repository_id, pull_request.ref, start)
+    made = get_discussion(connection, repository_id, number)
     if description.strip():
-        add_event(connection, repository_id, pull_request, author, "comment", {"text": description.strip()})
-    return pull_request
+        add_event(connection, repository_id, made, author, "comment", {"text": description.strip()})
+    return made
 
 
 def _find_start(connection: Connection, repository_id: int, branch: str, parent: str | None) -> str:
@@ -121,8 +147,8 @@ def _find_start(connection: Connection, repository_id: int, branch: str, parent:
     return start
 
 
-def get_pull_request(connection: Connection, repository_id: int, number: int) -> PullRequest:
-    """Return the pull request of that number.
+def get_discussion(connection: Connection, repository_id: int, number: int) -> PullRequest:
+    """Return the pull request or discussion of that number.
 
     Raises:
         HubError: 404.
@@ -131,18 +157,41 @@ def get_pull_request(connection: Connection, repository_id: int, number: int) ->
         f"SELECT {_COLUMNS} WHERE p.repository_id = ? AND p.number = ?", (repository_id, number)
     ).fetchone()
     if row is None:
-        raise HubError(404, "EntryNotFound", f"There is no pull request {number}")
+        raise HubError(404, "EntryNotFound", f"There is no discussion {number}")
     return PullRequest(*row)
 
 
+def get_pull_request(connection: Connection, repository_id: int, number: int) -> PullRequest:
+    """Return the pull request of that number.
+
+    Raises:
+        HubError: 404, also for a discussion.
+    """
+    found = get_discussion(connection, repository_id, number)
+    if not found.has_commits:
+        raise HubError(404, "EntryNotFound", f"There is no pull request {number}: it is a discussion")
+    return found
+
+
 def list_pull_requests(
-    connection: Connection, repository_id: int, *, statuses: tuple[str, ...], author: str | None
+    connection: Connection,
+    repository_id: int,
+    *,
+    statuses: tuple[str, ...],
+    author: str | None = None,
+    has_commits: bool | None = None,
 ) -> list[PullRequest]:
-    """Return the pull requests with one of these statuses, and of this author where one is named; newest first."""
+    """Return pull requests and discussions with one of these statuses, newest first.
+
+    They are of one ``author`` where one is named, and pull requests only or discussions only where ``has_commits`` says.
+    """
     condition, values = f"p.status IN ({', '.join('?' * len(statuses))})", [repository_id, *statuses]
     if author is not None:
         condition += " AND lower(a.name) = ?"
         values.append(fold_name(author))
+    if has_commits is not None:
+        condition += " AND p.is_pull_request = ?"
+        values.append(int(has_commits))
     rows = connection.execute(
         f"SELECT {_COLUMNS} WHERE p.repository_id = ? AND {condition} ORDER BY p.number DESC", values
     )
@@ -175,6 +224,39 @@ def list_events(connection: Connection, repository_id: int, number: int) -> list
         (repository_id, number),
     )
     return [Event(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+
+
+def find_comment(connection: Connection, repository_id: int, number: int, event_id: int) -> tuple[Event, int]:
+    """Return a comment, and the account that wrote it.
+
+    Raises:
+        HubError: 404.
+    """
+    row = connection.execute(
+        "SELECT e.id, e.kind, a.name, e.created_at, e.data, e.author_id FROM pull_request_events e "
+        "JOIN accounts a ON a.id = e.author_id "
+        "WHERE e.repository_id = ? AND e.number = ? AND e.id = ? AND e.kind = 'comment'",
+        (repository_id, number, event_id),
+    ).fetchone()
+    if row is None:
+        raise HubError(404, "EntryNotFound", f"Discussion {number} has no such comment")
+    return Event(row[0], row[1], row[2], row[3], json.loads(row[4])), row[5]
+
+
+def edit_comment(connection: Connection, comment: Event, text: str) -> Event:
+    """Give a comment another text."""
+    edits = comment.data.get("edits", 0) + 1
+    return _change_event(connection, comment, {"text": text, "edits": edits, "edited_at": now_milliseconds()})
+
+
+def hide_comment(connection: Connection, comment: Event) -> Event:
+    """Take a comment's text away, for good."""
+    return _change_event(connection, comment, {"text": "", "hidden": True})
+
+
+def _change_event(connection: Connection, event: Event, data: dict[str, Any]) -> Event:
+    connection.execute("UPDATE pull_request_events SET data = ? WHERE id = ?", (json.dumps(data), event.id))
+    return replace(event, data=data)
 
 
 def change_status(
@@ -222,7 +304,8 @@ def require_owner(caller: Caller, repository: Repository, pull_request: PullRequ
         HubError: 403.
     """
     if pull_request.author_id != caller.account.id and not may_write(caller, repository):
-        raise forbidden(f"Pull request {pull_request.number} is {pull_request.author}'s: open one of your own")
+        what = "Pull request" if pull_request.has_commits else "Discussion"
+        raise forbidden(f"{what} {pull_request.number} is {pull_request.author}'s: open one of your own")
 
 
 def require_committer(

@@ -203,7 +203,12 @@ CREATE TABLE requirements (
 CREATE INDEX requirements_by_pack ON requirements (pack);
 """
 
-MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES, LARGE_FILES, PACKS)
+DISCUSSIONS = """
+-- Discussions are numbered among the pull requests; they have no base and no start.
+ALTER TABLE pull_requests ADD COLUMN is_pull_request INTEGER NOT NULL DEFAULT 1;
+"""
+
+MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES, LARGE_FILES, PACKS, DISCUSSIONS)
 """Scripts that lead from version N to N + 1. Append only."""
 
 

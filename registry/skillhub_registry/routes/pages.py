@@ -1,4 +1,4 @@
-"""The home page, the page of a pull request, and a sign of life."""
+"""The home page, the page of a discussion or pull request, and a sign of life."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from html import escape
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from skillhub_registry.calls import Call
+from skillhub_registry.database import Connection
 from skillhub_registry.diffs import diff_pull_request
-from skillhub_registry.pullrequests import Event, get_pull_request, list_events
+from skillhub_registry.pullrequests import Event, PullRequest, get_discussion, list_events
 from skillhub_registry.repositories import Search, search_repositories
 from skillhub_registry.revisions import BRANCH
 from skillhub_registry.rights import may_download
-from skillhub_registry.routes.discussions import read_number
+from skillhub_registry.routes.discussions import HIDDEN, read_number
 from skillhub_registry.routes.documents import format_milliseconds
 
 _HEAD = """<!doctype html>
@@ -39,9 +40,9 @@ _PULL_REQUEST = """
 <p>Pull request {number} of {repository}, by {author}: <strong>{status}</strong></p>
 <pre>hf download {repository} --revision {ref}    # try it
 hf discussions merge {repository} {number}    # into {base}, for members</pre>
-{events}
-<pre>{diff}</pre>
-</html>
+"""
+_DISCUSSION = """
+<p>Discussion {number} of {repository}, by {author}: <strong>{status}</strong></p>
 """
 
 
@@ -53,34 +54,36 @@ def home(call: Call) -> Response:
     return _answer("skillhub registry", _HOME.format(count=count, endpoint=escape(call.endpoint)))
 
 
-def pull_request(call: Call) -> Response:
+def discussion(call: Call) -> Response:
     """Answer ``GET /{repository}/discussions/{number}``: what the address leads to that the client shows."""
     number = read_number(call)
     with call.registry.database.read() as connection:
-        shown = get_pull_request(connection, call.target.id, number)
-        events = list_events(connection, call.target.id, number)
-        if may_download(connection, call.caller, call.target):
-            diff = diff_pull_request(connection, call.registry.blobs, call.target.id, shown)
-        else:
-            diff = "What it changes is shown to whoever has access to this gated repository."
-    page = _PULL_REQUEST.format(
+        shown = get_discussion(connection, call.target.id, number)
+        events = "".join(map(_describe, list_events(connection, call.target.id, number)))
+        diff = _show_diff(call, connection, shown) if shown.has_commits else ""
+    head = (_PULL_REQUEST if shown.has_commits else _DISCUSSION).format(
         repository=escape(call.target.full_name),
         number=number,
         status=shown.status,
         author=escape(shown.author),
         ref=shown.ref,
         base=escape(shown.base.removeprefix(BRANCH)),
-        events="".join(map(_describe, events)),
-        diff=escape(diff),
     )
-    return _answer(escape(shown.title), page)
+    return _answer(escape(shown.title), f"{head}{events}{diff}</html>\n")
+
+
+def _show_diff(call: Call, connection: Connection, shown: PullRequest) -> str:
+    if not may_download(connection, call.caller, call.target):
+        return "<p>What it changes is shown to whoever has access to this gated repository.</p>"
+    return f"<pre>{escape(diff_pull_request(connection, call.registry.blobs, call.target.id, shown))}</pre>"
 
 
 def _describe(event: Event) -> str:
     data, who = event.data, escape(event.author)
     when = format_milliseconds(event.created_at)[:16].replace("T", " ")
     if event.kind == "comment":
-        return f"<p>{when} {who}:</p><blockquote>{escape(data['text'])}</blockquote>"
+        text = HIDDEN if data.get("hidden") else data["text"]
+        return f"<p>{when} {who}:</p><blockquote>{escape(text)}</blockquote>"
     if event.kind == "commit":
         what = f"commits <code>{data['oid'][:10]}</code> {escape(data['subject'])}"
     elif event.kind == "status-change":

@@ -73,15 +73,17 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("DELETE", _MODEL + "/tag/{revision}", WRITE, refs.delete_tag),
     Endpoint("POST", _MODEL + "/branch/{branch}", WRITE, refs.create_branch),
     Endpoint("DELETE", _MODEL + "/branch/{branch}", WRITE, refs.delete_branch),
-    # pull requests; who may change which, the handlers check
+    # discussions and pull requests; who may change which, the handlers check
     Endpoint("GET", _MODEL + "/discussions", READ, discussions.list_all),
     Endpoint("POST", _MODEL + "/discussions", PROPOSE, discussions.create),
     Endpoint("GET", _MODEL + "/discussions/{number}", READ, discussions.show),
     Endpoint("POST", _MODEL + "/discussions/{number}/comment", PROPOSE, discussions.comment),
+    Endpoint("POST", _MODEL + "/discussions/{number}/comment/{comment}/edit", PROPOSE, discussions.edit),
+    Endpoint("POST", _MODEL + "/discussions/{number}/comment/{comment}/hide", PROPOSE, discussions.hide),
     Endpoint("POST", _MODEL + "/discussions/{number}/title", PROPOSE, discussions.retitle),
     Endpoint("POST", _MODEL + "/discussions/{number}/status", PROPOSE, discussions.set_status),
     Endpoint("POST", _MODEL + "/discussions/{number}/merge", WRITE, discussions.merge),
-    Endpoint("GET", "/{namespace}/{name}/discussions/{number}", READ, pages.pull_request),
+    Endpoint("GET", "/{namespace}/{name}/discussions/{number}", READ, pages.discussion),
     # large files: LFS
     Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", PROPOSE, lfs.batch),
     Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/verify", PROPOSE, lfs.verify),
