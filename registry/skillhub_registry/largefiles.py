@@ -75,6 +75,14 @@ def find_large_files(connection: Connection, repository_id: int, sha256s: Iterab
     return found
 
 
+def sum_sizes(connection: Connection, repository_id: int) -> int:
+    """Return the bytes of all large files that a repository has."""
+    (total,) = connection.execute(
+        "SELECT coalesce(sum(size), 0) FROM large_files WHERE repository_id = ? AND deleted = 0", (repository_id,)
+    ).fetchone()
+    return int(total)
+
+
 def is_deleted(connection: Connection, repository_id: int, file: File) -> bool:
     """Say whether a file, which commits of the repository may still name, was deleted for good."""
     if not file.lfs:

@@ -51,6 +51,12 @@ CARD: Final = 1 * MIB
 CARD_METADATA: Final = 64 * 1024
 """Bytes of the YAML block at its top."""
 
+TENSOR_HEADER: Final = 32 * MIB
+"""Bytes of the header of a safetensors file, or of the index of several, that are read here."""
+
+SHARDS: Final = 1000
+"""Files of one model whose headers are read."""
+
 LFS_BATCH: Final = 1000
 """Objects of one LFS batch request."""
 

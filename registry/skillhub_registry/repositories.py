@@ -78,6 +78,7 @@ class Search:
     pipeline_tag: str | None = None
     gated: bool | None = None
     sort: str = "lastModified"
+    ascending: bool = False
     limit: int = 100
     cursor: str | None = None
     readable: Collection[int] = field(default_factory=frozenset)
@@ -210,6 +211,17 @@ def count_repositories(connection: Connection, namespace_id: int, readable: Coll
     return int(count)
 
 
+def count_tagged(connection: Connection, tag: str, readable: Collection[int]) -> int:
+    """Return how many repositories with a tag may be shown to whoever may read those of ``readable`` accounts."""
+    condition, values = readable_condition(readable)
+    (count,) = connection.execute(
+        "SELECT count(*) FROM repository_tags t JOIN repositories r ON r.id = t.repository_id "
+        f"WHERE t.tag = ? AND {condition}",
+        (tag, *values),
+    ).fetchone()
+    return int(count)
+
+
 _LIKE_SIGNS = re.compile("[!%_]")
 
 _SORTS = {
@@ -222,7 +234,7 @@ _SORTS = {
 
 
 def search_repositories(connection: Connection, search: Search) -> tuple[list[Repository], str | None]:
-    """Return a page of repositories, greatest first by ``sort``, and the cursor of the next page if there is one.
+    """Return a page of repositories by ``sort``, greatest first unless ``ascending``, and the cursor of the next page if there is one.
 
     Raises:
         HubError: 400, an unknown order or a malformed cursor.
@@ -247,11 +259,12 @@ def search_repositories(connection: Connection, search: Search) -> tuple[list[Re
     if search.gated is not None:
         conditions.append("r.gated <> ''" if search.gated else "r.gated = ''")
     if search.cursor is not None:
-        conditions.append(f"({order}, r.id) < (?, ?)")
+        conditions.append(f"({order}, r.id) {'>' if search.ascending else '<'} (?, ?)")
         values.extend(_decode_cursor(search.cursor))
+    direction = "ASC" if search.ascending else "DESC"
     rows = connection.execute(
         f"SELECT {_COLUMNS}, {order} AS position {_FROM} WHERE {' AND '.join(conditions)} "
-        f"ORDER BY {order} DESC, r.id DESC LIMIT ?",
+        f"ORDER BY {order} {direction}, r.id {direction} LIMIT ?",
         [*values, search.limit + 1],
     ).fetchall()
     page = rows[: search.limit]

@@ -10,9 +10,10 @@ from skillhub_registry import limits
 from skillhub_registry.accounts import Account, find_account, list_members, list_memberships
 from skillhub_registry.calls import Call
 from skillhub_registry.database import Connection
-from skillhub_registry.errors import HubError
-from skillhub_registry.repositories import count_repositories
-from skillhub_registry.routes.documents import format_seconds
+from skillhub_registry.errors import HubError, forbidden
+from skillhub_registry.largefiles import sum_sizes
+from skillhub_registry.repositories import Search, count_repositories, search_repositories
+from skillhub_registry.routes.documents import format_milliseconds, format_seconds
 from skillhub_registry.routes.paging import next_link, read_start
 
 
@@ -56,6 +57,39 @@ def whoami(call: Call) -> Response:
             },
         }
     )
+
+
+def list_own_repositories(call: Call) -> Response:
+    """Answer ``GET /api/settings/repositories``: the caller's own, with what they take, in pages."""
+    return _list_storage(call, call.account.account)
+
+
+def list_repositories(call: Call) -> Response:
+    """Answer ``GET /api/organizations/{organization}/settings/repositories``, for its members."""
+    with call.registry.database.read() as connection:
+        organization = _get_account(connection, call.parameters["organization"], "organization")
+    if organization.id not in call.account.namespace_ids:
+        raise forbidden(f"{call.account.account.name} is no member of {organization.name}")
+    return _list_storage(call, organization)
+
+
+def _list_storage(call: Call, namespace: Account) -> Response:
+    cursor = call.request.query_params.get("cursor")
+    search = Search(author=namespace.name, readable=call.account.namespace_ids, cursor=cursor)
+    with call.registry.database.read() as connection:
+        page, following = search_repositories(connection, search)
+        documents = [
+            {
+                "id": one.full_name,
+                "type": "model",
+                "updatedAt": format_milliseconds(one.last_modified),
+                "visibility": "private" if one.private else "public",
+                "storage": sum_sizes(connection, one.id),
+                "storagePercent": 0,
+            }
+            for one in page
+        ]
+    return JSONResponse(documents, headers=next_link(call, following) if following else {})
 
 
 def show_user(call: Call) -> Response:

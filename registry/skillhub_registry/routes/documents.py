@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
+from skillhub_registry.errors import bad_request
+from skillhub_registry.models import ABSENT, FROM_FILES, Model
 from skillhub_registry.repositories import Repository
 from skillhub_registry.revisions import Commit
 from skillhub_registry.trees import Entry
@@ -60,9 +63,25 @@ def sibling_document(entry: Entry, with_blobs: bool) -> dict[str, Any]:
     return document
 
 
-def model_document(repository: Repository, tags: list[str], sha: str | None) -> dict[str, Any]:
-    """Return everything that is known of a repository without its files."""
-    document: dict[str, Any] = {
+def model_document(model: Model, members: Collection[str], *, with_blobs: bool = False) -> dict[str, Any]:
+    """Return what is known of a model: those of the members that it has, and always those that name it.
+
+    Raises:
+        HubError: 400, there is no such member.
+    """
+    document = _row_document(model.repository, model.commit.id)
+    unknown = [name for name in members if name not in document and name not in _FROM_ELSEWHERE]
+    if unknown:
+        raise bad_request(f"There is no property {ascii(unknown[0])[:80]} of models to expand")
+    document = {name: value for name, value in document.items() if name in members or name in ALWAYS}
+    if "siblings" in members:
+        document["siblings"] = [sibling_document(entry, with_blobs) for entry in model.entries]
+    document.update({name: FROM_FILES[name](model) for name in members if name in FROM_FILES})
+    return {name: value for name, value in document.items() if value is not None}
+
+
+def _row_document(repository: Repository, sha: str) -> dict[str, Any]:
+    return {
         "_id": repository.public_id,
         "id": repository.full_name,
         "modelId": repository.full_name,
@@ -77,21 +96,27 @@ def model_document(repository: Repository, tags: list[str], sha: str | None) -> 
         "downloadsAllTime": repository.downloads,
         "likes": 0,
         "trendingScore": 0,
-        "tags": tags,
         "cardData": repository.card,
         "spaces": [],
+        "library_name": repository.library_name,
+        "pipeline_tag": repository.pipeline_tag,
     }
-    if repository.library_name:
-        document["library_name"] = repository.library_name
-    if repository.pipeline_tag:
-        document["pipeline_tag"] = repository.pipeline_tag
-    return document
 
 
-ALWAYS = ("_id", "id", "modelId")
+ALWAYS: Final = ("_id", "id", "modelId")
 """Members of a model document that ``expand`` never leaves out."""
 
+BRIEF: Final = (
+    *("_id", "id", "modelId", "createdAt", "lastModified", "private", "gated", "downloads", "likes"),
+    *("trendingScore", "tags", "library_name", "pipeline_tag"),
+)
+"""Members that a list of models has unless more is asked for."""
 
-def select_members(document: dict[str, Any], expand: list[str]) -> dict[str, Any]:
-    """Return the members that ``expand`` asks for, and those that name the model."""
-    return {name: value for name, value in document.items() if name in ALWAYS or name in expand}
+WHOLE: Final = (
+    *BRIEF,
+    *("author", "sha", "disabled", "downloadsAllTime", "cardData", "spaces", "siblings", "usedStorage"),
+    *("config", "safetensors", "model-index", "widgetData"),
+)
+"""Members that one model has unless others are asked for."""
+
+_FROM_ELSEWHERE: Final = {"siblings", *FROM_FILES, *ABSENT}

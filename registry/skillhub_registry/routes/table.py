@@ -18,7 +18,6 @@ from skillhub_registry.routes import (
     pages,
     refs,
     repositories,
-    search,
     trees,
     xet,
 )
@@ -31,6 +30,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", "/healthz", ANYONE, pages.healthy),
     # accounts
     Endpoint("GET", "/api/whoami-v2", ACCOUNT, accounts.whoami),
+    Endpoint("GET", "/api/settings/repositories", ACCOUNT, accounts.list_own_repositories),
+    Endpoint("GET", "/api/organizations/{organization}/settings/repositories", ACCOUNT, accounts.list_repositories),
     Endpoint("GET", "/api/users/{user}/overview", ANYONE, accounts.show_user),
     Endpoint("GET", "/api/organizations/{organization}/overview", ANYONE, accounts.show_organization),
     Endpoint("GET", "/api/organizations/{organization}/members", ANYONE, accounts.list_organization_members),
@@ -39,7 +40,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("DELETE", "/api/repos/delete", ACCOUNT, repositories.delete),
     Endpoint("POST", "/api/repos/move", ACCOUNT, repositories.move),
     Endpoint("POST", "/api/validate-yaml", ANYONE, repositories.validate_card),
-    Endpoint("GET", "/api/models", ANYONE, search.list_models),
+    Endpoint("GET", "/api/models", ANYONE, models.list_all),
     Endpoint("GET", "/api/models/{name}", ANYONE, repositories.refuse_other),
     Endpoint("GET", "/api/datasets/{rest:path}", ANYONE, repositories.refuse_other),
     Endpoint("GET", "/api/spaces/{rest:path}", ANYONE, repositories.refuse_other),
@@ -53,6 +54,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", _MODEL + "/user-access-request/{status}", WRITE, gates.list_all),
     Endpoint("POST", _MODEL + "/user-access-request/handle", WRITE, gates.handle),
     Endpoint("POST", _MODEL + "/user-access-request/grant", WRITE, gates.grant),
+    Endpoint("GET", _MODEL + "/safetensors-metadata/{path:path}", DOWNLOAD, models.show_tensors),
     # packs
     Endpoint("GET", _MODEL + "/releases", READ, packs.list_releases),
     Endpoint("GET", _MODEL + "/dependencies", READ, packs.list_dependencies),
