@@ -1,42 +1,84 @@
-"""A content-addressed store of files by sha256: written beside, verified, made durable, renamed in.
+"""A content-addressed store of files by sha256: received into scratch space, verified, then visible whole or not at all.
 
-``blobs/ab/cdef…`` are whole and never change; ``incoming/`` holds what is still arriving, and whatever a killed process
-left there is swept away at the next start.
+``folderstore.py`` keeps them in a folder, ``s3store.py`` in a bucket.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from skillhub_registry.errors import bad_request, too_large
 
+PIECE = 1024 * 1024
+"""Bytes that are read at a time."""
 
-@dataclass(frozen=True)
-class BlobStore:
-    """The folder that holds the blobs."""
+PARTS_SECONDS = 24 * 3600
+"""How old the parts of an upload are that was given up; the links for sending them are good for half as long."""
 
-    root: Path
 
-    @property
-    def incoming(self) -> Path:
-        """The folder of uploads in progress, on the same filesystem."""
-        return self.root / "incoming"
+class BlobStore(ABC):
+    """Where the blobs are. Whatever is in it never changes.
 
-    def path(self, sha256: str) -> Path:
-        """Return where a blob lies or would lie."""
-        return self.root / "blobs" / sha256[:2] / sha256[2:]
+    Args:
+        scratch: a folder of this process alone, for what is still arriving.
+    """
 
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+
+    @abstractmethod
     def has(self, sha256: str) -> bool:
         """Say whether the blob is there, whole."""
-        return self.path(sha256).is_file()
+
+    @abstractmethod
+    def read_pieces(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield a blob's bytes from ``start`` on: ``length`` of them, or all."""
+
+    @abstractmethod
+    def open_file(self, sha256: str) -> AbstractContextManager[Path]:
+        """Yield a file on this machine that has a blob's bytes; it may be gone afterwards."""
+
+    @abstractmethod
+    def take(self, writer: BlobWriter) -> None:
+        """Keep what was written, durably, before it becomes visible. For :func:`keep_blob`, which verifies it."""
+
+    def make_link(self, sha256: str, headers: Mapping[str, str]) -> str | None:
+        """Return an address where a client fetches the blob itself, for some minutes, or None: it is served from here.
+
+        ``headers`` holds the ``Content-Type`` and ``Content-Disposition`` of the answer there.
+        """
+        return None
+
+    @abstractmethod
+    def keep_part(self, upload: str, number: int, writer: BlobWriter) -> None:
+        """Keep a part of an upload until the others are there too; they may reach other replicas."""
+
+    @abstractmethod
+    def read_parts(self, upload: str, count: int) -> Iterator[bytes]:
+        """Yield the bytes of an upload's parts, 1 to ``count``.
+
+        Raises:
+            HubError: 400, one is missing.
+        """
+
+    @abstractmethod
+    def drop_parts(self, upload: str) -> None:
+        """Forget an upload's parts."""
+
+    @abstractmethod
+    def sweep_parts(self, age: float) -> None:
+        """Forget the parts that came more than ``age`` seconds ago."""
+
+    def read(self, sha256: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a blob's bytes from ``start`` on: ``length`` of them, or all."""
+        return b"".join(self.read_pieces(sha256, start, length))
 
 
 class BlobWriter:
@@ -67,14 +109,14 @@ class BlobWriter:
 
     @property
     def path(self) -> Path:
-        """The file in ``incoming/``."""
+        """The file in the scratch folder."""
         return Path(self._file.name)
 
     def flush(self) -> None:
         """Hand everything to the operating system, so that others may read :attr:`path`."""
         self._file.flush()
 
-    def finish(self, *, durable: bool = True) -> None:
+    def finish(self, *, durable: bool) -> None:
         """End the file, and make it survive a power failure if it is to be ``durable``. Some systems rename ended files only."""
         self._file.flush()
         if durable:
@@ -82,17 +124,10 @@ class BlobWriter:
         self._file.close()
 
 
-def prepare_store(store: BlobStore) -> None:
-    """Make the folders, and remove what uploads that never ended left behind."""
-    shutil.rmtree(store.incoming, ignore_errors=True)
-    store.incoming.mkdir(parents=True, exist_ok=True)
-    (store.root / "blobs").mkdir(exist_ok=True)
-
-
 @contextmanager
 def write_blob(store: BlobStore, limit: int) -> Iterator[BlobWriter]:
     """Yield a writer of a temporary file, which is gone at the end unless :func:`keep_blob` took it."""
-    handle, name = tempfile.mkstemp(dir=store.incoming)
+    handle, name = tempfile.mkstemp(dir=store.scratch)
     os.close(handle)
     path = Path(name)
     try:
@@ -112,16 +147,8 @@ def keep_blob(store: BlobStore, writer: BlobWriter, sha256: str | None = None, s
         raise bad_request(f"The upload has {writer.size} bytes where {size} were announced")
     if sha256 is not None and writer.sha256 != sha256:
         raise bad_request(f"The upload's sha256 is {writer.sha256} where {sha256} was announced")
-    target = store.path(writer.sha256)
-    if target.is_file():
-        return writer.sha256
-    writer.finish()
-    if not target.parent.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sync_folder(target.parent.parent)
-    writer.path.chmod(0o444)
-    writer.path.replace(target)
-    _sync_folder(target.parent)
+    if not store.has(writer.sha256):
+        store.take(writer)
     return writer.sha256
 
 
@@ -131,16 +158,5 @@ def put_blob(store: BlobStore, content: bytes) -> str:
     if not store.has(sha256):
         with write_blob(store, len(content)) as writer:
             writer.write(content)
-            keep_blob(store, writer)
+            store.take(writer)
     return sha256
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure, where the platform can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

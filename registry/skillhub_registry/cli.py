@@ -6,7 +6,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 import platformdirs
@@ -15,7 +18,7 @@ from skillhub.errors import MissingExtraError, SkillhubError, UsageError
 from skillhub_registry import accounts
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
-from skillhub_registry.registry import open_data
+from skillhub_registry.registry import Place, open_database
 
 DEFAULT_PORT = 8765
 
@@ -49,7 +52,30 @@ data_option = click.option(
     show_default="$SKILLHUB_REGISTRY_DATA, else the platform's data folder",
     help="The folder that holds everything.",
 )
+database_option = click.option(
+    "--database",
+    metavar="ADDRESS",
+    envvar="SKILLHUB_REGISTRY_DATABASE",
+    show_envvar=True,
+    help="postgresql://user:password@host/name instead of a file in the folder.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def opening_database(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where the database is, and the open database as ``database``."""
+
+    @data_option
+    @database_option
+    @wraps(command)
+    def run(*arguments: Any, data: Path, database: str | None, **options: Any) -> None:
+        opened = open_database(Place(data, database))
+        try:
+            command(*arguments, database=opened, **options)
+        finally:
+            opened.close()
+
+    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,16 +92,52 @@ def commands() -> None:
     "--part-size", default=64, show_default=True, type=click.IntRange(1, 5000), help="MiB of a part of an LFS upload."
 )
 @data_option
+@database_option
+@click.option(
+    "--storage",
+    metavar="ADDRESS",
+    envvar="SKILLHUB_REGISTRY_STORAGE",
+    show_envvar=True,
+    help="s3://bucket/prefix instead of the folder for files; ?endpoint=https://… for a store that is not AWS.",
+)
+@click.option(
+    "--proxy-downloads", is_flag=True, help="Send files from the storage through here: clients cannot reach it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON line on stdout.")
-def serve(host: str, port: int, part_size: int, data: Path, as_json: bool) -> None:
-    """Serve the registry until interrupted."""
+def serve(
+    host: str,
+    port: int,
+    part_size: int,
+    data: Path,
+    database: str | None,
+    storage: str | None,
+    proxy_downloads: bool,
+    as_json: bool,
+) -> None:
+    """Serve the registry until interrupted.
+
+    By itself it keeps everything in one folder. With a PostgreSQL database and a bucket, any number of replicas may
+    serve the same registry.
+
+    \b
+    Example:
+        skillhub-registry serve
+        skillhub-registry serve --database postgresql://registry@db/registry --storage s3://models/registry
+    """
     try:
         from skillhub_registry.server import run_server
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"Serving needs {error.name}, which is not installed.", hint='Run: pip install "skillhub-packs[registry]"'
         ) from error
-    run_server(data, host, port, part_size=part_size * 1024 * 1024, as_json=as_json)
+    run_server(
+        Place(data, database, storage),
+        host,
+        port,
+        part_size=part_size * 1024 * 1024,
+        links=not proxy_downloads,
+        as_json=as_json,
+    )
 
 
 @commands.group()
@@ -85,21 +147,20 @@ def user() -> None:
 
 @user.command("add")
 @click.argument("name")
-@data_option
-def add_user(name: str, data: Path) -> None:
+@opening_database
+def add_user(name: str, database: Database) -> None:
     """Make a user; `token create` then gives it a token."""
-    database = open_data(data)
     with database.write() as connection:
         account = accounts.add_account(connection, name)
     click.echo(f"Made the user {account.name}.", err=True)
 
 
 @user.command("list")
-@data_option
+@opening_database
 @json_option
-def list_users(data: Path, as_json: bool) -> None:
+def list_users(database: Database, as_json: bool) -> None:
     """List the users."""
-    _list_accounts(open_data(data), "user", as_json)
+    _list_accounts(database, "user", as_json)
 
 
 @commands.group()
@@ -111,10 +172,9 @@ def token() -> None:
 @click.argument("user_name", metavar="USER")
 @click.option("--scope", type=click.Choice(["read", "write"]), default="write", show_default=True)
 @click.option("--name", default="default", show_default=True, help="What it is for, to recognise it in lists.")
-@data_option
-def create_token(user_name: str, scope: str, name: str, data: Path) -> None:
+@opening_database
+def create_token(user_name: str, scope: str, name: str, database: Database) -> None:
     """Make a token and print it, this one time."""
-    database = open_data(data)
     with database.write() as connection:
         secret = accounts.create_token(connection, accounts.get_account(connection, user_name, "user"), scope, name)
     click.echo(secret)
@@ -122,11 +182,10 @@ def create_token(user_name: str, scope: str, name: str, data: Path) -> None:
 
 @token.command("list")
 @click.argument("user_name", metavar="[USER]", required=False)
-@data_option
+@opening_database
 @json_option
-def list_tokens(user_name: str | None, data: Path, as_json: bool) -> None:
+def list_tokens(user_name: str | None, database: Database, as_json: bool) -> None:
     """List tokens, without their secrets."""
-    database = open_data(data)
     with database.read() as connection:
         owner = accounts.get_account(connection, user_name, "user") if user_name else None
         tokens = accounts.list_tokens(connection, owner)
@@ -140,10 +199,9 @@ def list_tokens(user_name: str | None, data: Path, as_json: bool) -> None:
 
 @token.command("revoke")
 @click.argument("number", type=int)
-@data_option
-def revoke_token(number: int, data: Path) -> None:
+@opening_database
+def revoke_token(number: int, database: Database) -> None:
     """Make a token worthless, by its number in `token list`."""
-    database = open_data(data)
     with database.write() as connection:
         accounts.revoke_token(connection, number)
     click.echo(f"Revoked token {number}.", err=True)
@@ -157,10 +215,9 @@ def org() -> None:
 @org.command("add")
 @click.argument("name")
 @click.option("--member", "members", multiple=True, metavar="USER", help="A first admin; may be repeated.")
-@data_option
-def add_organization(name: str, members: tuple[str, ...], data: Path) -> None:
+@opening_database
+def add_organization(name: str, members: tuple[str, ...], database: Database) -> None:
     """Make an organisation."""
-    database = open_data(data)
     with database.write() as connection:
         organization = accounts.add_account(connection, name, "organization")
         for member in members:
@@ -169,11 +226,11 @@ def add_organization(name: str, members: tuple[str, ...], data: Path) -> None:
 
 
 @org.command("list")
-@data_option
+@opening_database
 @json_option
-def list_organizations(data: Path, as_json: bool) -> None:
+def list_organizations(database: Database, as_json: bool) -> None:
     """List the organisations and their members."""
-    _list_accounts(open_data(data), "organization", as_json)
+    _list_accounts(database, "organization", as_json)
 
 
 @org.command("join")
@@ -182,14 +239,13 @@ def list_organizations(data: Path, as_json: bool) -> None:
 @click.option(
     "--role", type=click.Choice(accounts.ROLES), default="write", show_default=True, help="What the member may do."
 )
-@data_option
-def join_organization(organization: str, user_name: str, role: str, data: Path) -> None:
+@opening_database
+def join_organization(organization: str, user_name: str, role: str, database: Database) -> None:
     """Make a user a member, or give a member another role.
 
     read: sees private repositories. contributor: makes repositories, and changes those. write: changes all. admin:
     deletes and moves them and changes their settings as well.
     """
-    database = open_data(data)
     with database.write() as connection:
         group = accounts.get_account(connection, organization, "organization")
         accounts.add_member(connection, group, accounts.get_account(connection, user_name, "user"), role)
@@ -199,10 +255,9 @@ def join_organization(organization: str, user_name: str, role: str, data: Path) 
 @org.command("leave")
 @click.argument("organization")
 @click.argument("user_name", metavar="USER")
-@data_option
-def leave_organization(organization: str, user_name: str, data: Path) -> None:
+@opening_database
+def leave_organization(organization: str, user_name: str, database: Database) -> None:
     """End a user's membership."""
-    database = open_data(data)
     with database.write() as connection:
         group = accounts.get_account(connection, organization, "organization")
         accounts.remove_member(connection, group, accounts.get_account(connection, user_name, "user"))

@@ -68,7 +68,7 @@ def _read_lines(store: BlobStore, file: File | None) -> list[str] | None:
     elif file.size > limits.DIFF:
         return None
     else:
-        data = store.path(file.sha256).read_bytes()
+        data = store.read(file.sha256)
     try:
         text = data.decode()
     except UnicodeDecodeError:

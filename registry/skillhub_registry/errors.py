@@ -68,6 +68,11 @@ def not_supported(message: str) -> HubError:
     return HubError(400, "NotSupported", message)
 
 
+def missing_parts() -> HubError:
+    """Return the error for an upload that is ended before all its parts have come."""
+    return bad_request("Parts of the upload are missing: upload the file again")
+
+
 def unauthorized(message: str) -> HubError:
     """Return the error for a call without a valid token."""
     challenge = {"WWW-Authenticate": 'Bearer realm="Authentication required"'}

@@ -37,4 +37,4 @@ def _read_readme(connection: Connection, store: BlobStore, files: Mapping[str, s
     file = find_files(connection, [files["README.md"]])[files["README.md"]]
     if file.size > limits.CARD:
         return ""
-    return store.path(file.sha256).read_text(encoding="utf-8", errors="replace")
+    return store.read(file.sha256).decode(errors="replace")

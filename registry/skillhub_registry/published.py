@@ -127,7 +127,7 @@ def _check_release(
     if file.size > MAX_MANIFEST_BYTES:
         raise too_large(f"{path} has {file.size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
     try:
-        manifest = check_agreement(release, store.path(file.sha256).read_bytes(), where=path)
+        manifest = check_agreement(release, store.read(file.sha256), where=path)
     except NewerSchemaError:
         return  # it is the announced one, and says what only a newer version understands
     except (IntegrityError, UnsafeContentError) as error:
@@ -157,7 +157,7 @@ def _read_index(connection: Connection, store: BlobStore, files: Mapping[str, st
     file = find_files(connection, [files[RELEASES_FILE]])[files[RELEASES_FILE]]
     if file.size > limits.RELEASES:
         raise too_large(f"{RELEASES_FILE} has at most {limits.RELEASES} bytes")
-    return store.path(file.sha256).read_bytes()
+    return store.read(file.sha256)
 
 
 def _parse_index(data: bytes | None) -> ReleaseIndex:

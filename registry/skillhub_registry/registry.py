@@ -2,41 +2,129 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skillhub.errors import DiskError
+from skillhub.errors import DiskError, MissingExtraError, UsageError
 from skillhub_registry import limits
-from skillhub_registry.blobs import BlobStore, prepare_store
+from skillhub_registry.blobs import PARTS_SECONDS, BlobStore
 from skillhub_registry.database import Database
-from skillhub_registry.signing import Signer, load_signer
+from skillhub_registry.errors import HubError
+from skillhub_registry.folderstore import FolderStore
+from skillhub_registry.scratch import Scratch, open_scratch
+from skillhub_registry.signing import Signer, load_shared_signer, load_signer
 from skillhub_registry.sqlite import open_sqlite
 from skillhub_registry.statistics import DownloadCounter
+
+logger = logging.getLogger("skillhub_registry")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a registry keeps what it has.
+
+    Attributes:
+        data: a folder: for everything that is not kept elsewhere, and for what is still arriving.
+        database: the address of a PostgreSQL database, which several replicas may share; None for a file in the folder.
+        storage: the address of a bucket, ``s3://…``, for the blobs; None for the folder.
+    """
+
+    data: Path
+    database: str | None = None
+    storage: str | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may serve it."""
+        return self.database is not None
 
 
 @dataclass(frozen=True)
 class Registry:
-    """An open data folder. ``part_size`` is the size in bytes from which LFS uploads are sent in parts."""
+    """An open registry. ``part_size`` is the size in bytes from which LFS uploads are sent in parts."""
 
-    data: Path
     database: Database
     blobs: BlobStore
     signer: Signer
+    scratch: Scratch
     downloads: DownloadCounter = field(default_factory=DownloadCounter)
     part_size: int = 64 * limits.MIB
 
     def close(self) -> None:
-        """Write what is pending and close the database."""
-        self.downloads.flush(self.database)
+        """Write what is pending and close everything."""
+        try:
+            self.downloads.flush(self.database)
+        except HubError as error:
+            logger.warning("the last downloads are not counted: %s", error)
         self.database.close()
+        self.scratch.close()
 
 
-def open_data(data: Path) -> Database:
-    """Open a data folder's database, making both; enough for the administration of accounts.
+def open_database(place: Place) -> Database:
+    """Open a registry's database, making it if need be; enough for the administration of accounts.
 
     Raises:
         DiskError: the folder cannot be made or written.
+        SkillhubError: as ``postgresql.open_postgresql`` says.
     """
+    if place.database is None:
+        _make_folder(place.data)
+        return open_sqlite(place.data / "registry.sqlite3")
+    if not place.database.startswith(("postgresql://", "postgres://")):
+        raise UsageError(
+            "The database's address does not begin with postgresql://.",
+            hint="Write postgresql://user:password@host/name, or leave it out for a file in the data folder.",
+        )
+    try:
+        from skillhub_registry.postgresql import open_postgresql
+    except ImportError as error:
+        raise _missing_driver("PostgreSQL", error) from error
+    return open_postgresql(place.database)
+
+
+def open_registry(place: Place, *, part_size: int = 64 * limits.MIB, links: bool = True) -> Registry:
+    """Open a registry to serve it. Without a shared database, one process at a time may do so.
+
+    ``links``: clients fetch large files from the bucket themselves.
+
+    Raises:
+        DiskError: the folder cannot be made or written.
+        SkillhubError: as ``postgresql.open_postgresql`` and ``s3store.open_s3`` say.
+    """
+    _make_folder(place.data)
+    try:
+        scratch = open_scratch(place.data / "incoming")
+        store = _open_store(place, scratch.folder, links)
+        store.sweep_parts(PARTS_SECONDS)
+        database = open_database(place)
+        signer = load_shared_signer(database) if place.is_shared else load_signer(place.data / "signing.key")
+    except OSError as error:
+        raise DiskError(
+            f"The data folder {place.data} cannot be used: {error.strerror}.",
+            hint="It must be writable; --data or SKILLHUB_REGISTRY_DATA name another.",
+        ) from error
+    return Registry(database, store, signer, scratch, part_size=part_size)
+
+
+def _open_store(place: Place, scratch: Path, links: bool) -> BlobStore:
+    if place.storage is None:
+        return FolderStore(place.data, scratch)
+    try:
+        from skillhub_registry.s3store import open_s3
+    except ImportError as error:
+        raise _missing_driver("S3", error) from error
+    return open_s3(place.storage, scratch, links=links)
+
+
+def _missing_driver(what: str, error: ImportError) -> MissingExtraError:
+    name = (error.name or "its driver").partition(".")[0]
+    return MissingExtraError(
+        f"{what} needs {name}, which is not installed.", hint='Run: pip install "skillhub-packs[replicas]"'
+    )
+
+
+def _make_folder(data: Path) -> None:
     try:
         data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -44,23 +132,3 @@ def open_data(data: Path) -> Database:
             f"The data folder {data} cannot be made: {error.strerror}.",
             hint="Choose another with --data or SKILLHUB_REGISTRY_DATA.",
         ) from error
-    return open_sqlite(data / "registry.sqlite3")
-
-
-def open_registry(data: Path, *, part_size: int = 64 * limits.MIB) -> Registry:
-    """Open a data folder to serve it. One process at a time may do so.
-
-    Raises:
-        DiskError: the folder cannot be made or written.
-    """
-    database = open_data(data)
-    try:
-        store = BlobStore(data)
-        prepare_store(store)
-        signer = load_signer(data / "signing.key")
-    except OSError as error:
-        raise DiskError(
-            f"The data folder {data} cannot be used: {error.strerror}.",
-            hint="It must be writable; --data or SKILLHUB_REGISTRY_DATA name another.",
-        ) from error
-    return Registry(data, database, store, signer, part_size=part_size)

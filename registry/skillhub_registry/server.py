@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +22,7 @@ from skillhub_registry.app import make_app
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.names import check_account_name
-from skillhub_registry.registry import open_data, open_registry
+from skillhub_registry.registry import Place, open_database, open_registry
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that theirs is the end: the other way round, a request may be on its way
@@ -40,30 +41,23 @@ class _Server(uvicorn.Server):
         sys.stdout.flush()
 
 
-def run_server(data: Path, host: str, port: int, *, part_size: int, as_json: bool) -> None:
-    """Serve a data folder until SIGINT or SIGTERM.
+def run_server(place: Place, host: str, port: int, *, part_size: int, links: bool, as_json: bool) -> None:
+    """Serve a registry until SIGINT or SIGTERM.
 
     Raises:
-        NetworkError: the address cannot be listened on.
+        NetworkError: the address cannot be listened on, or the database or storage not be reached.
         UsageError: another process serves the folder.
         DiskError: the folder cannot be used.
+        SkillhubError: as ``open_registry`` says.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    database = open_data(data)
-    lock = FileLock(data / "serving.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UsageError(
-            f"Another process is serving {data}.", hint="Stop that one, or name another folder with --data."
-        ) from error
-    with lock:
+    open_database(place).close()  # says at once what is wrong with it
+    with nullcontext() if place.is_shared else _locking(place.data):
         listener = _listen(host, port)
-        user, secret = _first_account(database)
-        database.close()
         address = f"[{host}]" if ":" in host else host
         endpoint = f"http://{address}:{listener.getsockname()[1]}"
-        registry = open_registry(data, part_size=part_size)
+        registry = open_registry(place, part_size=part_size, links=links)
+        user, secret = _first_account(registry.database)
         config = uvicorn.Config(
             make_app(registry),
             log_config=None,
@@ -74,8 +68,20 @@ def run_server(data: Path, host: str, port: int, *, part_size: int, as_json: boo
         )
         server = _Server(config)
         server.as_json = as_json
-        server.announcement = _announce(endpoint, user, secret, data, as_json)
+        server.announcement = _announce(endpoint, user, secret, place, as_json)
         _run_until_signal(server, listener)
+
+
+def _locking(data: Path) -> FileLock:
+    """Return the lock, taken, of whoever serves a folder that one process has to itself."""
+    lock = FileLock(data / "serving.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"Another process is serving {data}.", hint="Stop that one, or name another folder with --data."
+        ) from error
+    return lock
 
 
 def _run_until_signal(server: uvicorn.Server, listener: socket.socket) -> None:
@@ -122,10 +128,11 @@ def _own_name() -> str:
         return "admin"
 
 
-def _announce(endpoint: str, user: str, secret: str | None, data: Path, as_json: bool) -> str:
+def _announce(endpoint: str, user: str, secret: str | None, place: Place, as_json: bool) -> str:
     if as_json:
         return json.dumps({"endpoint": endpoint, "user": user, **({"token": secret} if secret else {})})
-    lines = [f"The registry listens on {endpoint}; its data is in {data}.", ""]
+    where = place.data if place.database is None else "the database" + (" and the bucket" if place.storage else "")
+    lines = [f"The registry listens on {endpoint}; its data is in {where}.", ""]
     if secret:
         lines += [f"It has one user so far, {user}. To use it (the token is shown this once):", ""]
     else:

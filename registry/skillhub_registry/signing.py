@@ -1,7 +1,8 @@
 """Signed grants: links and access tokens that allow one thing, on one repository, for some time.
 
 Uploads of large files carry no ``Authorization``, so the link itself must prove that this registry handed it out, for
-that object and size. A grant is base64url(JSON) and its HMAC-SHA256 by a key that never leaves the data folder.
+that object and size. A grant is base64url(JSON) and its HMAC-SHA256 by a key that never leaves the data folder, or the
+database where several replicas share one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 
 
@@ -64,6 +66,16 @@ def load_signer(path: Path) -> Signer:
             os.fsync(file.fileno())
         draft.replace(path)
     return Signer(path.read_bytes())
+
+
+def load_shared_signer(database: Database) -> Signer:
+    """Return the signer whose key is in a database, made at the first start, for all who serve from it."""
+    with database.write() as connection:
+        connection.execute(
+            "INSERT INTO secrets VALUES (?, ?) ON CONFLICT DO NOTHING", ("signing key", secrets.token_bytes(32))
+        )
+        (key,) = connection.execute("SELECT value FROM secrets WHERE name = ?", ("signing key",)).fetchone()
+    return Signer(key)
 
 
 def _encode(data: bytes) -> str:

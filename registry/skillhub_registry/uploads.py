@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -71,8 +70,3 @@ def find_xorb(connection: Connection, account_id: int, xorb_hash: str) -> str | 
         "SELECT sha256 FROM xorbs WHERE hash = ? ORDER BY account_id <> ?, account_id LIMIT 1", (xorb_hash, account_id)
     ).fetchone()
     return str(row["sha256"]) if row else None
-
-
-def parts_folder(incoming: Path, upload: str) -> Path:
-    """Return where the parts of a multipart upload wait to be joined."""
-    return incoming / f"parts-{upload}"

@@ -10,7 +10,7 @@ import mmap
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,17 +209,17 @@ def rebuild_file(file: ShardFile, open_xorb: Callable[[str], Xorb]) -> Iterator[
 
 
 @contextmanager
-def opening_xorbs(locate: Callable[[str], Path]) -> Iterator[Callable[[str], Xorb]]:
+def opening_xorbs(locate: Callable[[str], AbstractContextManager[Path]]) -> Iterator[Callable[[str], Xorb]]:
     """Yield a function that opens xorbs by hash. The latest few stay open; a xorb is for use until the next is opened.
 
     Args:
-        locate: returns a xorb's file, or raises.
+        locate: opens a xorb's file, or raises; it may be gone once the file is mapped.
     """
     opened: OrderedDict[str, tuple[mmap.mmap, Xorb]] = OrderedDict()
 
     def open_xorb(xorb_hash: str) -> Xorb:
         if xorb_hash not in opened:
-            with locate(xorb_hash).open("rb") as file:
+            with locate(xorb_hash) as path, path.open("rb") as file:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             opened[xorb_hash] = data, Xorb(data, parse_xorb(data))
             if len(opened) > _OPEN_XORBS:

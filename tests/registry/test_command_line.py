@@ -68,7 +68,8 @@ def test_survives_a_kill(tmp_path: Path) -> None:
         registry.process.wait()
     with running_registry(tmp_path, token=registry.token) as again:
         assert HfApi(endpoint=again.endpoint, token=again.token).model_info(name).sha == oid
-        assert list((again.data / "incoming").iterdir()) == []
+        assert not (again.data / "incoming" / "left-over").exists()
+        assert again.arriving() == []
 
 
 def test_accounts_and_tokens(registry: RegistryProcess) -> None:

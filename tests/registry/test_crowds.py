@@ -31,10 +31,6 @@ def api(registry: RegistryProcess) -> HfApi:
     return HfApi(endpoint=registry.endpoint, token=registry.token)
 
 
-def incoming(registry: RegistryProcess) -> list[str]:
-    return sorted(path.name for path in (registry.data / "incoming").iterdir())
-
-
 def begin_commit(registry: RegistryProcess, repository: str, query: str = "") -> socket.socket:
     """Send the head of a commit, a whole file and a part of another, and leave the rest owing."""
     header = {"key": "header", "value": {"summary": "never ends"}}
@@ -75,7 +71,7 @@ def test_a_client_that_disappears_in_the_middle_of_a_commit_holds_nothing(
     assert api.model_info(repository).sha == two.oid
     assert "lost.txt" not in api.list_repo_files(repository)
     assert list(api.get_repo_discussions(repository)) == []
-    assert incoming(registry) == []
+    assert registry.arriving() == []
 
 
 SENDER = """

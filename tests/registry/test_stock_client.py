@@ -77,7 +77,7 @@ def test_multipart_upload(tmp_path: Path) -> None:
         assert {path: fetched[path] for path in files} == {
             path: digest(path, *content) for path, content in files.items()
         }
-        assert list((registry.data / "incoming").iterdir()) == []
+        assert registry.arriving() == []
 
 
 def test_no_parts_stay_of_a_file_that_came_another_way(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_no_parts_stay_of_a_file_that_came_another_way(tmp_path: Path) -> None:
                 requests.put(action["header"][str(start // size + 1)], data=part).raise_for_status()
         for action in actions:
             requests.post(action["href"], json={"oid": oid, "parts": []}).raise_for_status()
-        assert list((registry.data / "incoming").iterdir()) == []
+        assert registry.arriving() == []
 
 
 def test_chunks_are_sent_once(registry: RegistryProcess, tmp_path: Path) -> None:

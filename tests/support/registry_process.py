@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+LOCK_NAME = "lock"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -23,6 +24,11 @@ class RegistryProcess:
     token: str
     data: Path
     process: subprocess.Popen[str]
+
+    def arriving(self) -> list[str]:
+        """Return the files of uploads that are not whole yet: in scratch space, and parts."""
+        files = [path for name in ("incoming", "parts") for path in (self.data / name).rglob("*") if path.is_file()]
+        return sorted(path.relative_to(self.data).as_posix() for path in files if path.name != LOCK_NAME)
 
     def add_user(self, name: str, *, scope: str = "write") -> str:
         """Make a user and return a token for it."""

@@ -89,7 +89,7 @@ def _large_patterns(store: BlobStore, rules: File | None) -> list[str]:
     patterns = [f"*{suffix}" for suffix in LARGE_SUFFIXES]
     if rules is None or rules.lfs or rules.size > limits.CARD_METADATA:
         return patterns
-    for line in store.path(rules.sha256).read_text("utf-8", errors="replace").splitlines():
+    for line in store.read(rules.sha256).decode(errors="replace").splitlines():
         words = line.split()
         if len(words) > 1 and not words[0].startswith("#") and "filter=lfs" in words[1:]:
             patterns.append(words[0].lstrip("/"))

@@ -1,15 +1,18 @@
-"""Downloading: plain HTTP with ranges, never a redirect, no Xet headers (without them the client uses plain HTTP)."""
+"""Downloading: plain HTTP with ranges, no Xet headers (without them the client uses plain HTTP).
+
+From a folder there is never a redirect; large files that are in a bucket are fetched there, by a signed link.
+"""
 
 from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
+from skillhub_registry.blobs import PIECE
 from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, entry_not_found
 from skillhub_registry.largefiles import is_deleted
@@ -21,7 +24,6 @@ COUNTED_FILES = frozenset(["adapter_config.json", "config.json", "skillpack.json
 """As on the Hub, fetching one file that every use of a model needs counts as the download; the others do not."""
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_PIECE = 1024 * 1024
 
 
 def resolve(call: Call) -> Response:
@@ -48,11 +50,14 @@ def resolve(call: Call) -> Response:
         call.registry.downloads.count(call.target.id)
     same = call.request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
     first, last, status = _choose_range(call.request.headers.get("range") if same else None, file.size)
+    link = call.registry.blobs.make_link(file.sha256, headers) if file.lfs else None
+    if link is not None:
+        return _redirect(link, headers)
     headers["Content-Length"] = str(last - first + 1)
     if status == 206:
         headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
-    pieces = _read_pieces(call.registry.blobs.path(file.sha256), first, last - first + 1)
-    if last - first < _PIECE:  # one read here costs less than handing pieces from thread to thread
+    pieces = call.registry.blobs.read_pieces(file.sha256, first, last - first + 1)
+    if last - first < PIECE:  # one read here costs less than handing pieces from thread to thread
         return Response(b"".join(pieces), status_code=status, headers=headers)
     return StreamingResponse(pieces, status_code=status, headers=headers)
 
@@ -62,6 +67,12 @@ def _send_on(call: Call) -> Response:
     rest = call.request.scope["path"].split("/", 3)[3]  # as it was sent: %2F stays what it is
     query = f"?{call.request.url.query}" if call.request.url.query else ""
     return Response(status_code=307, headers={"Location": f"/{call.target.full_name}/{rest}{query}"})
+
+
+def _redirect(link: str, headers: Mapping[str, str]) -> Response:
+    """Send the client to where the bytes are; what it must know of the file, it hears from here."""
+    kept = {name: headers[name] for name in ("X-Repo-Commit", "X-Linked-Size", "X-Linked-ETag")}
+    return Response(status_code=302, headers={**kept, "Location": link, "Cache-Control": "no-store"})
 
 
 def _make_headers(file: File, path: str, commit: str) -> dict[str, str]:
@@ -109,14 +120,3 @@ def _choose_range(header: str | None, size: int) -> tuple[int, int, int]:
         message = f"The file has {size} bytes"
         raise HubError(416, "RangeNotSatisfiable", message, headers={"Content-Range": f"bytes */{size}"})
     return first, last, 206
-
-
-def _read_pieces(path: Path, start: int, length: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while length > 0:
-            piece = file.read(min(_PIECE, length))
-            if not piece:
-                raise OSError(f"{path} is shorter than recorded")
-            length -= len(piece)
-            yield piece

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,12 +14,11 @@ from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, bad_request
 from skillhub_registry.names import is_sha256
 from skillhub_registry.repositories import MEMBERS
-from skillhub_registry.uploads import find_upload, parts_folder, receive_body, record_uploads
+from skillhub_registry.uploads import find_upload, receive_body, record_uploads
 
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
 _OBJECT, _PART, _COMPLETE = "lfs-object", "lfs-part", "lfs-complete"
 _GRANT_SECONDS = 12 * 3600
-_COPY_PIECE = 4 * limits.MIB
 
 
 def batch(call: Call) -> Response:
@@ -96,10 +93,7 @@ async def receive_part(call: Call) -> Response:
         await receive_body(call.request, writer)
         if writer.size != claims["length"]:
             raise bad_request(f"The part has {writer.size} bytes where {claims['length']} were announced")
-        writer.finish(durable=False)  # the whole is made durable when the parts are joined
-        folder = parts_folder(store.incoming, claims["upload"])
-        folder.mkdir(exist_ok=True)
-        writer.path.replace(folder / str(claims["number"]))
+        await run_in_threadpool(store.keep_part, claims["upload"], claims["number"], writer)
         return Response(headers={"ETag": f'"{writer.sha256}"'})
 
 
@@ -107,25 +101,19 @@ def complete_parts(call: Call) -> Response:
     """Answer ``POST`` to the link that ends a multipart upload: join the parts, and verify the whole."""
     claims = call.registry.signer.check(_COMPLETE, call.parameters["grant"])
     store = call.registry.blobs
-    folder = parts_folder(store.incoming, claims["upload"])
     try:
         if not store.has(claims["oid"]):
-            _join_parts(store, folder, claims)
+            _join_parts(store, claims)
     finally:  # also when somebody else sent the same file meanwhile, or the parts are of no use
-        shutil.rmtree(folder, ignore_errors=True)
+        store.drop_parts(claims["upload"])
     _record(call, claims)
     return JSONResponse({"success": True})
 
 
-def _join_parts(store: BlobStore, folder: Path, claims: dict[str, Any]) -> None:
-    parts = [folder / str(number) for number in range(1, claims["count"] + 1)]
-    if not all(part.is_file() for part in parts):
-        raise bad_request("Parts of the upload are missing: upload the file again")
+def _join_parts(store: BlobStore, claims: dict[str, Any]) -> None:
     with write_blob(store, claims["size"]) as writer:
-        for part in parts:
-            with part.open("rb") as file:
-                while piece := file.read(_COPY_PIECE):
-                    writer.write(piece)
+        for piece in store.read_parts(claims["upload"], claims["count"]):
+            writer.write(piece)
         keep_blob(store, writer, claims["oid"], claims["size"])
 
 

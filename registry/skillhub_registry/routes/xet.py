@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,12 +98,12 @@ async def receive_shard(call: Call) -> Response:
 
 
 def _rebuild_files(call: Call, body: bytes, grant: _Grant) -> None:
-    def locate(xorb_hash: str) -> Path:
+    def locate(xorb_hash: str) -> AbstractContextManager[Path]:
         with call.registry.database.read() as connection:
             sha256 = find_xorb(connection, grant.account, xorb_hash)
         if sha256 is None:
             raise XetError(f"The shard refers to the xorb {xorb_hash}, which was not sent")
-        return call.registry.blobs.path(sha256)
+        return call.registry.blobs.open_file(sha256)
 
     files = parse_shard(body)
     with opening_xorbs(locate) as open_xorb:
