@@ -17,10 +17,16 @@ settings.load_profile("skillhub")
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+def folder_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
     """A real registry process with an empty data folder, one for the whole run."""
     with running_registry(tmp_path_factory.mktemp("registry")) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def registry(folder_registry: RegistryProcess) -> RegistryProcess:
+    """The registry that the tests talk to."""
+    return folder_registry
 
 
 @pytest.fixture

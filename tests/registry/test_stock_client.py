@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -28,12 +27,10 @@ def digest(path: str, seed: int, size: int) -> str:
     return hashlib.sha256(make_file(path, seed, size)).hexdigest()
 
 
-def xorb_bytes(data: Path) -> int:
+def xorb_bytes(registry: RegistryProcess) -> int:
     """Return the bytes of all xorbs that a registry keeps."""
-    with sqlite3.connect(data / "registry.sqlite3") as connection:
-        digests = [row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM xorbs")]
-    connection.close()
-    return sum((data / "blobs" / sha256[:2] / sha256[2:]).stat().st_size for sha256 in digests)
+    digests = [row[0] for row in registry.query("SELECT DISTINCT sha256 FROM xorbs")]
+    return sum(len(registry.read_blob(sha256) or b"") for sha256 in digests)
 
 
 @pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
@@ -41,9 +38,9 @@ def test_upload_list_and_download(registry: RegistryProcess, tmp_path: Path, xet
     repository = f"{registry.user}/story-{'xet' if xet else 'lfs'}"
     api = HfApi(endpoint=registry.endpoint, token=registry.token)
     api.create_repo(repository)
-    before = xorb_bytes(registry.data)
+    before = xorb_bytes(registry)
     commit = run_client(registry, tmp_path, "upload_files", xet=xet, repository=repository, files=FILES)["commit"]
-    assert (xorb_bytes(registry.data) > before) == xet
+    assert (xorb_bytes(registry) > before) == xet
     assert api.model_info(repository).sha == commit
 
     seen = run_client(registry, tmp_path, "look_around", xet=xet, repository=repository, folder=str(tmp_path / "local"))
@@ -116,15 +113,15 @@ def test_chunks_are_sent_once(registry: RegistryProcess, tmp_path: Path) -> None
         paths.append(tmp_path / f"{number}.safetensors")
         paths[-1].write_bytes(content)
 
-    before = xorb_bytes(registry.data)
+    before = xorb_bytes(registry)
     arguments = {"repository": first, "versions": [str(path) for path in paths[:2]], "path": "w.safetensors"}
     commits = run_client(registry, tmp_path / "home", "upload_in_turn", xet=True, **arguments)["commits"]
-    after_two = xorb_bytes(registry.data)
+    after_two = xorb_bytes(registry)
     assert 3_000_000 <= after_two - before < 3_500_000
 
     arguments = {"repository": second, "versions": [str(paths[2])], "path": "w.safetensors"}
     commits += run_client(registry, tmp_path / "home", "upload_in_turn", xet=True, **arguments)["commits"]
-    assert xorb_bytes(registry.data) - after_two < 500_000
+    assert xorb_bytes(registry) - after_two < 500_000
 
     for repository, commit, content in zip((first, first, second), commits, contents, strict=True):
         fetched = api.hf_hub_download(repository, "w.safetensors", revision=commit, local_dir=tmp_path / commit)
@@ -140,9 +137,9 @@ def test_compressible_tensors(registry: RegistryProcess, tmp_path: Path) -> None
     (folder / "floats.safetensors").write_bytes(numbers + b"xyz")
     repository = f"{registry.user}/compressible"
     HfApi(endpoint=registry.endpoint, token=registry.token).create_repo(repository)
-    before = xorb_bytes(registry.data)
+    before = xorb_bytes(registry)
     run_client(registry, tmp_path / "home", "upload_folder", xet=True, repository=repository, folder=str(folder))
-    assert 0 < xorb_bytes(registry.data) - before < 600_000
+    assert 0 < xorb_bytes(registry) - before < 600_000
     fetched = run_client(registry, tmp_path / "home", "download_all", xet=True, repository=repository)
     for path in folder.iterdir():
         assert fetched[path.name] == hashlib.sha256(path.read_bytes()).hexdigest()

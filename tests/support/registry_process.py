@@ -8,8 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 LOCK_NAME = "lock"
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,13 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class RegistryProcess:
-    """A registry that is listening: its address, its first user with a write token, and its data folder."""
+    """A registry that is listening: its address, its first user with a write token, and its data folder.
+
+    ``place`` are the options that say where its data is, ``tokens`` those of the users that tests have made.
+    """
 
     endpoint: str
     user: str
     token: str
     data: Path
     process: subprocess.Popen[str]
+    place: tuple[str, ...] = ()
+    tokens: dict[str, str] = field(default_factory=dict)
 
     def arriving(self) -> list[str]:
         """Return the files of uploads that are not whole yet: in scratch space, and parts."""
@@ -32,17 +38,39 @@ class RegistryProcess:
 
     def add_user(self, name: str, *, scope: str = "write") -> str:
         """Make a user and return a token for it."""
-        run_registry("user", "add", name, data=self.data)
+        run_registry("user", "add", name, data=self.data, place=self.place)
         return self.create_token(name, scope=scope)
+
+    def find_user(self, name: str) -> str:
+        """Return a token for a user who is made when it is first asked for."""
+        if name not in self.tokens:
+            self.tokens[name] = self.add_user(name)
+        return self.tokens[name]
 
     def create_token(self, user: str, *, scope: str = "write") -> str:
         """Return another token for a user."""
-        return run_registry("token", "create", user, "--scope", scope, data=self.data).strip()
+        return run_registry("token", "create", user, "--scope", scope, data=self.data, place=self.place).strip()
 
     def add_organization(self, name: str, *members: str) -> None:
         """Make an organisation with these members."""
         options = [option for member in members for option in ("--member", member)]
-        run_registry("org", "add", name, *options, data=self.data)
+        run_registry("org", "add", name, *options, data=self.data, place=self.place)
+
+    def read_blob(self, sha256: str) -> bytes | None:
+        """Return a blob, or None where it is not kept."""
+        path = self.data / "blobs" / sha256[:2] / sha256[2:]
+        return path.read_bytes() if path.is_file() else None
+
+    def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return the rows that a query of the database finds."""
+        from skillhub_registry.registry import Place, open_database
+
+        address = dict(zip(self.place[::2], self.place[1::2], strict=True)).get("--database")
+        database = open_database(Place(self.data, address))
+        with database.read() as connection:
+            rows = [tuple(row) for row in connection.execute(statement, values)]
+        database.close()
+        return rows
 
 
 def registry_environment() -> dict[str, str]:
@@ -51,9 +79,9 @@ def registry_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def run_registry(*arguments: str, data: Path) -> str:
+def run_registry(*arguments: str, data: Path, place: Sequence[str] = ()) -> str:
     """Run ``skillhub-registry`` with arguments on a data folder, and return what it printed."""
-    command = [sys.executable, "-m", "skillhub_registry", *arguments, "--data", str(data)]
+    command = [sys.executable, "-m", "skillhub_registry", *arguments, "--data", str(data), *place]
     done = subprocess.run(command, env=registry_environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
@@ -61,10 +89,13 @@ def run_registry(*arguments: str, data: Path) -> str:
 
 
 @contextmanager
-def running_registry(data: Path, options: Sequence[str] = (), *, token: str = "") -> Iterator[RegistryProcess]:
+def running_registry(
+    data: Path, options: Sequence[str] = (), *, token: str = "", place: tuple[str, ...] = ()
+) -> Iterator[RegistryProcess]:
     """Start a registry on any free port, yield it once it listens, and stop it at the end.
 
-    ``token`` is for a data folder that was served before: the first token is told at the first start only.
+    ``token`` is for a data folder that was served before: the first token is told at the first start only. ``place``
+    are the options that say where else its data is.
     """
     command = [
         sys.executable,
@@ -76,6 +107,7 @@ def running_registry(data: Path, options: Sequence[str] = (), *, token: str = ""
         "--json",
         "--data",
         str(data),
+        *place,
         *options,
     ]
     process = subprocess.Popen(command, env=registry_environment(), stdout=subprocess.PIPE, text=True)
@@ -85,7 +117,7 @@ def running_registry(data: Path, options: Sequence[str] = (), *, token: str = ""
         if not line:
             raise RuntimeError(f"the registry did not start; it ended with {process.wait()}")
         said = json.loads(line)
-        yield RegistryProcess(said["endpoint"], said["user"], said.get("token", token), data, process)
+        yield RegistryProcess(said["endpoint"], said["user"], said.get("token", token), data, process, place)
     finally:
         process.terminate()
         process.wait(timeout=30)

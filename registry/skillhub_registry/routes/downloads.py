@@ -50,7 +50,9 @@ def resolve(call: Call) -> Response:
         call.registry.downloads.count(call.target.id)
     same = call.request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
     first, last, status = _choose_range(call.request.headers.get("range") if same else None, file.size)
-    link = call.registry.blobs.make_link(file.sha256, headers) if file.lfs else None
+    # A range that is ignored here must not reach the storage, which may know what to do with it.
+    plain = file.lfs and (status == 206 or "range" not in call.request.headers)
+    link = call.registry.blobs.make_link(file.sha256, headers) if plain else None
     if link is not None:
         return _redirect(link, headers)
     headers["Content-Length"] = str(last - first + 1)
