@@ -142,14 +142,11 @@ def test_a_gate_does_not_show_what_is_private(
 def test_requests_are_listed_in_pages(registry: RegistryProcess, api: HfApi) -> None:
     repository = make_gated(api, f"{registry.user}/gate-pages", "manual")
     from skillhub_registry import accounts
-    from skillhub_registry.registry import open_data
 
     names = [f"paged-{number:03d}" for number in range(120)]
-    database = open_data(registry.data)
-    with database.write() as connection:
+    with registry.open_database() as database, database.write() as connection:
         for name in names:
             accounts.add_account(connection, name)
-    database.close()
     for name in names:
         api.grant_access(repository, name)
     assert sorted(one.username or "" for one in api.list_accepted_access_requests(repository)) == names

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.support.registry_process import RegistryProcess, run_registry
+from tests.support.registry_process import RegistryProcess
 
 ORGANIZATION = "Guild"
 ROLES = ("read", "contributor", "write", "admin")
@@ -21,7 +21,7 @@ def members(registry: RegistryProcess) -> dict[str, HfApi]:
     made = {}
     for role in ROLES:
         made[role] = HfApi(endpoint=registry.endpoint, token=registry.add_user(f"{role}-member"))
-        run_registry("org", "join", ORGANIZATION, f"{role}-member", "--role", role, data=registry.data)
+        registry.run("org", "join", ORGANIZATION, f"{role}-member", "--role", role)
     return made
 
 
@@ -64,11 +64,11 @@ def test_roles_allow_what_they_do_on_the_hub(members: dict[str, HfApi]) -> None:
 
 def test_who_left_has_no_rights_in_what_it_made(registry: RegistryProcess, members: dict[str, HfApi]) -> None:
     leaver = HfApi(endpoint=registry.endpoint, token=registry.add_user("leaver"))
-    run_registry("org", "join", ORGANIZATION, "leaver", "--role", "contributor", data=registry.data)
+    registry.run("org", "join", ORGANIZATION, "leaver", "--role", "contributor")
     name = leaver.create_repo(f"{ORGANIZATION}/left-behind").repo_id
-    run_registry("org", "join", ORGANIZATION, "leaver", "--role", "read", data=registry.data)
+    registry.run("org", "join", ORGANIZATION, "leaver", "--role", "read")
     assert not is_allowed(lambda: leaver.delete_repo(name))
-    run_registry("org", "leave", ORGANIZATION, "leaver", data=registry.data)
+    registry.run("org", "leave", ORGANIZATION, "leaver")
     assert not is_allowed(lambda: leaver.upload_file(path_or_fileobj=b"1", path_in_repo="a.txt", repo_id=name))
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skillhub_registry.database import Database
 
 LOCK_NAME = "lock"
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +42,7 @@ class RegistryProcess:
 
     def add_user(self, name: str, *, scope: str = "write") -> str:
         """Make a user and return a token for it."""
-        run_registry("user", "add", name, data=self.data, place=self.place)
+        self.run("user", "add", name)
         return self.create_token(name, scope=scope)
 
     def find_user(self, name: str) -> str:
@@ -49,12 +53,12 @@ class RegistryProcess:
 
     def create_token(self, user: str, *, scope: str = "write") -> str:
         """Return another token for a user."""
-        return run_registry("token", "create", user, "--scope", scope, data=self.data, place=self.place).strip()
+        return self.run("token", "create", user, "--scope", scope).strip()
 
     def add_organization(self, name: str, *members: str) -> None:
         """Make an organisation with these members."""
         options = [option for member in members for option in ("--member", member)]
-        run_registry("org", "add", name, *options, data=self.data, place=self.place)
+        self.run("org", "add", name, *options)
 
     def read_blob(self, sha256: str) -> bytes | None:
         """Return a blob, or None where it is not kept."""
@@ -63,14 +67,19 @@ class RegistryProcess:
 
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Return the rows that a query of the database finds."""
+        with self.open_database() as database, database.read() as connection:
+            return [tuple(row) for row in connection.execute(statement, values)]
+
+    def open_database(self) -> AbstractContextManager[Database]:
+        """Return the registry's database, open."""
         from skillhub_registry.registry import Place, open_database
 
         address = dict(zip(self.place[::2], self.place[1::2], strict=True)).get("--database")
-        database = open_database(Place(self.data, address))
-        with database.read() as connection:
-            rows = [tuple(row) for row in connection.execute(statement, values)]
-        database.close()
-        return rows
+        return contextlib.closing(open_database(Place(self.data, address)))
+
+    def run(self, *arguments: str) -> str:
+        """Run ``skillhub-registry`` with arguments on its data, and return what it printed."""
+        return run_registry(*arguments, data=self.data, place=self.place)
 
 
 def registry_environment() -> dict[str, str]:
