@@ -76,7 +76,7 @@ def _config(model: Model) -> dict[str, Any] | None:
     if file is None or file.size > limits.CARD:
         return None
     try:
-        config = json.loads(model.store.path(file.sha256).read_bytes())
+        config = json.loads(model.store.read(file.sha256))
     except (ValueError, RecursionError):
         return None
     kept = ("architectures", "model_type", "quantization_config")

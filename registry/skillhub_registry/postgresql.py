@@ -16,6 +16,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import psycopg
+import psycopg.abc
+import psycopg.adapt
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -73,6 +75,13 @@ class _Row:
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+class _WholeNumberLoader(psycopg.adapt.Loader):
+    """Reads the sums of whole numbers, for which PostgreSQL has a type without limit, as the numbers that they are."""
+
+    def load(self, data: psycopg.abc.Buffer) -> int:
+        return int(bytes(data))
 
 
 def _make_rows(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], _Row]:
@@ -187,6 +196,7 @@ def _explain(error: psycopg.Error, place: str) -> SkillhubError:
 
 
 def _configure(connection: psycopg.Connection[Any]) -> None:
+    connection.adapters.register_loader("numeric", _WholeNumberLoader)
     connection.execute(_SETTINGS)
     connection.commit()
 

@@ -110,9 +110,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _read(store: BlobStore, file: File, start: int, length: int) -> bytes:
-    with store.path(file.sha256).open("rb") as handle:
-        handle.seek(start)
-        return handle.read(length)
+    return store.read(file.sha256, start, max(min(length, file.size - start), 0))
 
 
 def _invalid(path: str) -> HubError:
