@@ -144,7 +144,7 @@ class DeltaEncoder:
         if self.calibration is None:
             return self._write(writer, encode_one)
         self._do_own("Encoding", lambda name: encode_one(name)[1])
-        gains = self._found_out(f"gains, {how}", lambda: self._fit_scales(encode_one))
+        gains = self._found_gains(f"gains, {how}", encode_one)
 
         def fit_one(name: str) -> Kept:
             if name not in gains:
@@ -153,24 +153,39 @@ class DeltaEncoder:
 
         return self._write(writer, fit_one)
 
-    def _found_out(self, key: str, find: Callable[[], T]) -> T:
-        """Return what the first process finds out, to every process."""
-        self.ranks.share(lambda: self.partial.made("finding", key, find) if self.ranks.leads else None)
-        return self.partial.made("finding", key, find)
+    def _found_gains(self, key: str, encoded: Callable[[str], Kept]) -> dict[str, Any]:
+        """Return what the first process fits, to every process; nothing where its memory is too small, of which no record is kept."""
+
+        def find() -> dict[str, Any]:
+            return self.partial.made("finding", key, lambda: self._fit_scales(encoded))
+
+        def are_found() -> bool:
+            if self.partial.read("finding", key) is None and not self._can_fit():
+                return False
+            find()
+            return True
+
+        return find() if self.ranks.share(lambda: self.ranks.leads and are_found())[0] else {}
+
+    def _can_fit(self) -> bool:
+        """Say whether there is memory to fit scales, and tell where there is not."""
+        from skillhub.calibration.distillation import fitting_bytes
+
+        needed = fitting_bytes(self.delta.tuned.parameters)
+        left = available_bytes(device_with(needed))
+        if left is None or left >= needed:
+            return True
+        self.notice(
+            f"The scales of components were not fitted to the fine-tune's predictions, which takes {needed / 1e9:.1f} GB of memory: "
+            f"{left / 1e9:.1f} GB are left."
+        )
+        return False
 
     def _fit_scales(self, encoded: Callable[[str], Kept]) -> dict[str, Any]:
         """Return what the scales of each tensor's components are to be multiplied by."""
-        from skillhub.calibration.distillation import fit_scales, fitting_bytes
+        from skillhub.calibration.distillation import fit_scales
 
         assert self.calibration is not None  # without rows there is nothing to fit to
-        needed = fitting_bytes(self.delta.tuned.parameters)
-        left = available_bytes(device_with(needed))
-        if left is not None and left < needed:
-            self.notice(
-                f"The scales of components were not fitted to the fine-tune's predictions, which takes {needed / 1e9:.1f} GB of memory: "
-                f"{left / 1e9:.1f} GB are left."
-            )
-            return {}
         tensors = {name: tensor for name in self.names if (tensor := encoded(name)[0]) and tensor.operation == "add"}
         factors = {}
         for name, tensor in tensors.items():

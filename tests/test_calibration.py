@@ -285,3 +285,30 @@ def test_where_memory_lacks_scales_are_not_fitted_and_that_is_told(
     made = pack(fine_tune, base, tmp_path / "made", metadata=metadata, prompts=sums(16), notice=told.append)
     assert any("were not fitted" in one and "GB are left" in one for one in told)
     assert made.only_variant().codec.calibrated is True
+
+
+def test_a_run_that_goes_on_with_more_memory_fits_scales_after_all(
+    base: Path, fine_tune: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata, told, steps = AuthorFile(name="made", version="1.0"), list[str](), set[str]()
+
+    def stop(what: str, *_: int) -> None:
+        if what == "Encoding" and any("were not fitted" in one for one in told):
+            raise KeyboardInterrupt
+
+    prompts = sums(16)
+    whole = pack(fine_tune, base, tmp_path / "whole", metadata=metadata, prompts=prompts)
+    with monkeypatch.context() as scarce, pytest.raises(KeyboardInterrupt):
+        scarce.setattr(distillation, "ROOM", 1e12)
+        pack(fine_tune, base, tmp_path / "made", metadata=metadata, prompts=prompts, notice=told.append, progress=stop)
+    made = pack(
+        fine_tune,
+        base,
+        tmp_path / "made",
+        metadata=metadata,
+        prompts=prompts,
+        notice=told.append,
+        progress=lambda what, *_: steps.add(what),
+    )
+    assert "Going on with an interrupted run" in told[-2] + told[-1] and "fitting scales" in steps
+    assert made.digest == whole.digest
