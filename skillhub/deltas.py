@@ -49,14 +49,19 @@ class Delta:
             return "added"
         return "delta" if name in self.tuned.tensors else "removed"
 
-    def is_unchanged(self, name: str) -> bool:
-        """Say whether both checkpoints hold the same values under ``name``, in one dtype the same bits."""
+    def is_unchanged(self, name: str, *, to_the_bit: bool = False) -> bool:
+        """Say whether both checkpoints hold the same values under ``name``, in one dtype the same bits.
+
+        Args:
+            name: canonical name.
+            to_the_bit: whether another dtype is a change, too; otherwise what only rounding to the fine-tune's moved is none.
+        """
         if self.change(name) != "delta" or self.base.tensors[name].shape != self.tuned.tensors[name].shape:
             return False
         base, tuned = self.base.tensors[name], self.tuned.tensors[name]
         if base.dtype == tuned.dtype:
             return np.array_equal(raw_bytes(base), raw_bytes(tuned))
-        if not {base.dtype, tuned.dtype} <= FLOATS:
+        if to_the_bit or not {base.dtype, tuned.dtype} <= FLOATS:
             return False
         # A fine-tune that was saved in a narrower dtype did not change what only rounding moved.
         return torch.equal(self.base.tensor(name).to(self.tuned.tensor(name).dtype), self.tuned.tensor(name))

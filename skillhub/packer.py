@@ -23,7 +23,7 @@ from skillhub.errors import UsageError
 from skillhub.fields import Label
 from skillhub.files import new_folder
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint
-from skillhub.goals import FEWEST_PROMPTS, Goal, choose_goal, write_tensors
+from skillhub.goals import FEWEST_PROMPTS, LOSSLESS, Goal, choose_goal, write_tensors
 from skillhub.licenses import BASE_LICENSE, stated_license
 from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Evaluation, Manifest, TensorEntry, Variant, variant_folder
 from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manifest
@@ -65,10 +65,11 @@ def pack(
         base: the base model that it was fine-tuned from, likewise.
         out: folder of the new pack; it must not exist yet, or be empty.
         metadata: name, version and what else the author says.
-        preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost; ``lossless``: every tensor bit for bit, for whoever
-            has the base's exact values; or, to compare with, a published recipe (:mod:`skillhub.recipes`): ``graftllm``,
-            ``delta-come``, ``bitdelta`` or ``svd-lora``, all of the model as its paper has it. What a recipe does not compress is kept
-            exactly: norms and biases, with Delta-CoMe and BitDelta embeddings and head too, and whatever has tokens beyond the base's.
+        preset: ``near``, ``small`` or ``tiny``: how many bits a weight may cost; ``lossless``: every tensor bit for bit and in
+            its own dtype, for whoever has the base's exact values (``fuse`` writes the base's dtypes, unless it is told another); or, to
+            compare with, a published recipe (:mod:`skillhub.recipes`): ``graftllm``, ``delta-come``, ``bitdelta`` or ``svd-lora``, all
+            of the model as its paper has it. What a recipe does not compress is kept exactly: norms and biases, with Delta-CoMe and
+            BitDelta embeddings and head too, and whatever has tokens beyond the base's.
         budget_bytes: most payload, to within 2 %, instead of a preset's; nothing is written that is larger.
         max_kl: instead of a size, how far the pack's predictions may be from the fine-tune's: KL(fine-tune ‖ pack) in nats a predicted
             token, weights as they are stored, over the fine-tune's answers to every fourth prompt, which then does not calibrate. The
@@ -100,7 +101,7 @@ def pack(
     to_read, held_out = goal.split(asked)
     found = find_base(base)
     delta = Delta(open_checkpoint(found.folder), open_checkpoint(tuned))
-    changed = _changed_names(delta)
+    changed = _changed_names(delta, to_the_bit=goal.preset == LOSSLESS)
     if held_out:
         _check_generates(found.folder)
     draft = _Draft(goal, structs.replace(manifest, provenance=goal.facts), found, fingerprint_checkpoint(found.folder))
@@ -200,7 +201,7 @@ def _tell_what_is_known(partial: Partial, tensors: int, tell: Notice) -> None:
         tell(f"Going on with an interrupted run ({', '.join(known)}). To start anew, remove {partial.folder.parent}.")
 
 
-def _changed_names(delta: Delta) -> list[str]:
+def _changed_names(delta: Delta, *, to_the_bit: bool) -> list[str]:
     """Return the names of the tensors that differ, after a look at whether the two belong together at all."""
     shared = set(delta.base.tensors) & set(delta.tuned.tensors)
     if not shared:
@@ -208,7 +209,7 @@ def _changed_names(delta: Delta) -> list[str]:
             f"{delta.tuned.folder} and {delta.base.folder} have no tensor in common.",
             hint="Give the base model that the fine-tune started from.",
         )
-    changed = [name for name in delta.names if not delta.is_unchanged(name)]
+    changed = [name for name in delta.names if not delta.is_unchanged(name, to_the_bit=to_the_bit)]
     if not changed:
         raise UsageError(
             f"{delta.tuned.folder} has the same weights as {delta.base.folder}.",

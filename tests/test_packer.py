@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from skillhub.authorfile import AuthorFile
 from skillhub.bfloat16 import FLOATS
-from skillhub.checkpoints import DTYPES
+from skillhub.checkpoints import DTYPES, open_checkpoint
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
 from skillhub.deltaencoding import BUDGET_TOLERANCE
@@ -93,6 +93,26 @@ def test_untouched_elements_of_an_fp64_base_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tag", sorted(set(DTYPES) - FLOATS))
 def test_values_of_every_other_dtype_come_back_as_they_were(tmp_path: Path, tag: str) -> None:
     def values(seed: int) -> torch.Tensor:
+@pytest.mark.parametrize(("before", "after"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")])
+def test_a_lossless_pack_restores_a_fine_tune_of_another_dtype(tmp_path: Path, before: str, after: str) -> None:
+    """What is the base's but for rounding, or has its values in another dtype, too."""
+    dtypes = getattr(torch, before), getattr(torch, after)
+    values = torch.randn(24, 16, generator=torch.Generator().manual_seed(1)).to(dtypes[0])
+    base = {"rounded": values, "moved": values.clone(), "same": torch.ones(7, dtype=dtypes[0])}
+    tuned = {name: one.to(dtypes[1]) for name, one in base.items()}
+    tuned["moved"] += 0.25
+    folders = save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
+    built = pack(folders[1], folders[0], tmp_path / "pack", metadata=METADATA, preset="lossless")
+    delta = open_delta(built, base=open_checkpoint(folders[0]))
+    found = {name: delta.restored(name) for name in delta.names}
+    assert {name: (one.dtype, raw(one)) for name, one in found.items()} == {
+        name: (one.dtype, raw(one)) for name, one in tuned.items()
+    }
+    assert stored(fuse(folders[0], [built], tmp_path / "fused", dtype=after)) == stored(folders[1])
+    near = pack(folders[1], folders[0], tmp_path / "near", metadata=METADATA)
+    assert open_delta(near).names == ["moved"]
+
+
         data = torch.randint(2, (48,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
         return data.view(DTYPES[tag]).reshape(3, -1)
 
