@@ -27,6 +27,7 @@ from skillhub.manifest import CodecInfo, TensorEntry, variant_folder
 from skillhub.packer import bits_per_weight, finish_pack, write_card
 from skillhub.packs import Pack, open_pack
 from skillhub.progress import Notice, Progress, silence
+from skillhub.prompts import check_prompts
 
 PRESET = "lora"
 """What the manifest calls the preset of such a pack."""
@@ -70,6 +71,7 @@ def pack_adapter(
         NotFoundError, UnsafeContentError, IntegrityError: a file cannot be read.
         DiskError: the disk is full or ``out`` may not be written.
     """
+    check_prompts(prompts, metadata.skills.prompts)
     manifest, out, tell = metadata.to_manifest(), new_folder(out), notice or silence
     adapter = adapter if isinstance(adapter, Adapter) else open_adapter(adapter)
     found = find_base(base or _declared_base(adapter))

@@ -29,6 +29,7 @@ from skillhub.manifest import BASE_RECORD_FILE, CodecInfo, Evaluation, Manifest,
 from skillhub.packs import ROUTER_FILE, Pack, file_entry, open_pack, write_manifest
 from skillhub.partials import Partial, digest_inputs, partial_pack
 from skillhub.progress import Notice, Progress, silence
+from skillhub.prompts import check_prompts
 from skillhub.ranks import joined_ranks, shared_stage
 from skillhub.routingcards import RouterInfo
 
@@ -88,13 +89,14 @@ def pack(
         The pack, opened.
 
     Raises:
-        UsageError: metadata or preset is not valid, ``out`` has something in it, the checkpoints are the same, what must
+        UsageError: metadata, preset or a prompt is not valid, ``out`` has something in it, the checkpoints are the same, what must
             be stored exactly is larger than the budget, no routing card can be made from ``prompts``; or ``max_kl`` is given without 16
             prompts, of an encoder, or is less than any pack reaches (the error says what is reached).
         WrongBaseError: a tensor of the fine-tune does not have its base's shape.
         NotFoundError, UnsafeContentError, IntegrityError: a checkpoint cannot be read.
         DiskError: the disk is full or ``out`` may not be written.
     """
+    check_prompts(prompts, metadata.skills.prompts)
     manifest, out = metadata.to_manifest(), new_folder(out)
     goal = choose_goal(preset, budget_bytes, recipe_options, max_kl)
     asked = prompts or metadata.skills.prompts

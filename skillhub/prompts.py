@@ -1,8 +1,9 @@
-"""Files of prompts: JSON lines, ``{"prompt": …}`` each, like those that ``skillhub evaluate`` reads."""
+"""Prompts: that they are texts, and files of them: JSON lines, ``{"prompt": …}`` each, like those that ``skillhub evaluate`` reads."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from skillhub.errors import NotFoundError, UsageError
@@ -41,6 +42,21 @@ def _parse(line: bytes, where: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"{where} has no prompt.", hint='Write one {"prompt": "…"} a line.')
     return whole_text(prompt, where)
+
+
+def check_prompts(prompts: Sequence[str] | None, examples: Sequence[str]) -> None:
+    """Check prompts that a caller gave, and the examples of an author's file.
+
+    Raises:
+        UsageError: one is empty, no text, or has half of a character; the message says which.
+    """
+    if isinstance(prompts, str):
+        raise UsageError("The prompts are one text.", hint="Give a list of texts, one a prompt.")
+    for what, texts in (("Prompt", prompts or ()), ("Example prompt", examples)):
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str) or not text.strip():
+                raise UsageError(f"{what} {number} is empty or no text.", hint="Leave it out, or write what users would.")
+            whole_text(text, f"{what} {number}")
 
 
 def whole_text(text: str, where: str) -> str:

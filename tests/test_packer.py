@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from skillhub.adapterpacker import pack_adapter
 from skillhub.authorfile import AuthorFile
 from skillhub.bfloat16 import FLOATS
 from skillhub.checkpoints import DTYPES, open_checkpoint
@@ -19,6 +21,7 @@ from skillhub.compose.grafts import graft
 from skillhub.deltaencoding import BUDGET_TOLERANCE
 from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
+from skillhub.manifest import Skill
 from skillhub.packer import pack
 from skillhub.packs import Pack, open_pack
 from skillhub.tensorfiles import write_tensors
@@ -90,9 +93,6 @@ def test_untouched_elements_of_an_fp64_base_stay(tmp_path: Path) -> None:
     assert fused(tmp_path, base, tuned) == {name: raw(tensor) for name, tensor in tuned.items()}
 
 
-@pytest.mark.parametrize("tag", sorted(set(DTYPES) - FLOATS))
-def test_values_of_every_other_dtype_come_back_as_they_were(tmp_path: Path, tag: str) -> None:
-    def values(seed: int) -> torch.Tensor:
 @pytest.mark.parametrize(("before", "after"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")])
 def test_a_lossless_pack_restores_a_fine_tune_of_another_dtype(tmp_path: Path, before: str, after: str) -> None:
     """What is the base's but for rounding, or has its values in another dtype, too."""
@@ -113,6 +113,9 @@ def test_a_lossless_pack_restores_a_fine_tune_of_another_dtype(tmp_path: Path, b
     assert open_delta(near).names == ["moved"]
 
 
+@pytest.mark.parametrize("tag", sorted(set(DTYPES) - FLOATS))
+def test_values_of_every_other_dtype_come_back_as_they_were(tmp_path: Path, tag: str) -> None:
+    def values(seed: int) -> torch.Tensor:
         data = torch.randint(2, (48,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
         return data.view(DTYPES[tag]).reshape(3, -1)
 
@@ -315,6 +318,22 @@ def test_what_does_not_go_together_is_refused_before_anything_is_read(
     with pytest.raises(UsageError, match=message) as caught:
         pack("no-such-model", "no-such-base", tmp_path / "pack", metadata=METADATA, **given)
     assert caught.value.hint and not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("text", ["", " \n", "half \ud83d of one", None])
+@pytest.mark.parametrize("packs", [pack, pack_adapter])
+def test_which_prompt_is_no_text_is_said_before_anything_is_read(
+    tmp_path: Path, packs: Callable[..., Pack], text: Any
+) -> None:
+    prompts = ["1 + 1 = ?", text]
+    with pytest.raises(UsageError, match=r"^Prompt 2 ") as caught:
+        packs("no-such-model", "no-such-base", tmp_path / "pack", metadata=METADATA, prompts=prompts)
+    assert caught.value.hint and not (tmp_path / "pack").exists()
+    metadata = AuthorFile(name="tiny-pack", version="1.0.0", skills=Skill(prompts=prompts))
+    with pytest.raises(UsageError, match=r"^Example prompt 2 "):
+        packs("no-such-model", "no-such-base", tmp_path / "pack", metadata=metadata)
+    with pytest.raises(UsageError, match="one text"):
+        packs("no-such-model", "no-such-base", tmp_path / "pack", metadata=METADATA, prompts="1 + 1 = ?")
 
 
 def test_a_fine_tune_that_changes_few_weights_is_packed_to_the_bit_in_few_bytes(tmp_path: Path) -> None:
