@@ -55,7 +55,9 @@ def check_prompts(prompts: Sequence[str] | None, examples: Sequence[str]) -> Non
     for what, texts in (("Prompt", prompts or ()), ("Example prompt", examples)):
         for number, text in enumerate(texts, start=1):
             if not isinstance(text, str) or not text.strip():
-                raise UsageError(f"{what} {number} is empty or no text.", hint="Leave it out, or write what users would.")
+                raise UsageError(
+                    f"{what} {number} is empty or no text.", hint="Leave it out, or write what users would."
+                )
             whole_text(text, f"{what} {number}")
 
 

@@ -20,6 +20,7 @@ import torch
 from skillhub.calibration.texts import Row, padded
 from skillhub.errors import UsageError
 from skillhub.files import disk_errors
+from skillhub.interop.modules import check_tokens
 from skillhub.progress import Progress
 
 Scores = dict[str, float]
@@ -155,7 +156,11 @@ def score_rows(
         ``nll``: negative log-likelihood a token, in nats; ``exact``: share of rows whose every token is the most likely one, which is
         what greedy decoding gives; ``rows``: their number. With a reference ``kl``: KL(fine-tune ‖ model) a token, in nats, over
         ``kl_rows`` rows.
+
+    Raises:
+        UsageError: the model does not embed one of the tokens.
     """
+    check_tokens(model, [row.tokens for row in rows])
     nll, divergence, exact, done = 0.0, 0.0, 0, 0
     tokens, compared, compared_rows = 0, 0, 0
     for row, logits in predict(model, rows, batch=batch):

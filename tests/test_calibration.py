@@ -18,6 +18,7 @@ from skillhub.checkpoints import open_checkpoint
 from skillhub.deltas import Delta, open_delta
 from skillhub.devices import device_for
 from skillhub.errors import UsageError
+from skillhub.manifest import Skill
 from skillhub.packer import pack
 from skillhub.packs import Pack
 from tests.routing_examples import add_byte_tokenizer, save_base, sums, tuned
@@ -225,6 +226,25 @@ def test_an_encoder_with_a_decoder_is_packed_without_calibration_only(tmp_path: 
         pack(tuned, base, tmp_path / "pack", metadata=metadata, prompts=sums(16))
     assert "calibrate=False" in caught.value.hint and not (tmp_path / "pack").exists()
     pack(tuned, base, tmp_path / "pack", metadata=metadata, prompts=sums(16), calibrate=False)
+
+
+@pytest.mark.parametrize("kind", ["tied", "bert"])
+def test_a_tokenizer_with_more_tokens_than_the_model_reads_no_prompts(kind: str, tmp_path: Path) -> None:
+    base = save_model(kind, tmp_path / "base", vocab_size=200, max_position_embeddings=256)
+    add_byte_tokenizer(base)
+    fine_tune, out, notices = tune(base, tmp_path / "tuned"), tmp_path / "pack", list[str]()
+    metadata = AuthorFile(name="a", version="1")
+    for calibrates in (True, False):  # the card is made first
+        with pytest.raises(UsageError, match=r"has a token 2\d\d, and the model embeds 200 tokens only") as caught:
+            pack(fine_tune, base, out, metadata=metadata, prompts=sums(32), calibrate=calibrates)
+        assert "resize_token_embeddings" in caught.value.hint and not list(tmp_path.glob("*pack*"))
+    with pytest.raises(UsageError, match="embeds 200 tokens only"):
+        calibrate(fine_tune, base, sums(32), tmp_path)
+    metadata = AuthorFile(name="a", version="1", skills=Skill(prompts=sums(32)))
+    built = pack(fine_tune, base, out, metadata=metadata, notice=notices.append)
+    variant = built.only_variant()
+    assert variant.router is None and variant.codec.calibrated is False and len(notices) == 2
+    assert all("embeds 200 tokens only" in one for one in notices)
 
 
 def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

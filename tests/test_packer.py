@@ -93,7 +93,9 @@ def test_untouched_elements_of_an_fp64_base_stay(tmp_path: Path) -> None:
     assert fused(tmp_path, base, tuned) == {name: raw(tensor) for name, tensor in tuned.items()}
 
 
-@pytest.mark.parametrize(("before", "after"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")]
+)
 def test_a_lossless_pack_restores_a_fine_tune_of_another_dtype(tmp_path: Path, before: str, after: str) -> None:
     """What is the base's but for rounding, or has its values in another dtype, too."""
     dtypes = getattr(torch, before), getattr(torch, after)

@@ -18,7 +18,7 @@ from torch import nn
 
 from skillhub.calibration.models import load_model
 from skillhub.calibration.moments import Calibration, LayerRecord
-from skillhub.calibration.texts import Row, answered_rows, batches, padded, read_rows
+from skillhub.calibration.texts import Row, answered_rows, batches, encoder_rows, padded
 from skillhub.devices import give_memory_back
 from skillhub.layout import Layout, ViewSlot, layout_of
 from skillhub.progress import Progress
@@ -40,12 +40,12 @@ def calibrate(
         progress: called with (``calibration texts``, done, all).
 
     Raises:
-        UsageError: the fine-tune cannot be loaded as a model with a tokenizer.
+        UsageError: the fine-tune cannot be loaded as a model with a tokenizer, or the tokenizer is of another model.
         DiskError: the disk is full.
     """
     give_memory_back()
     model, tokenizer, generates = load_model(tuned, base, room=ROOM)
-    rows = answered_rows(model, tokenizer, prompts) if generates else read_rows(tokenizer, prompts)
+    rows = answered_rows(model, tokenizer, prompts) if generates else encoder_rows(model, tokenizer, prompts)
     give_memory_back()
     recorder = _Recorder(model, folder, generates)
     done = 0

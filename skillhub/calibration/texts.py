@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from skillhub.errors import UsageError
+from skillhub.interop.modules import check_tokens
 from skillhub.routing.background import background_prompts
 
 MAX_PROMPTS = 128
@@ -65,16 +66,17 @@ def answered_rows(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Ro
     The same rows for the same prompts and weights on the same machine; the global random state stays as it is.
 
     Raises:
-        UsageError: what the model predicts is not finite.
+        UsageError: what the model predicts is not finite, or the tokenizer has tokens that it does not embed.
     """
     asked = [_prompt_tokens(tokenizer, prompt) for prompt in thinned(prompts)]
+    general = [_prompt_tokens(tokenizer, text)[-GENERAL_TOKENS:] for text in general_texts(len(asked))]
+    check_tokens(model, [*asked, *general])
     rows = []
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _widened(model):
         torch.manual_seed(0)
         asked.sort(key=len)
         for begin in range(0, len(asked), ANSWERED_TOGETHER):
             rows += _answered(model, tokenizer, asked[begin : begin + ANSWERED_TOGETHER])
-    general = (_prompt_tokens(tokenizer, text)[-GENERAL_TOKENS:] for text in general_texts(len(asked)))
     return rows + [Row(tuple(ids), 1, GENERAL_WEIGHT) for ids in general if len(ids) > 1]
 
 
@@ -86,12 +88,18 @@ def not_finite() -> UsageError:
     )
 
 
-def read_rows(tokenizer: Any, prompts: Sequence[str]) -> list[Row]:
-    """Return rows of the prompts as they are and of general text, for an encoder."""
+def encoder_rows(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Row]:
+    """Return rows of the prompts as they are and of general text, for an encoder.
+
+    Raises:
+        UsageError: the tokenizer has tokens that the model does not embed.
+    """
     chosen = thinned(prompts)
     texts = [(text, 1.0) for text in chosen] + [(text, GENERAL_WEIGHT) for text in general_texts(len(chosen))]
     encoded = ((tokenizer(text, truncation=True, max_length=MAX_TOKENS).input_ids, weight) for text, weight in texts)
-    return [Row(tuple(ids), 0, weight) for ids, weight in encoded if ids]
+    rows = [Row(tuple(ids), 0, weight) for ids, weight in encoded if ids]
+    check_tokens(model, [row.tokens for row in rows])
+    return rows
 
 
 def general_texts(prompts: int) -> list[str]:

@@ -7,7 +7,8 @@ transformers 5, so the way leads through the model's layout; for a checkpoint, t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,26 @@ _MOST_PARTS = 2048
 
 _MOST_SAID = 300
 """Characters of what transformers says is wrong with a config."""
+
+
+def check_tokens(model: nn.Module, rows: Iterable[Sequence[int]]) -> None:
+    """Refuse token ids that a model has no embedding of.
+
+    Raises:
+        UsageError: the tokenizer that they are from has more tokens than the model.
+    """
+    with suppress(
+        AttributeError, NotImplementedError
+    ):  # of a model that is not transformers', or has no embedding of words
+        known = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+        largest = max((max(row) for row in rows if row), default=0)
+        if largest < known:
+            return
+        raise UsageError(
+            f"The tokenizer has a token {largest}, and the model embeds {known} tokens only.",
+            hint="Use the tokenizer that the model was trained with, or resize the model to it (resize_token_embeddings); "
+            "without prompts none is needed.",
+        )
 
 
 @dataclass(frozen=True, eq=False)

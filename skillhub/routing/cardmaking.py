@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from skillhub.errors import UsageError
+from skillhub.interop.modules import check_tokens
 from skillhub.progress import Progress
 from skillhub.routing.background import background_digest, background_prompts, background_weights
 from skillhub.routing.cards import CardLayer, RoutingCard
@@ -83,17 +84,19 @@ def make_card(
         progress: called with (``prompts``, done, all).
 
     Raises:
-        UsageError: there are fewer than 16 different prompts, or the model has no layers.
+        UsageError: there are fewer than 16 different prompts, the model has no layers, or the tokenizer has tokens that it does not embed.
     """
     chosen = choose_prompts(prompts)
     markers = chat_markers(tokenizer)
     texts = [*background_prompts(), *chosen]
     layers = card_layers(model)
     forms = [texts] if markers is None else [texts, [chat_text(tokenizer, text) for text in texts]]
-    states = []
-    for number, form in enumerate(forms):
-        encoded = [encode(tokenizer, text, is_chat=number == 1) for text in form]
-        states.append(_run(model, encoded, layers, markers, progress, number * len(texts), len(forms) * len(texts)))
+    encoded = [[encode(tokenizer, text, is_chat=number == 1) for text in form] for number, form in enumerate(forms)]
+    check_tokens(model, [row for rows in encoded for row in rows])
+    states = [
+        _run(model, rows, layers, markers, progress, number * len(texts), len(forms) * len(texts))
+        for number, rows in enumerate(encoded)
+    ]
     pooled = torch.stack(states)  # (forms, layers, prompts, hidden)
     others, own = pooled[:, :, : -len(chosen)], pooled[:, :, -len(chosen) :]
     examples = [_Examples(others[:, place], own[:, place]) for place in range(len(layers))]
@@ -128,7 +131,12 @@ def encode(tokenizer: Any, text: str, *, is_chat: bool) -> list[int]:
 
 
 def prefill_of(model: nn.Module, encoded: Sequence[Sequence[int]]) -> Prefill:
-    """Return token sequences as one batch, padded on the right and cut where the model takes no more; an empty one becomes the token 0."""
+    """Return token sequences as one batch, padded on the right and cut where the model takes no more; an empty one becomes the token 0.
+
+    Raises:
+        UsageError: the model does not embed one of the tokens.
+    """
+    check_tokens(model, encoded)
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     rows = [list(row)[:limit] or [0] for row in encoded]
     width, device = max(map(len, rows)), next(model.parameters()).device
