@@ -198,3 +198,20 @@ def missing_extra(error: ModuleNotFoundError) -> Exception:
         module=module,
         extra=extra,
     )
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Say whether an error comes of too little memory, of this machine's or of an accelerator's."""
+    if isinstance(error, MemoryError):
+        return True
+    texts = ("out of memory", "allocate memory", "ALLOC_FAILED")  # torch says no more by the type
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in texts):
+        return True
+    return error.__cause__ is not None and lacks_memory(error.__cause__)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Say whether the same call may succeed later: it was interrupted, or a disk, a file or the memory was in its way."""
+    if isinstance(error, SkillhubError) and error.details.get("may_pass"):  # in another process
+        return True
+    return not isinstance(error, Exception) or isinstance(error, OSError | DiskError) or lacks_memory(error)

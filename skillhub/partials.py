@@ -29,7 +29,7 @@ from skillhub.codecs.allocation import Analysis
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor
 from skillhub.deltas import Delta
 from skillhub.documents import canonical_json
-from skillhub.errors import DiskError
+from skillhub.errors import may_pass
 from skillhub.files import disk_errors, sha256_of_file
 from skillhub.locks import locked
 from skillhub.manifest import TensorEntry
@@ -160,7 +160,7 @@ def partial_pack(
 ) -> Iterator[Partial]:
     """Yield the records of an earlier, interrupted run with the same inputs, or none, to all processes that pack together.
 
-    They stay where the block is interrupted (also by a full disk), so that the same command can go on; otherwise they go.
+    They stay where the block is interrupted (also for want of disk or memory), so that the same command can go on; otherwise they go.
 
     Args:
         ranks: the processes; the first makes the folder and tidies up.
@@ -185,8 +185,7 @@ def partial_pack(
         try:
             yield Partial(folder)
         except BaseException as error:
-            may_go_on = isinstance(error, OSError | DiskError) or not isinstance(error, Exception)
-            if ranks.leads and may_go_on and any(folder.glob("*.record")):
+            if ranks.leads and may_pass(error) and any(folder.glob("*.record")):
                 notice(f"What was found out so far is kept in {place}: the same command goes on from there.")
             elif ranks.leads:
                 shutil.rmtree(folder, ignore_errors=True)

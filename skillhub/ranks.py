@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-from skillhub.errors import SkillhubError, UsageError
+from skillhub.errors import SkillhubError, UsageError, may_pass
 from skillhub.files import staged_folder
 
 _PATIENCE = timedelta(days=2)
@@ -79,12 +79,13 @@ class Ranks:
 
     def agree(self, error: Exception | None) -> None:
         """Wait for all, then raise one's own error, or say whose work failed."""
-        told = self.gather(None if error is None else str(error))
+        told = self.gather(None if error is None else (str(error), may_pass(error)))
         if error is not None:
             raise error
-        failed = [(rank, text) for rank, text in enumerate(told) if text is not None]
+        failed = [(rank, failure) for rank, failure in enumerate(told) if failure is not None]
         if failed:
-            raise _failed(*failed[0])
+            rank, (text, _) = failed[0]
+            raise _failed(rank, text, passes=all(passes for _, (_, passes) in failed))
 
 
 @contextmanager
@@ -156,5 +157,8 @@ def _all_done(ranks: Ranks) -> Iterator[None]:
     ranks.agree(failure)
 
 
-def _failed(rank: int, text: str) -> SkillhubError:
-    return SkillhubError(f"Rank {rank} failed: {text}", hint="Nothing was written. Look at that process's output.")
+def _failed(rank: int, text: str, *, passes: bool = False) -> SkillhubError:
+    facts = {"may_pass": True} if passes else {}
+    return SkillhubError(
+        f"Rank {rank} failed: {text}", hint="Nothing was written. Look at that process's output.", **facts
+    )

@@ -82,3 +82,30 @@ def test_an_error_survives_the_way_from_a_worker_process(kind: type[SkillhubErro
     error = kind("It broke.", hint="Mend it.", path="a/b")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind and copy.to_json() == error.to_json()
+
+
+def caused(cause: BaseException) -> SkillhubError:
+    error = UsageError("could not be loaded")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyboardInterrupt(), True),
+        (OSError(28, "No space left on device"), True),
+        (errors.DiskError("the disk is full"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (caused(MemoryError()), True),
+        (SkillhubError("Rank 1 failed", may_pass=True), True),
+        (SkillhubError("Rank 1 failed"), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (caused(OSError("no config.json")), False),
+        (UsageError("The pack does not fit"), False),
+    ],
+)
+def test_what_may_succeed_later_is_told_from_what_cannot(error: BaseException, expected: bool) -> None:
+    assert errors.may_pass(error) is expected

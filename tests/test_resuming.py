@@ -76,8 +76,24 @@ def fill_disk() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def fill_memory() -> None:
+    torch.empty(1 << 60)
+
+
+def fill_accelerator() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 @pytest.mark.parametrize(("what", "done"), [("Analysing", 1), ("Analysing", 6), ("Encoding", 3), ("Encoding", 6)])
-@pytest.mark.parametrize(("stop", "error"), [(interrupt, KeyboardInterrupt), (fill_disk, DiskError)])
+@pytest.mark.parametrize(
+    ("stop", "error"),
+    [
+        (interrupt, KeyboardInterrupt),
+        (fill_disk, DiskError),
+        (fill_memory, RuntimeError),
+        (fill_accelerator, torch.OutOfMemoryError),
+    ],
+)
 def test_an_interrupted_run_goes_on_where_it_was(
     place: Path, tmp_path: Path, what: str, done: int, stop: Callable[[], None], error: type[BaseException]
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from skillhub.codecs import exact, factors, lossless, lowrank, residual, rows, sign, sparse, zero
 from skillhub.codecs.encoding import EncodedTensor, count_elements, damaged
 from skillhub.codecs.streams import tensor_bytes
-from skillhub.errors import IntegrityError, NewerSchemaError, UsageError
+from skillhub.errors import IntegrityError, NewerSchemaError, UsageError, lacks_memory
 
 Decoder = Callable[..., torch.Tensor]
 """(part, shape, what the parts before it gave or None) → the tensor with this part applied; may change its input in place. That of
@@ -49,7 +49,7 @@ def decode(encoded: EncodedTensor, base: torch.Tensor | None = None) -> torch.Te
     try:
         return _decode(encoded, base)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         raise IntegrityError(
             f"The encoded tensor claims the shape {list(encoded.shape)}, for which there is not enough memory.",
