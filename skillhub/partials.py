@@ -41,6 +41,9 @@ KINDS: dict[str, Any] = {
 }
 """What a record may hold beside plain values, by name."""
 
+RECORDS_SCHEMA = 0
+"""To be raised with whatever changes records or what they say: another field, another way to find something out."""
+
 _FIELDS, _ARRAY, _TUPLE, _FILE = range(4)
 """Codes of what msgpack has no types for."""
 
@@ -88,14 +91,14 @@ class Partial:
             staged.replace(path)
 
     def read(self, kind: str, key: str) -> Any | None:
-        """Return what was kept; None where nothing was, or where a bit of it or of a file that it names is not as it was."""
+        """Return what was kept; None where nothing was, or where it is not as it was: a bit of it, a file that it names, a kind."""
         try:
             data = self._path(kind, key).read_bytes()
         except OSError:
             return None
         if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
             return None
-        with suppress(_AlteredFileError):
+        with suppress(_AlteredFileError, KeyError, TypeError):  # the last two: of a version with other kinds or fields
             found_kind, found_key, packed = msgspec.msgpack.decode(data[_DIGEST:], ext_hook=self._unpacked)
             return packed if (found_kind, found_key) == (kind, key) else None
         return None
@@ -216,7 +219,7 @@ def digest_inputs(delta: Delta, *options: object) -> str:
         delta: between the two checkpoints.
         options: what else there is, of the types of JSON.
     """
-    digest = hashlib.sha256(canonical_json([__version__, torch.__version__, np.__version__, *options]))
+    digest = hashlib.sha256(canonical_json([RECORDS_SCHEMA, __version__, torch.__version__, np.__version__, *options]))
     for checkpoint in (delta.base, delta.tuned):
         beside = [checkpoint.folder / path for path in checkpoint.companions() if path.suffix in _CONFIGS]
         for path in (*checkpoint.files, *beside):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from skillhub import partials
 from skillhub.authorfile import AuthorFile
 from skillhub.calibration.moments import Calibration, LayerRecord
 from skillhub.calibration.texts import Row
+from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs.allocation import analyse
+from skillhub.deltas import Delta
 from skillhub.errors import DiskError, EnvironmentLockedError, UsageError
 from skillhub.locks import locked
 from skillhub.packer import pack
 from skillhub.packs import Pack
-from skillhub.partials import Partial
+from skillhub.partials import KINDS, Partial, digest_inputs
 from skillhub.progress import Progress
 from skillhub.tensorfiles import write_tensors
 
@@ -229,6 +233,30 @@ def test_a_record_is_as_good_as_the_files_that_it_names(tmp_path: Path) -> None:
     assert found.layers == {"a": layer} and (found.vocabularies, found.rows) == ({"b": 0.25}, calibration.rows)
     (tmp_path / "gradients").write_bytes(b"0124")
     assert partial.read("calibration", "") is None
+
+
+def test_a_record_of_other_fields_is_as_if_it_were_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Row:
+        tokens: tuple[int, ...]
+        begin: int
+
+    partial = Partial(tmp_path)
+    monkeypatch.setitem(KINDS, "Row", Row)
+    partial.write("calibration", "", [Row((1, 2), 1)])
+    assert partial.read("calibration", "") == [Row((1, 2), 1)]
+    monkeypatch.undo()
+    assert partial.read("calibration", "") is None
+    monkeypatch.delitem(KINDS, "Row")
+    assert partial.read("calibration", "") is None
+
+
+def test_records_of_another_schema_are_of_other_inputs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = Delta(open_checkpoint(place / "base"), open_checkpoint(place / "tuned"))
+    before = digest_inputs(delta, "near")
+    assert digest_inputs(delta, "near") == before
+    monkeypatch.setattr(partials, "RECORDS_SCHEMA", partials.RECORDS_SCHEMA + 1)
+    assert digest_inputs(delta, "near") != before
 
 
 def together(processes: int, place: Path, out: Path) -> subprocess.CompletedProcess[str]:
