@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from skillhub_registry.registry import open_data
 from skillhub_registry.repositories import find_repository
 from skillhub_registry.revisions import DEFAULT_REF, move_ref
 from tests.support.registry_process import RegistryProcess
@@ -18,10 +17,8 @@ def put_unchecked(registry: RegistryProcess, token: str | None, name: str, files
     api.create_branch(name, branch="unchecked")
     operations = [CommitOperationAdd(path, data) for path, data in files.items()]
     commit = api.create_commit(name, operations, commit_message="Change", revision="unchecked").oid
-    database = open_data(registry.data)
-    with database.write() as connection:
+    with registry.open_database() as database, database.write() as connection:
         repository = find_repository(connection, *name.split("/"))
         assert repository is not None
         move_ref(connection, repository.id, DEFAULT_REF, commit)
-    database.close()
     api.delete_branch(name, branch="unchecked")
