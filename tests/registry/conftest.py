@@ -17,6 +17,8 @@ REPLICATED = frozenset(
     for name in [
         "access",
         "commits",
+        "discussions",
+        "packs",
         "gates",
         "large_files",
         "moving",
