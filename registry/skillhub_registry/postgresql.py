@@ -1,4 +1,4 @@
-"""A database for many replicas: PostgreSQL, through psycopg 3 and a pool of connections.
+"""A database for many replicas: PostgreSQL, through psycopg 3.
 
 What the one writer of SQLite guarantees, locks guarantee here: PostgreSQL's advisory locks, taken as the first thing in
 each transaction that writes, and given back by its end, whatever ends it. What a transaction reads after that is what
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,7 +20,6 @@ import psycopg
 import psycopg.abc
 import psycopg.adapt
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import ConnectionPool, PoolTimeout
 
 from skillhub import redaction
 from skillhub.errors import AuthError, NetworkError, NewerSchemaError, NotFoundError, SkillhubError, UsageError
@@ -32,8 +32,11 @@ logger = logging.getLogger("skillhub_registry")
 _CONNECTIONS: Final = 20
 """Of one process at most; PostgreSQL allows 100 of all unless told otherwise."""
 
-_CONNECT_SECONDS: Final = 10
-_WAIT_SECONDS: Final = 30
+_CONNECT_SECONDS: Final = 5
+_WAIT_SECONDS: Final = 10
+"""For a connection, where all are in use."""
+
+_LOCK_SECONDS: Final = 30
 
 _LOCK: Final = int.from_bytes(b"skillhub")
 """The advisory lock that whoever writes has: alone, or together with others who lock a repository each, ``_LOCK + id``.
@@ -41,7 +44,7 @@ _LOCK: Final = int.from_bytes(b"skillhub")
 
 # A replica that froze or lost its network must not keep its locks for long.
 _SETTINGS: Final = (
-    f"SET lock_timeout = '{_WAIT_SECONDS}s'; SET idle_in_transaction_session_timeout = '5min'; "
+    f"SET lock_timeout = '{_LOCK_SECONDS}s'; SET idle_in_transaction_session_timeout = '5min'; "
     "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 )
 
@@ -104,15 +107,18 @@ class _Transaction:
 
 
 class PostgreSQLDatabase(Database):
-    """A pool of connections to a database that :func:`open_postgresql` has brought to the newest version."""
+    """Connections to a database that :func:`open_postgresql` has brought to the newest version."""
 
-    def __init__(self, pool: ConnectionPool[psycopg.Connection[_Row]]) -> None:
-        self._pool = pool
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._places = threading.BoundedSemaphore(_CONNECTIONS)
+        self._idle: list[psycopg.Connection[_Row]] = []
+        self._idle_lock = threading.Lock()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """See :meth:`Database.read`."""
-        with _answering_errors(), self._pool.connection() as connection:
+        with _answering_errors(), self._transaction() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
             yield _Transaction(connection)
@@ -120,7 +126,7 @@ class PostgreSQLDatabase(Database):
     @contextmanager
     def write(self, repository_id: int | None = None) -> Iterator[Connection]:
         """See :meth:`Database.write`."""
-        with _answering_errors(), self._pool.connection() as connection:
+        with _answering_errors(), self._transaction() as connection:
             # So that each statement sees what was committed before it began, and none began before the locks were there.
             connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             connection.read_only = False
@@ -133,7 +139,61 @@ class PostgreSQLDatabase(Database):
 
     def close(self) -> None:
         """See :meth:`Database.close`."""
-        self._pool.close()
+        with self._idle_lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[psycopg.Connection[_Row]]:
+        if not self._places.acquire(timeout=_WAIT_SECONDS):
+            logger.error("all %d connections to the database are in use", _CONNECTIONS)
+            raise busy()
+        try:
+            connection = self._take_idle() or self._connect()
+            try:
+                yield connection
+                connection.commit()
+            except BaseException:
+                _roll_back(connection)
+                raise
+            finally:
+                if not connection.closed:
+                    with self._idle_lock:
+                        self._idle.append(connection)
+        finally:
+            self._places.release()
+
+    def _take_idle(self) -> psycopg.Connection[_Row] | None:
+        """Return an idle connection that still works: the server may have been started anew meanwhile."""
+        while True:
+            with self._idle_lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return None
+            try:
+                connection.autocommit = True
+                connection.execute("")
+                connection.autocommit = False
+            except psycopg.OperationalError:
+                connection.close()
+            else:
+                return connection
+
+    def _connect(self) -> psycopg.Connection[_Row]:
+        connection: psycopg.Connection[_Row] = psycopg.connect(
+            self._url, row_factory=_make_rows, connect_timeout=_CONNECT_SECONDS
+        )
+        connection.adapters.register_loader("numeric", _WholeNumberLoader)
+        connection.execute(_SETTINGS)
+        connection.commit()
+        return connection
+
+
+def _roll_back(connection: psycopg.Connection[_Row]) -> None:
+    try:
+        connection.rollback()
+    except psycopg.Error:  # it is lost; the server rolls back by itself
+        connection.close()
 
 
 def open_postgresql(url: str) -> PostgreSQLDatabase:
@@ -152,18 +212,7 @@ def open_postgresql(url: str) -> PostgreSQLDatabase:
             _migrate(connection, place)
     except psycopg.Error as error:
         raise _explain(error, place) from None  # psycopg's own error may quote the address
-    pool = ConnectionPool(
-        url,
-        connection_class=psycopg.Connection[_Row],
-        kwargs={"row_factory": _make_rows, "connect_timeout": _CONNECT_SECONDS},
-        min_size=1,
-        max_size=_CONNECTIONS,
-        timeout=_WAIT_SECONDS,
-        configure=_configure,
-        check=ConnectionPool.check_connection,  # the server may have been started anew meanwhile
-        open=True,
-    )
-    return PostgreSQLDatabase(pool)
+    return PostgreSQLDatabase(url)
 
 
 def _check_address(url: str) -> str:
@@ -193,12 +242,6 @@ def _explain(error: psycopg.Error, place: str) -> SkillhubError:
             return AuthError(message, hint="Check the user and password in the address, and the server's pg_hba.conf.")
         return NetworkError(message, hint="Check the address, and that the server runs and can be reached from here.")
     return UsageError(message, hint="Check that it is a database of this registry, or an empty one.")
-
-
-def _configure(connection: psycopg.Connection[Any]) -> None:
-    connection.adapters.register_loader("numeric", _WholeNumberLoader)
-    connection.execute(_SETTINGS)
-    connection.commit()
 
 
 def _migrate(connection: psycopg.Connection[Any], place: str) -> None:
@@ -246,9 +289,6 @@ def _answering_errors() -> Iterator[None]:
     """Turn what is not the program's fault into answers."""
     try:
         yield
-    except PoolTimeout as error:
-        logger.error("no connection to the database: %s", error)
-        raise busy() from error
     except psycopg.errors.DiskFull as error:
         logger.error("the database's disk is full: %s", error)
         raise disk_full() from error

@@ -14,21 +14,10 @@ from tests.support.s3_server import running_s3
 
 REPLICATED = frozenset(
     f"tests.registry.test_{name}"
-    for name in [
-        "access",
-        "commits",
-        "discussions",
-        "packs",
-        "gates",
-        "large_files",
-        "moving",
-        "proposing",
-        "pull_requests",
-        "reading",
-        "roles",
-        "stock_client",
-        "xet",
-    ]
+    for name in (
+        *("access", "commits", "discussions", "gates", "large_files", "models"),
+        *("moving", "packs", "pull_requests", "stock_client", "xet"),
+    )
 )
 """The modules whose tests run twice: on a registry in a folder, and on two replicas with PostgreSQL and S3."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import psycopg
 import pytest
@@ -21,12 +23,14 @@ USER, PASSWORD = "registry", "p@ss/word:1"
 _QUOTED = "p%40ss%2Fword%3A1"
 
 
-@dataclass(frozen=True)
+@dataclass
 class PostgreSQLServer:
-    """A server that runs. ``folder`` has its socket and ``data``."""
+    """A server that runs, or may be started again. ``folder`` has its socket and ``data``."""
 
     folder: Path
     programs: Path
+    process: subprocess.Popen[str] | None = None
+    reader: Thread | None = None
 
     def address(self, database: str = "postgres", password: str = _QUOTED) -> str:
         """Return the address of one of its databases."""
@@ -39,18 +43,38 @@ class PostgreSQLServer:
             connection.execute(statement.encode())
         return self.address(name)
 
-    def control(self, *arguments: str) -> None:
-        """Run ``pg_ctl``, which waits until the server has started or stopped."""
-        # Unlogged and unsynced: nothing here outlives the tests.
-        settings = f"-k {self.folder} -c listen_addresses= -c fsync=off -c full_page_writes=off -c max_connections=200"
-        log = str(self.folder / "log")
-        _run(self.programs / "pg_ctl", "-D", str(self.folder / "data"), "-w", "-l", log, "-o", settings, *arguments)
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        # Unsynced: nothing here outlives the tests.
+        settings = ["listen_addresses=", "fsync=off", "full_page_writes=off", "max_connections=200", "lc_messages=C"]
+        options = [word for setting in settings for word in ("-c", setting)]
+        command = [str(self.programs / "postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder), *options]
+        self.process = subprocess.Popen(_as_servant(command), stderr=subprocess.PIPE, text=True, cwd="/")
+        assert self.process.stderr is not None
+        said = []
+        for line in self.process.stderr:
+            said.append(line)
+            if "ready to accept connections" in line:
+                break
+        else:
+            raise AssertionError("".join(said))
+        self.reader = Thread(target=self.process.stderr.read, daemon=True)  # it must not wait for one
+        self.reader.start()
+
+    def stop(self) -> None:
+        """Stop it as a power failure would."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(timeout=60)
+        if self.reader is not None and self.process.stderr is not None:
+            self.reader.join()
+            self.process.stderr.close()
 
 
 def find_programs() -> Path:
     """Return the folder of PostgreSQL's programs; skip the test where there is none, unless that is a failure."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)
-    program = shutil.which("pg_ctl") or (found[0] if found else None)
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)
+    program = found[0] if found else shutil.which("postgres")
     if program is None:
         if os.environ.get(REQUIRED):
             pytest.fail("PostgreSQL is not installed (Debian: apt-get install postgresql)")
@@ -79,11 +103,11 @@ def running_postgresql() -> Iterator[PostgreSQLServer]:
         ]
         _run(programs / "initdb", "-D", str(folder / "data"), "-U", USER, *options)
         server = PostgreSQLServer(folder, programs)
-        server.control("start")
+        server.start()
         try:
             yield server
         finally:
-            server.control("-m", "immediate", "stop")
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -92,12 +116,13 @@ _SERVANT = "nobody"
 """Who runs the server where the tests are root's: it refuses to be root's."""
 
 
+def _as_servant(command: list[str]) -> list[str]:
+    if os.geteuid() != 0:
+        return command
+    return ["setpriv", f"--reuid={_SERVANT}", "--regid=nogroup", "--clear-groups", *command]
+
+
 def _run(program: Path, *arguments: str) -> None:
-    command = [str(program), *arguments]
-    if os.geteuid() == 0:
-        command = ["setpriv", f"--reuid={_SERVANT}", "--regid=nogroup", "--clear-groups", *command]
-    # What the server inherits stays open as long as it runs: no pipes.
-    with tempfile.TemporaryFile("w+") as said:
-        done = subprocess.run(command, stdout=said, stderr=said, cwd="/", check=False)
-        said.seek(0)
-        assert done.returncode == 0, said.read()
+    command = _as_servant([str(program), *arguments])
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
