@@ -7,6 +7,9 @@ and columns may have scales of their own, powers of 2 in quarter steps, so that 
 A weight decodes to ``(code · (step · row scale)) · column scale``, each product rounded to fp32 in that order, none of them subnormal or
 infinite: IEEE 754 leaves one result, on every machine.
 
+No preset stores anything so: the codec is part of the format, so that packs may be read which have it. :func:`encode` is for whoever
+writes such packs, and for tests.
+
 Layout of the array ``data``: frames whose sizes the config lists: the quarter exponents of the row scales and of the column scales (int8;
 left out where all are 0), the packed codes in row-major order, and their overflow (:mod:`skillhub.codecs.symbols`).
 """
@@ -52,15 +55,6 @@ MAX_EXPONENT = 127
 MIN_STEP, MAX_STEP = 2.0**-60, 2.0**40
 """With every scale and code inside its limits, no product is then subnormal or infinite."""
 
-SAMPLE = 1 << 16
-"""Weights that an estimate looks at."""
-
-PACKING_LOSS = 1.02
-"""Stored bits over the entropy of all codes, as measured on real deltas."""
-
-FRAME_BITS = 8 * 150
-"""Bits of a matrix beside its codes: headers and code tables."""
-
 
 @dataclass(frozen=True, eq=False)
 class Residual:
@@ -82,21 +76,6 @@ class Residual:
         if self.column_scales is not None:
             np.multiply(values, self.column_scales, out=values)
         return np.add(values, np.float32(0), out=values)  # a code of 0 is 0.0, whatever the sign of its step
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What quantizing a matrix would cost and leave.
-
-    Attributes:
-        bits: size.
-        error: squared error that remains, of weights that are divided by their row's and column's scale.
-        energy: sum of squares of those weights: what remains if nothing is stored.
-    """
-
-    bits: float
-    error: float
-    energy: float
 
 
 def encode(
@@ -140,32 +119,6 @@ def encode(
     return EncodedPart(ID, config, {"data": np.concatenate(frames)})
 
 
-def estimate(
-    residual: torch.Tensor,
-    step: float,
-    *,
-    row_exponents: Exponents | None = None,
-    column_exponents: Exponents | None = None,
-    dead_zone: float = DEAD_ZONE,
-) -> Estimate:
-    """Estimate what :func:`encode` would store and what error it would leave, from a sample of the rows.
-
-    Args and errors are those of :func:`encode`.
-    """
-    rows = len(residual) if residual.dim() else 0
-    stride = max(1, residual.numel() // SAMPLE)
-    # Every stride-th row: neighbouring rows (heads, experts) resemble each other.
-    some = residual[::stride]
-    normalized = _normalize(some, None if row_exponents is None else row_exponents[::stride], column_exponents)
-    codes = _quantize(normalized, step, dead_zone)
-    factor = rows / max(len(some), 1)
-    decoded = codes * np.float32(step * _fit(normalized, codes, step))
-    error = float(np.square(normalized - decoded, dtype=np.float64).sum())
-    energy = float(np.square(normalized, dtype=np.float64).sum())
-    bits = PACKING_LOSS * _entropy(codes) * factor + FRAME_BITS if codes.any() else 0.0
-    return Estimate(bits, error * factor, energy * factor)
-
-
 def _normalize(residual: torch.Tensor, row_exponents: Exponents | None, column_exponents: Exponents | None) -> Floats:
     """Return the residual as a matrix, each weight divided by its scales."""
     if residual.dtype != torch.float32 or residual.dim() < 2 or not bool(residual.isfinite().all()):
@@ -195,13 +148,6 @@ def _fit(normalized: Floats, codes: Codes, step: float) -> float:
     kept, targets = codes[chosen].astype(np.float64), normalized[chosen].astype(np.float64)
     energy = float(kept @ kept)
     return min(max(float(kept @ targets) / (energy * step), 0.5), 2.0) if energy else 1.0
-
-
-def _entropy(codes: Codes) -> float:
-    """Return the empirical entropy of all codes, in bits."""
-    counts = np.bincount(codes.reshape(-1) + MAX_CODE)
-    counts = counts[counts > 0]
-    return float(codes.size * math.log2(codes.size) - counts @ np.log2(counts))
 
 
 def _scales(exponents: Exponents) -> Floats:

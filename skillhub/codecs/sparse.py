@@ -54,24 +54,18 @@ SMALL_BITS = 4
 """Gaps are split so that the high part of an average one is of about this many bits: lower ones are not yet random."""
 
 
-def encode(delta: torch.Tensor, step: float | None = None) -> EncodedPart:
+def encode(delta: torch.Tensor) -> EncodedPart:
     """Return the part that adds the values of ``delta`` that are not zero.
 
     Args:
         delta: fp32, any shape and layout. Every bit is kept, of NaN and infinities too, but -0.0 counts as 0.
-        step: where it is given, values are first rounded to multiples of it (half to even); those that become 0 are left out. They must
-            then be finite.
 
     Raises:
-        ValueError: ``delta`` or ``step`` is something else.
+        ValueError: ``delta`` is something else.
     """
     if delta.dtype != torch.float32:
         raise ValueError(f"expected a float32 delta, got {delta.dtype}")
     values = tensor_bytes(delta).view(np.float32)
-    if step is not None:
-        if not (step > 0 and math.isfinite(step) and np.isfinite(values).all()):
-            raise ValueError("only finite values can be rounded to multiples of a positive step")
-        values = (np.rint(values / step) * np.float32(step)).astype(np.float32)
     indices = np.flatnonzero(values)
     gaps = np.diff(indices, prepend=-1) - 1
     shift = _choose_shift(gaps)
