@@ -2,7 +2,8 @@
 
 They hold arrays of bytes only. The array ``codes`` of part 0 of the tensor ``layers.0.mlp.up_proj.weight`` is named
 ``layers.0.mlp.up_proj.weight/0.codes``; one longer than a file may be is cut into ``….codes#0``, ``….codes#1`` …. The metadata entry
-``parts`` of each file says, for the tensors that begin in it, which codecs with which configs read those arrays.
+``parts`` of a file says which codecs with which configs read the arrays of some tensors. Each tensor stands in one file's, which may be the
+file before the one that its first array is in.
 """
 
 from __future__ import annotations

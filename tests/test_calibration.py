@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import torch
 
 import skillhub
 from skillhub.authorfile import AuthorFile
-from skillhub.calibration import Calibration, calibrate, distillation
+from skillhub.calibration import Calibration, calibrate, distillation, recording
 from skillhub.calibration.moments import LayerRecord
 from skillhub.calibration.recording import ROOM
 from skillhub.calibration.texts import BATCH_TOKENS, Row, answered_rows, batches, padded, thinned
 from skillhub.checkpoints import open_checkpoint
 from skillhub.deltas import Delta, open_delta
 from skillhub.devices import device_for
-from skillhub.errors import UsageError
+from skillhub.errors import DiskError, UsageError
 from skillhub.manifest import Skill
 from skillhub.packer import pack
 from skillhub.packs import Pack
@@ -148,6 +149,17 @@ def test_a_pack_with_prompts_is_calibrated(base: Path, fine_tune: Path, tmp_path
     assert digests[0] == digests[1] and open_delta(built[True]).names == list(digests[0])
     assert all(one.only_variant().router is not None for one in built.values())
     assert not list(tmp_path.rglob("*.inputs"))
+
+
+def test_a_full_disk_ends_calibration_in_a_sentence(
+    base: Path, fine_tune: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: torch.Tensor) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recording, "_stored", fill)
+    with pytest.raises(DiskError, match="no room"):
+        calibrate(fine_tune, base, sums(16), tmp_path)
 
 
 def test_gptq_is_given_the_second_moment_of_what_a_layer_reads(calibrated: Calibration) -> None:

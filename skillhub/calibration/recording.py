@@ -20,6 +20,7 @@ from skillhub.calibration.models import load_model
 from skillhub.calibration.moments import Calibration, LayerRecord
 from skillhub.calibration.texts import Row, answered_rows, batches, encoder_rows, padded
 from skillhub.devices import give_memory_back
+from skillhub.files import disk_errors
 from skillhub.layout import Layout, ViewSlot, layout_of
 from skillhub.progress import Progress
 
@@ -49,7 +50,7 @@ def calibrate(
     give_memory_back()
     recorder = _Recorder(model, folder, generates)
     done = 0
-    with ExitStack() as hooks, torch.random.fork_rng(devices=[]):
+    with disk_errors(folder), ExitStack() as hooks, torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         recorder.attach(hooks)
         for group in batches(rows):

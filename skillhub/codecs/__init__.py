@@ -1,6 +1,7 @@
 """Codecs: how a tensor's delta becomes bytes, and bytes a delta again, with the same bits on every machine.
 
-One file a codec; each has an ``ID``, an ``encode`` and a ``decode``. Adding one means one file and one line in :data:`CODECS`.
+One file a codec; each has an ``ID``, an ``encode`` and a ``decode``. Adding one means one file and one line in :data:`CODECS`;
+one that can be decoded a few rows at a time also has a line in ``skillhub.deltareaders``, without which its tensors are decoded whole.
 :mod:`skillhub.codecs.allocation` decides which codec stores a tensor and how finely.
 """
 

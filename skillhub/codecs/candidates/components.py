@@ -10,8 +10,9 @@ import torch
 
 from skillhub.codecs import lowrank, rows
 from skillhub.codecs.candidates.interface import Offer, Target
-from skillhub.codecs.encoding import EncodedPart, EncodedTensor, damaged
+from skillhub.codecs.encoding import EncodedPart, EncodedTensor
 from skillhub.codecs.quantization import Quantized, quantize
+from skillhub.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,13 +60,20 @@ class Components:
         return Offer(bits, max(target.energy - bought.removed - float(outliers.sum()), 0.0))
 
     def encode(self, price: float) -> tuple[EncodedPart, ...]:
-        """As :meth:`skillhub.codecs.candidates.interface.Candidate.encode`, without outlying rows."""
+        """As :meth:`skillhub.codecs.candidates.interface.Candidate.encode`, without outlying rows.
+
+        Raises:
+            UsageError: fp32 cannot hold the scales of the components.
+        """
         bought = self.buy(price)
         if not len(bought.scales):
             return ()
         components = lowrank.choose_groups(bought.left, bought.right, bought.scales, self.target.factors.lines)
-        if components is None:
-            raise damaged("has scales that fp32 cannot hold")  # such matrices are stored exactly
+        if components is None:  # not of a matrix whose largest weight is of sane magnitude
+            raise UsageError(
+                f"A change of {list(self.target.matrix.shape)} has components too small or large for scales in fp32.",
+                hint="Pack the fine-tune bit for bit: --preset lossless.",
+            )
         return (lowrank.encode(components),)
 
     def _bits_of_lines(self, bought: Quantized) -> float:
