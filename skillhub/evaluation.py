@@ -92,8 +92,8 @@ def evaluate_pack(
         as the task :data:`skillhub.measures.CONTROL` on unrelated texts.
 
     Raises:
-        UsageError: the pack was installed from a registry, the task is no line of text, there are no rows or one has nothing to score, the model cannot be
-            loaded, or a score is not finite.
+        UsageError: the pack was installed from a registry, the task is no line of text, there are no rows, they are of two kinds or one
+            has nothing to score, the model cannot be loaded, or a score is not finite.
         WrongBaseError: the pack does not fit the base.
         DiskError: there is no room for what the fine-tune predicts, up to some 8 GB beside the pack.
     """
@@ -104,6 +104,7 @@ def evaluate_pack(
         )
     if not rows:
         raise UsageError("There are no rows to evaluate on.", hint="Give at least one row.")
+    _check_rows(rows)
     check_task(task)
     folder = locate_base(base)
     variant = pack.variant_for(fingerprint_checkpoint(folder).fingerprint)
@@ -116,10 +117,28 @@ def evaluate_pack(
     return measured
 
 
+def _keys_of(row: Row) -> frozenset[str]:
+    """Return what is measured of a row: a pair where it is one and no answer to a prompt."""
+    return PAIR_KEYS if set(row) >= PAIR_KEYS and not set(row) >= ANSWER_KEYS else ANSWER_KEYS
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    """Refuse rows that are not all answers to prompts or all pairs, each of texts."""
+    keys = _keys_of(rows[0])
+    for number, row in enumerate(rows, start=1):
+        if not all(isinstance(row.get(key), str) for key in keys):
+            raise UsageError(
+                f"Row {number} lacks the texts {' and '.join(sorted(keys))}.",
+                hint="Give rows that are all of prompt and answer, or all of a and b.",
+            )
+        for key in keys:
+            whole_text(row[key], f"Row {number}")
+
+
 def _choose_measure(rows: Sequence[Row], task: str, base: Path, tuned: str | Path | None, spool: Path) -> Measure:
     """Return what measures such rows."""
     tokenizer, limit = choose_tokenizer(base, tuned)
-    if frozenset(rows[0]) == PAIR_KEYS:
+    if _keys_of(rows[0]) == PAIR_KEYS:
         return PairMeasure(tokenizer, task, rows, compares=tuned is not None)
     return measure_answers(tokenizer, rows, task, None if tuned is None else spool, limit)
 

@@ -286,6 +286,14 @@ def test_what_cannot_be_evaluated_is_refused_and_the_pack_stays(causal: Path, tm
         evaluate_pack(pack, causal / "tuned", ROWS)
     with pytest.raises(UsageError, match="no rows"):
         evaluate_pack(pack, causal / "base", [])
+    for rows, message in (
+        ([*ROWS, {"a": "one", "b": "two"}], rf"Row {len(ROWS) + 1} lacks the texts answer and prompt"),
+        ([{"a": "one", "b": "two"}, *ROWS], "Row 2 lacks the texts a and b"),
+        ([{"prompt": "one"}], "Row 1 lacks the texts answer and prompt"),
+        ([{"prompt": "one", "answer": "\ud83d"}], "Row 1 has half of a character"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            evaluate_pack(pack, causal / "base", rows)
     (pack.folder / RECEIPT_FILE).write_text("{}")
     with pytest.raises(UsageError, match="was published") as caught:
         evaluate_pack(pack, causal / "base", ROWS)
