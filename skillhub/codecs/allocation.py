@@ -32,6 +32,9 @@ MAX_RANK = 192
 SMALL_TENSOR = 4096
 """Tensors of at most this many elements are stored exactly."""
 
+SMALLEST_PEAK, LARGEST_PEAK = 2.0**-50, 2.0**40
+"""Deltas whose largest weight lies outside have squares that fp32 does not hold well."""
+
 PRICE_STEP = 2.0
 PRICE_STEPS = 13
 """The ladder of an analysis: prices that are powers of 2, from the first at which components are bought downwards."""
@@ -181,8 +184,12 @@ def _is_stored_exactly(delta: torch.Tensor) -> bool:
     """Return whether low rank is out of the question: vectors, small tensors, values that squares cannot hold."""
     if delta.dim() < 2 or delta.numel() <= SMALL_TENSOR or min(delta.shape[0], delta[0].numel()) < 2:
         return True
-    peak = float(delta.abs().max())
-    return not 2.0**-50 < peak < 2.0**40
+    return not has_sane_magnitude(delta)
+
+
+def has_sane_magnitude(delta: torch.Tensor) -> bool:
+    """Say whether fp32 holds the squares of a delta well, by its largest weight; not so for NaN."""
+    return SMALLEST_PEAK < float(delta.abs().max()) < LARGEST_PEAK
 
 
 def _without_rows(delta: torch.Tensor, added_rows: int) -> torch.Tensor:

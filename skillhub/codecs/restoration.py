@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from skillhub.codecs import exact, lossless
+from skillhub.codecs import exact, lossless, lowrank
 from skillhub.codecs.allocation import Analysis, decompose
 from skillhub.codecs.allocation import encode as encode_delta
 from skillhub.codecs.decoding import decode
@@ -64,7 +64,7 @@ def _predict_delta(name: str, tuned: torch.Tensor, base: torch.Tensor) -> Encode
             best = there = other
         if best.price < price:  # the size has one minimum: no need to look on the other side
             break
-    return best.encoded if best.encoded.parts[0].codec == "lowrank" else None
+    return best.encoded if best.encoded.parts[0].codec == lowrank.ID else None
 
 
 @dataclass(frozen=True, eq=False)

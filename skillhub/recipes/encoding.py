@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from skillhub.codecs import EncodedTensor, exact, zero
+from skillhub.codecs.allocation import has_sane_magnitude
 from skillhub.codecs.lowrank import matrix_shape
 
 HALF_BYTES = 2
 """Bytes of an fp16 or bf16 value."""
-
-SMALLEST_PEAK, LARGEST_PEAK = 2.0**-50, 2.0**40
-"""Deltas whose largest weight lies outside have squares that fp32 does not hold well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ def is_matrix(delta: torch.Tensor) -> bool:
     """Say whether a delta is what recipes compress: at least two rows and columns, not all zero, finite and of sane magnitude."""
     if delta.dim() < 2 or min(matrix_shape(tuple(delta.shape))) < 2:
         return False
-    return SMALLEST_PEAK < float(delta.abs().max()) < LARGEST_PEAK  # not so for NaN
+    return has_sane_magnitude(delta)
 
 
 def keep_exactly(delta: torch.Tensor) -> Compressed:
