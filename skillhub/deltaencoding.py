@@ -134,13 +134,18 @@ class DeltaEncoder:
             return None
         return self.calibration.metrics(name, shape)
 
+    def payload(self, analyses: dict[str, Analysis], price: float) -> int:
+        """Return the bytes of all tensors at a price, before scales are fitted, which changes them by next to nothing."""
+        encode_one = self._encoded_at(analyses, price)
+        self._do_own("Encoding", lambda name: encode_one(name)[1])
+        return sum(encode_one(name)[1].bytes for name in self.names)
+
     def encode(self, analyses: dict[str, Analysis], price: float, writer: DeltaWriter) -> dict[str, TensorEntry]:
         """Write all tensors at a price; return what the manifest says of each.
 
         Where the fine-tune was calibrated, the scales of components are fitted to its predictions.
         """
-        how = f"price {price!r}"
-        encode_one = partial(self._kept, how, lambda name: self._encode_tensor(name, analyses.get(name), price))
+        encode_one, how = self._encoded_at(analyses, price), f"price {price!r}"
         if self.calibration is None:
             return self._write(writer, encode_one)
         self._do_own("Encoding", lambda name: encode_one(name)[1])
@@ -152,6 +157,12 @@ class DeltaEncoder:
             return self._kept(f"{how}, fitted", lambda _: self._rescale(name, encode_one(name), gains[name]), name)
 
         return self._write(writer, fit_one)
+
+    def _encoded_at(self, analyses: dict[str, Analysis], price: float) -> Callable[[str], Kept]:
+        """Return what encodes a tensor at a price, or takes it up where that was done before."""
+        return partial(
+            self._kept, f"price {price!r}", lambda name: self._encode_tensor(name, analyses.get(name), price)
+        )
 
     def _found_gains(self, key: str, encoded: Callable[[str], Kept]) -> dict[str, Any]:
         """Return what the first process fits, to every process; nothing where its memory is too small, of which no record is kept."""
@@ -266,8 +277,8 @@ class DeltaEncoder:
         if analysis is None:
             return Encoding(found := _set_values(self.delta, name), decode(found))
         true = self.delta.tensor(name)
-        metrics, values = self._metrics(name) if analysis.is_calibrated else None, self._values(name)
-        found = encode(analysis, price, true, metrics, values)
+        values = self._values(name)
+        found = encode(analysis, price, true, values)
         decoded = decode(found, values.base)
         error = decoded if found.operation == "add" else difference(decoded, values.base)
         return Encoding(found, decoded, measure_error(true, error))
@@ -310,13 +321,9 @@ def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: 
         budget = max(budget, exact_bytes)
     price = choose_lambda(list(analyses.values()), budget, set_bytes=set_bytes)
     for attempt in range(BUDGET_ATTEMPTS):
-        writer = DeltaWriter(folder)
-        entries = encoder.encode(analyses, price, writer)
-        payload = sum(entry.bytes for entry in entries.values())
+        payload = encoder.payload(analyses, price)
         if payload <= budget * (1 + BUDGET_TOLERANCE):
-            return entries
-        for path in writer.files:
-            path.unlink()
+            return encoder.encode(analyses, price, DeltaWriter(folder))
         price *= 1.1 * 2.0**attempt * (payload - exact_bytes) / max(budget - exact_bytes, 1)
     raise UsageError(
         f"The pack does not fit {budget} bytes: its smallest form that was found takes {payload}.",

@@ -138,7 +138,7 @@ def test_outlier_rows_are_exact_where_that_pays() -> None:
     outliers = list(range(7, 1000, 125))
     delta[outliers] += seeded(len(outliers), 200, seed=3) * 0.03
     analysis = analyse("embed", delta, max_rank=4)
-    encoded = encode(analysis, analysis.prices[9], delta)
+    encoded = encode(analysis, analysis.prices[4], delta)
     assert codecs_of(encoded) == ["lowrank", "rows"] and encoded.parts[1].config["rows"] <= 10
     decoded = decode(encoded)
     assert sum(torch.equal(decoded[i], delta[i]) for i in outliers) == len(outliers)

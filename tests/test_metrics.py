@@ -37,14 +37,12 @@ def test_the_energy_is_the_trace_that_defines_it(rows: int, columns: int, seed: 
     expected = torch.trace(whole[0] @ error.double() @ whole[1] @ error.double().T)
     assert metrics.energy(error) == pytest.approx(float(expected), rel=1e-3)
     vectors = torch.randn(3, rows, generator=torch.Generator().manual_seed(seed))
-    without_root = metric_of(seen[0]).squares(vectors)
     there = metrics.rows.whiten(vectors)
     torch.testing.assert_close(metrics.rows.unwhiten(there), vectors, rtol=2e-3, atol=2e-3)
     squares = pytest.approx(
         torch.einsum("ki,ij,kj->k", vectors.double(), whole[0], vectors.double()).tolist(), rel=1e-3
     )
     assert there.square().sum(1).tolist() == squares
-    assert metrics.rows.squares(vectors).tolist() == squares and without_root.tolist() == squares
 
 
 def ridged(moments: torch.Tensor) -> torch.Tensor:
@@ -52,19 +50,14 @@ def ridged(moments: torch.Tensor) -> torch.Tensor:
     return torch.diag(diagonal * (1 + RIDGE) + max(0.01 * float(diagonal.median()), 1e-6 * float(diagonal.mean())))
 
 
-def test_duals_give_products_in_the_metric() -> None:
+def test_vectors_are_of_unit_length_in_the_metric_of_their_root() -> None:
     matrix = torch.randn(30, 20, generator=torch.Generator().manual_seed(1))
     metrics = Metrics(metric_of(correlated(30, 2, 3)), metric_of(correlated(20, 3, 2)))
     found = factorize_in_metrics("a", matrix, 8, metrics)
-    for vectors, duals, metric in (
-        (found.left, found.left_dual, metrics.rows),
-        (found.right, found.right_dual, metrics.columns),
-    ):
-        unit = metric.whiten(torch.from_numpy(vectors) / metric.sizes)
-        torch.testing.assert_close(unit @ unit.T, torch.eye(8), rtol=0, atol=1e-3)
-        other = torch.randn(5, vectors.shape[1], generator=torch.Generator().manual_seed(4))
-        expected = metric.whiten(other / metric.sizes) @ unit.T
-        torch.testing.assert_close(other @ torch.from_numpy(duals).T, expected, rtol=1e-3, atol=1e-3)
+    for vectors, root in ((found.left, found.left_root), (found.right, found.right_root)):
+        assert root is not None and np.array_equal(root, np.triu(root))
+        unit = vectors @ root.T
+        assert np.allclose(unit @ unit.T, np.eye(8), rtol=0, atol=1e-3)
 
 
 def test_all_components_unquantized_give_the_matrix_back() -> None:
@@ -89,7 +82,7 @@ def test_what_is_said_to_be_removed_is_removed() -> None:
     delta, metrics = calibrated_case()
     analysis = analyse("a", delta, metrics=metrics)
     for price, error in list(zip(analysis.prices, analysis.errors, strict=True))[2:-1:3]:
-        decoded = decode(encode(analysis, price, delta, metrics))
+        decoded = decode(encode(analysis, price, delta))
         # Components that were quantized are orthogonal only about.
         assert metrics.energy(delta - decoded) == pytest.approx(error, rel=0.3, abs=0.01 * analysis.energy)
 
@@ -99,7 +92,7 @@ def test_at_equal_bytes_errors_lie_where_they_cost_less() -> None:
     calibrated, plain = analyse("a", delta, metrics=metrics), analyse("a", delta)
     compared = 0
     for price in calibrated.prices[3:-2]:
-        weighed = encode(calibrated, price, delta, metrics)
+        weighed = encode(calibrated, price, delta)
         for other in plain.prices:
             alike = encode(plain, other, delta)
             if 0.9 * weighed.nbytes <= alike.nbytes <= 1.05 * weighed.nbytes:
@@ -112,7 +105,7 @@ def test_a_uniform_metric_quantizes_as_none_does() -> None:
     delta, _ = calibrated_case()
     metrics = Metrics(uniform_metric(160, 4.0), uniform_metric(96, 1.0))
     found, plain = factorize_in_metrics("a", delta, 12, metrics), factorize_in_metrics("a", delta, 12, identity())
-    some, other = quantize(found, 4e-9, metrics=metrics), quantize(plain, 1e-9, metrics=identity())
+    some, other = quantize(found, 4e-9), quantize(plain, 1e-9)
     assert np.array_equal(np.abs(some.left), np.abs(other.left)) and np.array_equal(some.kept, other.kept)
     assert some.scales == pytest.approx(other.scales, rel=1e-5)
 
@@ -126,7 +119,7 @@ def test_factors_wait_in_a_file(tmp_path) -> None:  # type: ignore[no-untyped-de
     found = factorize_in_metrics("a", delta, 12, metrics)
     again = load_factors(save_factors(tmp_path, "a", found))
     assert again.scale == found.scale and again.lines is not None and found.lines is not None
-    for name in ("left", "right", "values", "left_dual", "right_dual"):
+    for name in ("left", "right", "values", "left_root", "right_root"):
         assert np.array_equal(getattr(again, name), getattr(found, name))
     assert np.array_equal(again.lines.rows, found.lines.rows)
 

@@ -35,11 +35,11 @@ SMALL_TENSOR = 4096
 SMALLEST_PEAK, LARGEST_PEAK = 2.0**-50, 2.0**40
 """Deltas whose largest weight lies outside have squares that fp32 does not hold well."""
 
-PRICE_STEP = 2.0
-PRICE_STEPS = 13
-"""The ladder of an analysis: prices that are powers of 2, from the first at which components are bought downwards."""
+PRICE_STEP = 4.0
+PRICE_STEPS = 7
+"""The ladder of an analysis: prices that are powers of 4, from the first at which components are bought downwards."""
 
-MOST_PRICE_STEPS = 40
+MOST_PRICE_STEPS = 20
 """A ladder goes on until half of the components are bought, if a few of them dwarf the rest, but not beyond this."""
 
 EXTRAPOLATION = 12
@@ -219,20 +219,24 @@ def _restorable(values: Values | None, added_rows: int) -> Values | None:
 def _measure_ladder(target: Target) -> list[tuple[float, str, Offer]]:
     """Return (price, kind, offer) of what is chosen, from the first price at which components are worth their bits downwards.
 
-    The prices are powers of two, which all tensors share. What is exact is chosen where it takes no more bits than components do, and not
+    The prices are powers of four, which all tensors share. What is exact is chosen where it takes no more bits than components do, and not
     before: to trade its bits for squared errors would take them from components, of which a model's function needs the more.
     """
     components, changes = find_candidates(target)
     exponent = math.floor(math.log(target.factors.values[0] ** 2 / 64, PRICE_STEP))
+    lowest = exponent - MOST_PRICE_STEPS
     ladder: list[tuple[float, str, Offer]] = []
-    while len(ladder) < PRICE_STEPS or (components.are_few and len(ladder) < MOST_PRICE_STEPS):
-        price, near, exact = PRICE_STEP**exponent, components.offer(PRICE_STEP**exponent), changes.exact
-        if exact and exact.bits <= near.bits:
-            # Once more at the next price: more bits buy nothing.
-            return [*ladder, *((one, changes.kind, exact) for one in (price, price / PRICE_STEP))]
-        if near.bits or ladder:
-            ladder.append((price, components.kind, near))
-        exponent -= 1
+    while exponent > lowest:
+        prices = [PRICE_STEP ** (exponent - step) for step in range(PRICE_STEPS)]  # many at once save time
+        exponent -= PRICE_STEPS
+        for price, (near, count) in zip(prices, components.offers(prices), strict=True):
+            if (exact := changes.exact) and exact.bits <= near.bits:
+                # Once more at the next price: more bits buy nothing.
+                return [*ladder, *((one, changes.kind, exact) for one in (price, price / PRICE_STEP))]
+            if near.bits or ladder:
+                ladder.append((price, components.kind, near))
+            if len(ladder) >= PRICE_STEPS and 2 * count >= len(target.factors.values):
+                return ladder
     return ladder
 
 
@@ -279,25 +283,18 @@ def _estimate_bits(analysis: Analysis, log_price: float) -> float:
     return float(np.interp(-log_price, -logs, np.sqrt(bits)) ** 2)
 
 
-def encode(
-    analysis: Analysis,
-    price: float,
-    delta: torch.Tensor,
-    metrics: Metrics | None = None,
-    values: Values | None = None,
-) -> EncodedTensor:
+def encode(analysis: Analysis, price: float, delta: torch.Tensor, values: Values | None = None) -> EncodedTensor:
     """Encode a tensor at ``price``, as what costs least there.
 
     Args:
         analysis: of this tensor.
         price: squared error a bit, from :func:`choose_lambda`.
         delta: the fp32 delta.
-        metrics: those of the analysis.
-        values: likewise.
+        values: those of the analysis.
     """
     if analysis.factors is None:
         return EncodedTensor(analysis.shape, analysis.fixed)
-    target = _target_of(analysis, delta, metrics, values)
+    target = _target_of(analysis, delta, None, values)
     kind = analysis.kind_at(price)
     chosen = next(one for one in find_candidates(target) if one.kind == kind)
     parts = (*chosen.encode(price), *analysis.fixed)

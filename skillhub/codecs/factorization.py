@@ -7,7 +7,7 @@ generator is seeded by the tensor's name and local, so encoding neither depends 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ class Factors:
         left: (rank, rows) fp32, rows of unit length.
         right: (rank, columns) fp32, likewise.
         values: (rank,) fp64, falling, positive.
-        left_dual: (rank, rows) fp32: its product with a vector is that of the row of ``left``, in the metric; ``left`` where there is none.
-        right_dual: (rank, columns) fp32 likewise.
+        left_root: the root of the metric in which the rows of ``left`` have unit length: (rows, rows) fp32, upper triangular; (rows,)
+            where it is diagonal; None where there is none.
+        right_root: likewise, of ``right``.
         lines: the powers of two of rows and columns; None without a metric.
         scale: what undoes the rest of the lines' sizes; 1 without a metric.
     """
@@ -45,16 +46,14 @@ class Factors:
     left: npt.NDArray[np.float32]
     right: npt.NDArray[np.float32]
     values: npt.NDArray[np.float64]
-    left_dual: npt.NDArray[np.float32]
-    right_dual: npt.NDArray[np.float32]
+    left_root: npt.NDArray[np.float32] | None = None
+    right_root: npt.NDArray[np.float32] | None = None
     lines: LineExponents | None = None
     scale: float = 1.0
 
     def select(self, which: slice) -> Factors:
         """Return some of the components; nothing is copied."""
-        left, right = self.left[which], self.right[which]
-        duals = (left, right) if self.lines is None else (self.left_dual[which], self.right_dual[which])
-        return Factors(left, right, self.values[which], *duals, self.lines, self.scale)
+        return replace(self, left=self.left[which], right=self.right[which], values=self.values[which])
 
 
 def factorize_in_metrics(name: str, matrix: torch.Tensor, rank: int, metrics: Metrics) -> Factors:
@@ -67,14 +66,13 @@ def factorize_in_metrics(name: str, matrix: torch.Tensor, rank: int, metrics: Me
         metrics: of the matrix.
     """
     plain = factorize(name, metrics.whiten(matrix), rank)
-    sides = []
-    for vectors, metric in ((plain.left, metrics.rows), (plain.right, metrics.columns)):
-        unit, sizes = torch.from_numpy(vectors), metric.sizes
-        sides.append(((metric.unwhiten(unit) * sizes).numpy(), (metric.dual(unit) / sizes).numpy()))
-    (left, left_dual), (right, right_dual) = sides
+    left, right = (
+        (metric.unwhiten(torch.from_numpy(vectors)) * metric.sizes).numpy()
+        for vectors, metric in ((plain.left, metrics.rows), (plain.right, metrics.columns))
+    )
+    roots = ((metric.root / metric.sizes).numpy() for metric in (metrics.rows, metrics.columns))
     lines = LineExponents(-metrics.rows.exponents, -metrics.columns.exponents)
-    scale = 1 / (metrics.rows.size * metrics.columns.size)
-    return Factors(left, right, plain.values, left_dual, right_dual, lines, scale)
+    return Factors(left, right, plain.values, *roots, lines, 1 / (metrics.rows.size * metrics.columns.size))
 
 
 def factorize(name: str, matrix: torch.Tensor, rank: int) -> Factors:
@@ -95,7 +93,7 @@ def factorize(name: str, matrix: torch.Tensor, rank: int) -> Factors:
         long, short = short, long
     keep = values > values[0] * 1e-6
     left, right = long.T[keep].contiguous().numpy(), short.T[keep].contiguous().numpy()
-    return Factors(left, right, values[keep].double().numpy(), left, right)
+    return Factors(left, right, values[keep].double().numpy())
 
 
 def _exact_components(tall: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -131,7 +129,7 @@ def save_factors(folder: Path, name: str, factors: Factors) -> Path:
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
     arrays: dict[str, Any] = {"left": factors.left, "right": factors.right, "values": factors.values}
     if factors.lines is not None:
-        arrays |= {"left_dual": factors.left_dual, "right_dual": factors.right_dual}
+        arrays |= {"left_root": factors.left_root, "right_root": factors.right_root}
         arrays |= {"rows": factors.lines.rows, "columns": factors.lines.columns, "scale": factors.scale}
     np.savez(path, **arrays)
     return path
@@ -145,6 +143,6 @@ def load_factors(source: Factors | Path) -> Factors:
         found: dict[str, Any] = dict(arrays.items())
     left, right = found["left"], found["right"]
     if "rows" not in found:
-        return Factors(left, right, found["values"], left, right)
+        return Factors(left, right, found["values"])
     lines = LineExponents(found["rows"], found["columns"])
-    return Factors(left, right, found["values"], found["left_dual"], found["right_dual"], lines, float(found["scale"]))
+    return Factors(left, right, found["values"], found["left_root"], found["right_root"], lines, float(found["scale"]))

@@ -18,7 +18,7 @@ import torch
 
 from skillhub.codecs.lowrank import MAX_LINE_EXPONENT
 
-RIDGE = 0.1
+RIDGE = 0.03
 """Share of each diagonal entry that is added to it: directions that no calibration prompt shows still cost something."""
 
 FLOOR = 1e-2
@@ -64,24 +64,12 @@ class Metric:
         """Return ``S·v`` for each row ``v`` of (k, n) ``vectors``: their lengths are those of the metric."""
         return vectors * self.root if self.root.dim() == 1 else vectors @ self.root.T
 
-    def squares(self, vectors: torch.Tensor) -> npt.NDArray[np.float64]:
-        """Return the square of the length, in the metric, of each row of (k, n) ``vectors``; the root is taken only where it is known."""
-        if self.vectors is None or "root" in self.__dict__:
-            return _squares(self.whiten(vectors))
-        rest = self.diagonal - self.vectors.square().sum(0)
-        squares: npt.NDArray[np.float64] = _squares(vectors @ self.vectors.T) + (vectors.square() @ rest).numpy()
-        return squares
-
     def unwhiten(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return ``S⁻¹·v`` for each row ``v`` of (k, n) ``vectors``."""
         if self.root.dim() == 1:
             return vectors / self.root
         solved: torch.Tensor = torch.linalg.solve_triangular(self.root.T, vectors, upper=False, left=False)
         return solved
-
-    def dual(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return ``Sᵀ·v`` for each row ``v`` of (k, n) ``vectors``: its product with a vector is that of the whitened one with ``v``."""
-        return vectors * self.root if self.root.dim() == 1 else vectors @ self.root
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +124,6 @@ def diagonal_metric(diagonal: torch.Tensor, *, ridge: float = RIDGE) -> Metric:
 def uniform_metric(size: int, weight: float) -> Metric:
     """Return the metric in which every entry of a vector of ``size`` weighs the same."""
     return Metric(torch.full((size,), weight), weight**0.5, np.zeros(size, np.int8))
-
-
-def _squares(vectors: torch.Tensor) -> npt.NDArray[np.float64]:
-    rows = vectors.numpy()
-    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    return squares
 
 
 def _nearest_exponents(diagonal: torch.Tensor) -> tuple[float, npt.NDArray[np.int8]]:

@@ -4,21 +4,24 @@ Reverse water-filling (Cover & Thomas, "Elements of Information Theory", §10.3)
 error that one bit must remove to be worth it, an entry of a vector that is multiplied by the singular value ``s`` gets the step ``t`` with
 ``s²·t²/12 = λ/(2·ln 2)``. So strong components are quantized finely and weak ones coarsely, and a component is kept only
 while it removes more error than ``λ`` times its bits. Rounding has a dead zone: a code that moves to zero saves more bits
-than the error costs (as in rate–distortion optimized quantization of video codecs).
+than the error costs (as in rate–distortion optimized quantization of video codecs). In a metric that is not diagonal entries make good what others
+are off by (:mod:`skillhub.codecs.feedback`), and steps are longer by as much.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from skillhub.codecs.factorization import Factors
-from skillhub.codecs.metrics import Metric, Metrics
+from skillhub.codecs.feedback import Floats, round_half_dead, round_with_feedback
 from skillhub.codecs.symbols import MAX_CODE, Codes
 
 DEAD_ZONE = 0.57
@@ -58,92 +61,125 @@ class Quantized:
     kept: npt.NDArray[np.int64]
 
 
-def quantize(factors: Factors, price: float, *, metrics: Metrics | None = None, coherence: float = 1.0) -> Quantized:
-    """Quantize the components that are worth their bits at ``price`` (squared error a bit).
+def quantize(factors: Factors, price: float, *, coherence: float = 1.0) -> Quantized:
+    """Quantize the components that are worth their bits at ``price`` (squared error a bit), as :func:`quantize_each` does."""
+    return next(quantize_each(factors, [price], coherence=coherence))
+
+
+def quantize_each(factors: Factors, prices: Sequence[float], *, coherence: float = 1.0) -> Iterator[Quantized]:
+    """Quantize the components that are worth their bits at each of some prices, in less time than one after the other takes.
 
     Args:
         factors: the components.
-        price: squared error a bit.
-        metrics: those that the factors are in; None where they are in none.
+        prices: squared error a bit.
         coherence: how many times its own squared error a component costs that is left out: what is left out of many tensors pulls
             the same way, towards the base, while rounding errors do not.
     """
     # One bit per sixteen codes is less than any component that was ever worth keeping.
     length = factors.left.shape[1] + factors.right.shape[1]
-    plausible = coherence * factors.values**2 > price * (COMPONENT_BITS + length / 16)
-    some = factors.select(slice(np.count_nonzero(plausible)))  # the values fall
-    step = math.sqrt(6 * price / math.log(2)) / some.values
-    of_rows, of_columns = (None, None) if metrics is None else (metrics.rows, metrics.columns)
-    left_codes, left_fit, left_bits = _quantize_rows(some.left, some.left_dual, step, of_rows)
-    right_codes, right_fit, right_bits = _quantize_rows(some.right, some.right_dual, step, of_columns)
-    bits = COMPONENT_BITS + PACKING_LOSS * (left_bits + right_bits)
-    scales = factors.scale * some.values * left_fit[0] * right_fit[0]
-    removed = some.values**2 * left_fit[1] * right_fit[1]
+    worth = coherence * factors.values**2
+    counts = [np.count_nonzero(worth > price * (COMPONENT_BITS + length / 16)) for price in prices]  # the values fall
+    steps = [
+        math.sqrt(6 * price / math.log(2)) / factors.values[:count] for price, count in zip(prices, counts, strict=True)
+    ]
+    sides = ((factors.left, factors.left_root), (factors.right, factors.right_root))
+    for price, *rounded in zip(prices, *(_round_vectors(vectors, root, steps) for vectors, root in sides), strict=True):
+        yield _chosen(factors, price, *rounded, coherence)
+
+
+def _chosen(factors: Factors, price: float, left: _Rounded, right: _Rounded, coherence: float) -> Quantized:
+    """Return those of the first components that are worth their bits."""
+    values = factors.values[: len(left.codes)]
+    bits = COMPONENT_BITS + PACKING_LOSS * (left.bits + right.bits)
+    scales = factors.scale * values * left.factors * right.factors
+    removed = values**2 * left.shares * right.shares
     keep = (coherence * removed > price * bits) & (scales > 0)
-    return Quantized(
-        left_codes[keep],
-        right_codes[keep],
-        scales[keep],
-        _total(bits[keep]),
-        float(removed[keep].sum()),
-        np.flatnonzero(keep),
-    )
+    total = float(bits[keep].sum()) + MATRIX_BITS if keep.any() else 0.0
+    removal = float(removed[keep].sum())
+    return Quantized(left.codes[keep], right.codes[keep], scales[keep], total, removal, np.flatnonzero(keep))
 
 
-def _total(bits: npt.NDArray[np.float64]) -> float:
-    """Return the size of a matrix whose components have these sizes."""
-    return float(bits.sum()) + MATRIX_BITS if len(bits) else 0.0
+@dataclass(frozen=True, eq=False)
+class _Rounded:
+    """Vectors in integers.
 
-
-def _quantize_rows(
-    vectors: npt.NDArray[np.float32],
-    duals: npt.NDArray[np.float32],
-    step: npt.NDArray[np.float64],
-    metric: Metric | None,
-) -> tuple[Codes, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-    """Do what :func:`_quantize_block` does for many rows, few at a time: what it needs beside them is several times their size."""
-    count = max(1, BLOCK // max(vectors.shape[1], 1))
-    starts = range(0, max(len(vectors), 1), count)
-    cuts = [slice(start, start + count) for start in starts]
-    codes, fits, bits = zip(
-        *(_quantize_block(vectors[cut], duals[cut], step[cut], metric) for cut in cuts), strict=True
-    )
-    factors, shares = zip(*fits, strict=True)
-    return np.concatenate(codes), (np.concatenate(factors), np.concatenate(shares)), np.concatenate(bits)
-
-
-def _quantize_block(
-    vectors: npt.NDArray[np.float32],
-    duals: npt.NDArray[np.float32],
-    step: npt.NDArray[np.float64],
-    metric: Metric | None,
-) -> tuple[Codes, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-    """Quantize rows of unit length, whose products with the duals are 1.
-
-    Returns:
-        The codes; for each row the factor that fits the codes to the vector best and the share of its square that they then
-        explain; the entropy of each row's codes in bits.
+    Attributes:
+        codes: (count, n).
+        factors: (count,): what the codes are to be multiplied by to be nearest to the vector.
+        shares: (count,): how much of the vector's square they then explain.
+        bits: (count,): the entropy of the codes.
     """
-    if vectors.size == 0:
-        empty = np.zeros(len(vectors))
-        return np.zeros(vectors.shape, np.int16), (empty, empty), empty
-    peaks = np.abs(vectors).max(axis=1)
-    step = np.maximum(step, peaks / MAX_CODE)
-    scaled = vectors / step[:, None].astype(np.float32)
-    magnitudes = np.minimum(np.floor(np.abs(scaled) + np.float32(1 - DEAD_ZONE)), MAX_CODE)
-    floats = np.copysign(magnitudes, scaled)
-    along = np.einsum("ij,ij->i", floats, duals, dtype=np.float64)
-    energy = _squares(floats, metric)
+
+    codes: Codes
+    factors: npt.NDArray[np.float64]
+    shares: npt.NDArray[np.float64]
+    bits: npt.NDArray[np.float64]
+
+    def select(self, which: slice) -> _Rounded:
+        return _Rounded(self.codes[which], self.factors[which], self.shares[which], self.bits[which])
+
+
+def _round_vectors(
+    vectors: Floats, root: Floats | None, steps: Sequence[npt.NDArray[np.float64]]
+) -> Iterator[_Rounded]:
+    """Round the first vectors to multiples of steps, which are for errors that count alike; yield what comes of each list of steps."""
+    if root is None or root.ndim == 1:
+        for some in steps:
+            yield _round_in_pieces(vectors[: len(some)], root, some)
+        return
+    all_steps = np.concatenate(steps)
+    chosen = np.concatenate([np.arange(len(some)) for some in steps])
+    whole = _round_together(vectors, root, all_steps, chosen)
+    start = 0
+    for some in steps:
+        yield whole.select(slice(start, start + len(some)))
+        start += len(some)
+
+
+def _round_together(
+    vectors: Floats, root: Floats, steps: npt.NDArray[np.float64], chosen: npt.NDArray[np.int64]
+) -> _Rounded:
+    """Round chosen vectors of unit length in a metric that is not diagonal."""
+    new = float(np.square(root.diagonal(), dtype=np.float64).mean())  # of an error, after what others make good
+    peaks = np.abs(vectors).max(axis=1, initial=0)[chosen]
+    steps = np.maximum(steps / math.sqrt(new), peaks / MAX_CODE)
+    scaled: Floats = vectors[chosen] / steps[:, None].astype(np.float32)
+    codes, rests = round_with_feedback(scaled, root, threshold=DEAD_ZONE, most=MAX_CODE)
+    units = (torch.from_numpy(vectors) @ torch.from_numpy(root).T).numpy()[chosen]
+    found = units / steps[:, None].astype(np.float32) - rests
+    return _fitted(codes, np.einsum("ij,ij->i", found, units, dtype=np.float64), _squares(found))
+
+
+def _round_in_pieces(vectors: Floats, root: Floats | None, steps: npt.NDArray[np.float64]) -> _Rounded:
+    """Round vectors of unit length where each entry counts for itself, few at a time: what that needs is several times their size."""
+    count = max(1, BLOCK // max(vectors.shape[1], 1))
+    cuts = [slice(start, start + count) for start in range(0, max(len(vectors), 1), count)]
+    found = [_round_plainly(vectors[cut], root, steps[cut]) for cut in cuts]
+    parts = ([getattr(one, name) for one in found] for name in ("codes", "factors", "shares", "bits"))
+    return _Rounded(*map(np.concatenate, parts))
+
+
+def _round_plainly(vectors: Floats, root: Floats | None, steps: npt.NDArray[np.float64]) -> _Rounded:
+    if not vectors.size:
+        none = np.zeros(len(vectors))
+        return _Rounded(np.zeros(vectors.shape, np.int16), none, none, none)
+    steps = np.maximum(steps, np.abs(vectors).max(axis=1) / MAX_CODE)
+    scaled: Floats = vectors / steps[:, None].astype(np.float32)
+    codes = round_half_dead(scaled, threshold=DEAD_ZONE, most=MAX_CODE)
+    weighed: Floats = vectors if root is None else vectors * np.square(root)
+    along = np.einsum("ij,ij->i", codes, weighed, dtype=np.float64)
+    return _fitted(codes.astype(np.int16), along, _squares(codes if root is None else codes * root))
+
+
+def _fitted(codes: Codes, along: npt.NDArray[np.float64], energy: npt.NDArray[np.float64]) -> _Rounded:
+    """Return codes with the factors that fit them best, by their products with the vectors and with themselves."""
     safe = np.maximum(energy, np.finfo(np.float64).tiny)
-    codes = floats.astype(np.int16)
-    return codes, (along / safe, along**2 / safe), _entropies(codes)
+    bits = _entropies(codes) if codes.size else np.zeros(len(codes))
+    return _Rounded(codes, along / safe, along**2 / safe, bits)
 
 
-def _squares(codes: npt.NDArray[np.float32], metric: Metric | None) -> npt.NDArray[np.float64]:
-    """Return the square of the length of each row of codes."""
-    if metric is not None:
-        return metric.squares(torch.from_numpy(codes) / metric.sizes)
-    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", codes, codes, dtype=np.float64)
+def _squares(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     return squares
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import torch
 from skillhub.codecs import lowrank, rows
 from skillhub.codecs.candidates.interface import Offer, Target
 from skillhub.codecs.encoding import EncodedPart, EncodedTensor
-from skillhub.codecs.quantization import Quantized, quantize
+from skillhub.codecs.quantization import Quantized, quantize, quantize_each
 from skillhub.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
@@ -32,27 +33,22 @@ class Components:
     """
 
     target: Target
-    _bought: dict[float, Quantized] = field(default_factory=dict)
 
     kind = "lowrank"
 
-    def buy(self, price: float) -> Quantized:
-        """Return the components that are bought at a price; those of the last price are remembered."""
-        if price not in self._bought:
-            target = self.target
-            self._bought.clear()
-            self._bought[price] = quantize(target.factors, price, metrics=target.metrics, coherence=target.coherence)
-        return self._bought[price]
-
-    @property
-    def are_few(self) -> bool:
-        """Say whether fewer than half of the components were bought last."""
-        return all(2 * len(bought.kept) < len(self.target.factors.values) for bought in self._bought.values())
+    def offers(self, prices: Sequence[float]) -> Iterator[tuple[Offer, int]]:
+        """Yield for each price what is offered, and of how many components that is."""
+        for price, bought in zip(
+            prices, quantize_each(self.target.factors, prices, coherence=self.target.coherence), strict=True
+        ):
+            yield self._offer(price, bought), len(bought.kept)
 
     def offer(self, price: float) -> Offer:
         """As :meth:`skillhub.codecs.candidates.interface.Candidate.offer`."""
-        target, bought = self.target, self.buy(price)
-        outliers = np.zeros(0)
+        return next(self.offers([price]))[0]
+
+    def _offer(self, price: float, bought: Quantized) -> Offer:
+        target, outliers = self.target, np.zeros(0)
         if target.metrics is None:
             errors = np.maximum(target.row_energies - self._explained_by_row(bought), 0)
             outliers = errors[choose_outliers(errors, price, target.row_bits)]
@@ -65,7 +61,7 @@ class Components:
         Raises:
             UsageError: fp32 cannot hold the scales of the components.
         """
-        bought = self.buy(price)
+        bought = quantize(self.target.factors, price, coherence=self.target.coherence)
         if not len(bought.scales):
             return ()
         components = lowrank.choose_groups(bought.left, bought.right, bought.scales, self.target.factors.lines)

@@ -34,7 +34,7 @@ class Target:
     Attributes:
         matrix: (rows, columns) fp32, finite; rows that the base lacks are zero.
         source: its singular components, or the file that holds them.
-        metrics: what errors in its rows and columns cost; None counts all alike.
+        metrics: what errors in its rows and columns cost, to tell what is offered; None counts all alike.
         row_bits: what storing one row exactly costs.
         values: what it is the difference of, where it may be stored as that.
     """
@@ -66,7 +66,7 @@ class Target:
     @property
     def coherence(self) -> float:
         """How many times its own squared error a component costs that is left out."""
-        return 1.0 if self.metrics is None else COHERENCE
+        return 1.0 if self.factors.left_root is None else COHERENCE
 
     def sample(self, size: int) -> slice:
         """Return evenly spaced rows of about ``size`` weights: neighbouring ones (heads, experts) resemble each other."""
