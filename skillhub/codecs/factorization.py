@@ -70,9 +70,9 @@ def factorize_in_metrics(name: str, matrix: torch.Tensor, rank: int, metrics: Me
         (metric.unwhiten(torch.from_numpy(vectors)) * metric.sizes).numpy()
         for vectors, metric in ((plain.left, metrics.rows), (plain.right, metrics.columns))
     )
-    roots = ((metric.root / metric.sizes).numpy() for metric in (metrics.rows, metrics.columns))
+    rows, columns = ((metric.root / metric.sizes).numpy() for metric in (metrics.rows, metrics.columns))
     lines = LineExponents(-metrics.rows.exponents, -metrics.columns.exponents)
-    return Factors(left, right, plain.values, *roots, lines, 1 / (metrics.rows.size * metrics.columns.size))
+    return Factors(left, right, plain.values, rows, columns, lines, 1 / (metrics.rows.size * metrics.columns.size))
 
 
 def factorize(name: str, matrix: torch.Tensor, rank: int) -> Factors:

@@ -19,7 +19,8 @@ import torch
 from skillhub.codecs.lowrank import MAX_LINE_EXPONENT
 
 RIDGE = 0.03
-"""Share of each diagonal entry that is added to it: directions that no calibration prompt shows still cost something."""
+"""Share of each diagonal entry that is added to it: directions that no calibration prompt shows still cost something. On a real
+fine-tune 0.1, 0.03 and 0.01 gave about the same divergence on held-out rows, 0.3 a fifth more and 1 twice as much."""
 
 FLOOR = 1e-2
 """Share of the median diagonal entry that is added as well, for lines that no prompt touched. Not of the mean: a few outlying

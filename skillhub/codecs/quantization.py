@@ -83,8 +83,9 @@ def quantize_each(factors: Factors, prices: Sequence[float], *, coherence: float
         math.sqrt(6 * price / math.log(2)) / factors.values[:count] for price, count in zip(prices, counts, strict=True)
     ]
     sides = ((factors.left, factors.left_root), (factors.right, factors.right_root))
-    for price, *rounded in zip(prices, *(_round_vectors(vectors, root, steps) for vectors, root in sides), strict=True):
-        yield _chosen(factors, price, *rounded, coherence)
+    lefts, rights = (_round_vectors(vectors, root, steps) for vectors, root in sides)
+    for price, left, right in zip(prices, lefts, rights, strict=True):
+        yield _chosen(factors, price, left, right, coherence)
 
 
 def _chosen(factors: Factors, price: float, left: _Rounded, right: _Rounded, coherence: float) -> Quantized:
@@ -143,7 +144,7 @@ def _round_together(
     new = float(np.square(root.diagonal(), dtype=np.float64).mean())  # of an error, after what others make good
     peaks = np.abs(vectors).max(axis=1, initial=0)[chosen]
     steps = np.maximum(steps / math.sqrt(new), peaks / MAX_CODE)
-    scaled: Floats = vectors[chosen] / steps[:, None].astype(np.float32)
+    scaled = np.divide(vectors[chosen], steps[:, None], dtype=np.float32, casting="same_kind")
     codes, rests = round_with_feedback(scaled, root, threshold=DEAD_ZONE, most=MAX_CODE)
     units = (torch.from_numpy(vectors) @ torch.from_numpy(root).T).numpy()[chosen]
     found = units / steps[:, None].astype(np.float32) - rests
@@ -164,7 +165,7 @@ def _round_plainly(vectors: Floats, root: Floats | None, steps: npt.NDArray[np.f
         none = np.zeros(len(vectors))
         return _Rounded(np.zeros(vectors.shape, np.int16), none, none, none)
     steps = np.maximum(steps, np.abs(vectors).max(axis=1) / MAX_CODE)
-    scaled: Floats = vectors / steps[:, None].astype(np.float32)
+    scaled = np.divide(vectors, steps[:, None], dtype=np.float32, casting="same_kind")
     codes = round_half_dead(scaled, threshold=DEAD_ZONE, most=MAX_CODE)
     weighed: Floats = vectors if root is None else vectors * np.square(root)
     along = np.einsum("ij,ij->i", codes, weighed, dtype=np.float64)
