@@ -11,6 +11,7 @@ from typing import Final
 
 from skillhub.errors import NotFoundError, UsageError
 from skillhub_registry.database import Connection
+from skillhub_registry.errors import unauthorized
 from skillhub_registry.names import check_account_name, fold_name
 
 ROLES: Final = ("read", "contributor", "write", "admin")
@@ -30,14 +31,34 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """What a limited token is for, all else being as if it were not there: namespaces and repositories, by their numbers."""
+
+    namespaces: frozenset[int]
+    repositories: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Token:
-    """A token, without its secret."""
+    """A token, without its secret.
+
+    Attributes:
+        id: its number.
+        account: the name of its user.
+        name: what it is for, in its user's words.
+        scope: ``read`` or ``write``.
+        created_at: in seconds since 1970, UTC, as ``expires_at`` is.
+        expires_at: from when on it is worthless; None for never.
+        limits: the names of the namespaces and repositories that it is limited to; None for one without limits.
+    """
 
     id: int
     account: str
     name: str
     scope: str
     created_at: int
+    expires_at: int | None = None
+    limits: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +71,15 @@ class Membership:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is calling: the account behind a valid token, and the organisations that it is a member of."""
+    """Who is calling: the account behind a valid token, and the organisations that it is a member of.
+
+    ``reach`` is there for a limited token: to whatever is outside of it, the caller is a stranger.
+    """
 
     account: Account
     token: Token
     memberships: tuple[Membership, ...]
+    reach: Reach | None = None
 
     @property
     def may_write(self) -> bool:
@@ -63,11 +88,24 @@ class Caller:
 
     @property
     def namespace_ids(self) -> frozenset[int]:
-        """The accounts whose private repositories the caller sees."""
-        return frozenset([self.account.id, *(one.organization.id for one in self.memberships)])
+        """The accounts all of whose private repositories the caller sees."""
+        namespaces = frozenset([self.account.id, *(one.organization.id for one in self.memberships)])
+        return namespaces & self.reach.namespaces if self.reach else namespaces
 
     def role_in(self, namespace_id: int) -> str | None:
         """Return the caller's role in a namespace, or None for a stranger. A user is ``admin`` in its own."""
+        return self._role_in(namespace_id) if namespace_id in self.namespace_ids else None
+
+    def role_for(self, namespace_id: int, repository_id: int) -> str | None:
+        """Return the caller's role in a repository of a namespace, or None for a stranger."""
+        return self._role_in(namespace_id) if self.reaches(namespace_id, repository_id) else None
+
+    def reaches(self, namespace_id: int, repository_id: int) -> bool:
+        """Say whether the token is for a repository of a namespace, among others."""
+        reach = self.reach
+        return reach is None or namespace_id in reach.namespaces or repository_id in reach.repositories
+
+    def _role_in(self, namespace_id: int) -> str | None:
         if namespace_id == self.account.id:
             return "admin"
         return next((one.role for one in self.memberships if one.organization.id == namespace_id), None)
@@ -155,28 +193,53 @@ def list_memberships(connection: Connection, user: Account) -> tuple[Membership,
     return tuple(Membership(Account(*tuple(row)[:4]), row["role"]) for row in rows)
 
 
-def create_token(connection: Connection, user: Account, scope: str, name: str) -> str:
+def create_token(
+    connection: Connection,
+    user: Account,
+    scope: str,
+    name: str,
+    *,
+    expires_at: int | None = None,
+    reach: Reach | None = None,
+) -> str:
     """Make a token for a user and return its secret, which is stored nowhere: only its digest is.
 
-    ``scope`` is ``read`` or ``write``.
+    ``scope`` is ``read`` or ``write``; ``expires_at`` is in seconds since 1970, UTC.
     """
     secret = "hf_" + "".join(secrets.choice(_TOKEN_ALPHABET) for _ in range(34))
-    connection.execute(
-        "INSERT INTO tokens (account_id, name, scope, digest, created_at) VALUES (?, ?, ?, ?, ?)",
-        (user.id, name, scope, _digest(secret), int(time.time())),
-    )
+    (number,) = connection.execute(
+        "INSERT INTO tokens (account_id, name, scope, digest, created_at, expires_at, limited) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        (user.id, name, scope, _digest(secret), int(time.time()), expires_at, int(reach is not None)),
+    ).fetchone()
+    if reach is not None:
+        limits = [(number, namespace, None) for namespace in sorted(reach.namespaces)]
+        limits += [(number, None, repository) for repository in sorted(reach.repositories)]
+        connection.executemany("INSERT INTO token_limits VALUES (?, ?, ?)", limits)
     return secret
 
 
 def list_tokens(connection: Connection, user: Account | None = None) -> list[Token]:
-    """Return one user's tokens, or all."""
+    """Return one user's tokens, or all; those that have expired, too."""
     condition, values = ("WHERE t.account_id = ?", (user.id,)) if user else ("", ())
     rows = connection.execute(
-        "SELECT t.id, a.name, t.name, t.scope, t.created_at FROM tokens t JOIN accounts a ON a.id = t.account_id "
-        f"{condition} ORDER BY t.id",
+        "SELECT t.id, a.name, t.name, t.scope, t.created_at, t.expires_at, t.limited "
+        f"FROM tokens t JOIN accounts a ON a.id = t.account_id {condition} ORDER BY t.id",
         values,
+    ).fetchall()
+    return [Token(*tuple(row)[:6], _name_limits(connection, row[0]) if row[6] else None) for row in rows]
+
+
+def _name_limits(connection: Connection, token_id: int) -> tuple[str, ...]:
+    namespaces = connection.execute(
+        "SELECT a.name FROM token_limits l JOIN accounts a ON a.id = l.namespace_id WHERE l.token_id = ?", (token_id,)
     )
-    return [Token(*row) for row in rows]
+    repositories = connection.execute(
+        "SELECT a.name || '/' || r.name FROM token_limits l JOIN repositories r ON r.id = l.repository_id "
+        "JOIN accounts a ON a.id = r.namespace_id WHERE l.token_id = ?",
+        (token_id,),
+    )
+    return (*sorted(row[0] for row in namespaces), *sorted(row[0] for row in repositories))
 
 
 def revoke_token(connection: Connection, token_id: int) -> None:
@@ -195,17 +258,31 @@ def find_caller(connection: Connection, secret: str) -> Caller | None:
     """Return who a token's secret stands for, or None for an unknown one.
 
     The secret has about 200 random bits, so a plain digest is enough to store and to look it up.
+
+    Raises:
+        HubError: 401, the token has expired.
     """
     row = connection.execute(
-        "SELECT t.id, t.name, t.scope, t.created_at, a.id, a.name, a.kind, a.created_at FROM tokens t "
-        "JOIN accounts a ON a.id = t.account_id WHERE t.digest = ?",
+        "SELECT t.id, t.name, t.scope, t.created_at, t.expires_at, t.limited, a.id, a.name, a.kind, a.created_at "
+        "FROM tokens t JOIN accounts a ON a.id = t.account_id WHERE t.digest = ?",
         (_digest(secret),),
     ).fetchone()
     if row is None:
         return None
-    account = Account(*tuple(row)[4:])
-    token = Token(row[0], account.name, row[1], row[2], row[3])
-    return Caller(account, token, list_memberships(connection, account))
+    if row["expires_at"] is not None and row["expires_at"] <= time.time():
+        raise unauthorized(f"The token {row[1]!r} has expired: ask for another")
+    account = Account(*tuple(row)[6:])
+    token = Token(row[0], account.name, *tuple(row)[1:5])
+    reach = _read_reach(connection, token.id) if row["limited"] else None
+    return Caller(account, token, list_memberships(connection, account), reach)
+
+
+def _read_reach(connection: Connection, token_id: int) -> Reach:
+    rows = connection.execute(
+        "SELECT namespace_id, repository_id FROM token_limits WHERE token_id = ?", (token_id,)
+    ).fetchall()
+    namespaces, repositories = (frozenset(row[place] for row in rows if row[place] is not None) for place in (0, 1))
+    return Reach(namespaces, repositories)
 
 
 def _digest(secret: str) -> str:

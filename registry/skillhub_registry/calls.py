@@ -32,8 +32,9 @@ from skillhub_registry.rights import (
     may_read,
     may_write,
     require_administration,
+    require_proposal,
+    require_reach,
     require_write,
-    require_write_token,
 )
 
 
@@ -154,7 +155,7 @@ def admit(call: Call, permission: Permission) -> Call:
     """Return the call with its caller and repository found, if the caller may do this.
 
     Raises:
-        HubError: 401 without a needed token or with an unknown one; 404 for a repository that is missing or that the
+        HubError: 401 without a needed token or with an unknown or expired one; 404 for a repository that is missing or that the
             caller may not see; 403 for one that the caller sees but may not change, or not download from.
     """
     if permission is Permission.GRANT:
@@ -173,15 +174,17 @@ def admit(call: Call, permission: Permission) -> Call:
             raise repository_not_found()
         if permission is Permission.DOWNLOAD and not may_download(connection, caller, repository):
             raise gated(caller, repository, call.endpoint)
-    if permission is Permission.ASK and caller is None:
-        raise unauthorized("This needs a token: set HF_TOKEN")
+    if permission is Permission.ASK:
+        if caller is None:
+            raise unauthorized("This needs a token: set HF_TOKEN")
+        require_reach(caller, repository)
     if permission in _REQUIREMENTS:
         _REQUIREMENTS[permission](caller, repository)
     return _with(call, caller, repository)
 
 
 _REQUIREMENTS: dict[Permission, Callable[[Caller | None, Repository], Caller]] = {
-    Permission.PROPOSE: lambda caller, _: require_write_token(caller),
+    Permission.PROPOSE: require_proposal,
     Permission.WRITE: require_write,
     Permission.ADMINISTER: require_administration,
 }

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import click
-import platformdirs
 
 from skillhub.errors import MissingExtraError, SkillhubError, UsageError
 from skillhub_registry import accounts
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
-from skillhub_registry.registry import Place, open_database
+from skillhub_registry.options import DURATION, data_option, database_option, json_option, opening_database
+from skillhub_registry.reaches import find_reach
+from skillhub_registry.registry import Place
 
 DEFAULT_PORT = 8765
 
@@ -38,44 +35,6 @@ def _fail(error: SkillhubError) -> None:
     if error.hint:
         click.echo(f"Hint: {error.hint}", err=True)
     sys.exit(error.exit_code)
-
-
-def default_data() -> Path:
-    """Return where the data lies unless --data says otherwise."""
-    return Path(os.environ.get("SKILLHUB_REGISTRY_DATA") or platformdirs.user_data_path("skillhub-registry"))
-
-
-data_option = click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=default_data,
-    show_default="$SKILLHUB_REGISTRY_DATA, else the platform's data folder",
-    help="The folder that holds everything.",
-)
-database_option = click.option(
-    "--database",
-    metavar="ADDRESS",
-    envvar="SKILLHUB_REGISTRY_DATABASE",
-    show_envvar=True,
-    help="postgresql://user:password@host/name instead of a file in the folder.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-
-
-def opening_database(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where the database is, and the open database as ``database``."""
-
-    @data_option
-    @database_option
-    @wraps(command)
-    def run(*arguments: Any, data: Path, database: str | None, **options: Any) -> None:
-        opened = open_database(Place(data, database))
-        try:
-            command(*arguments, database=opened, **options)
-        finally:
-            opened.close()
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -172,11 +131,35 @@ def token() -> None:
 @click.argument("user_name", metavar="USER")
 @click.option("--scope", type=click.Choice(["read", "write"]), default="write", show_default=True)
 @click.option("--name", default="default", show_default=True, help="What it is for, to recognise it in lists.")
+@click.option("--expires", type=DURATION, metavar="TIME", help="After how long it is worthless: 90d, 12h.")
+@click.option(
+    "--repository",
+    "repositories",
+    multiple=True,
+    metavar="NAME",
+    help="A repository (acme/pack) or a namespace (acme) that it is for, and no other; may be repeated.",
+)
 @opening_database
-def create_token(user_name: str, scope: str, name: str, database: Database) -> None:
-    """Make a token and print it, this one time."""
+def create_token(
+    user_name: str, scope: str, name: str, expires: int | None, repositories: tuple[str, ...], database: Database
+) -> None:
+    """Make a token and print it, this one time.
+
+    A token that is limited to repositories or namespaces reads elsewhere what is public, and changes nothing there.
+
+    \b
+    Example:
+        skillhub-registry token create ann --expires 90d --repository acme/math-pack
+    """
     with database.write() as connection:
-        secret = accounts.create_token(connection, accounts.get_account(connection, user_name, "user"), scope, name)
+        secret = accounts.create_token(
+            connection,
+            accounts.get_account(connection, user_name, "user"),
+            scope,
+            name,
+            expires_at=None if expires is None else int(time.time()) + expires,
+            reach=find_reach(connection, repositories) if repositories else None,
+        )
     click.echo(secret)
 
 
@@ -185,7 +168,7 @@ def create_token(user_name: str, scope: str, name: str, database: Database) -> N
 @opening_database
 @json_option
 def list_tokens(user_name: str | None, database: Database, as_json: bool) -> None:
-    """List tokens, without their secrets."""
+    """List tokens, without their secrets: when they were made and expire, and what they are limited to."""
     with database.read() as connection:
         owner = accounts.get_account(connection, user_name, "user") if user_name else None
         tokens = accounts.list_tokens(connection, owner)
@@ -193,8 +176,15 @@ def list_tokens(user_name: str | None, database: Database, as_json: bool) -> Non
         click.echo(json.dumps([vars(token) for token in tokens]))
         return
     for entry in tokens:
-        made = time.strftime("%Y-%m-%d", time.gmtime(entry.created_at))
-        click.echo(f"{entry.id:>4}  {entry.account:<20} {entry.scope:<5}  {made}  {entry.name}")
+        made, until = _format_day(entry.created_at), "never"
+        if entry.expires_at is not None:
+            until = "expired" if entry.expires_at <= time.time() else _format_day(entry.expires_at)
+        limits = "" if entry.limits is None else f"  [{', '.join(entry.limits) or 'nothing'}]"
+        click.echo(f"{entry.id:>4}  {entry.account:<16} {entry.scope:<5}  {made}  {until:<10}  {entry.name}{limits}")
+
+
+def _format_day(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 @token.command("revoke")

@@ -7,7 +7,8 @@ The roles of an organisation's members are the Hub's, each with what the ones be
     write          make repositories, change them all, and administer those that it made
     admin          administer all: delete and move them, change their settings and delete their large files for good
 
-In its own namespace a user is ``admin``.
+In its own namespace a user is ``admin``. A token that is limited to some namespaces and repositories makes a stranger of its
+user everywhere else: it reads there what is public, and changes and proposes nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from skillhub_registry.repositories import Repository
 
 def may_read(caller: Caller | None, repository: Repository) -> bool:
     """Say whether a caller may know of a repository."""
-    return not repository.private or (caller is not None and repository.namespace_id in caller.namespace_ids)
+    return not repository.private or _role(caller, repository) is not None
 
 
 def may_write(caller: Caller, repository: Repository) -> bool:
     """Say whether a caller may change a repository's files and refs."""
-    role = caller.role_in(repository.namespace_id)
+    role = _role(caller, repository)
     return caller.may_write and (role in ("write", "admin") or _is_creator(caller, repository))
 
 
 def may_administer(caller: Caller, repository: Repository) -> bool:
     """Say whether a caller may delete and move a repository and change its settings."""
-    role = caller.role_in(repository.namespace_id)
+    role = _role(caller, repository)
     return caller.may_write and (role == "admin" or _is_creator(caller, repository))
 
 
@@ -40,9 +41,9 @@ def may_download(connection: Connection, caller: Caller | None, repository: Repo
 
     Those of a gated one are for the members of its namespace, and for whoever was given access.
     """
-    if not repository.gated or (caller is not None and repository.namespace_id in caller.namespace_ids):
+    if not repository.gated or _role(caller, repository) is not None:
         return True
-    if caller is None:
+    if caller is None or not caller.reaches(repository.namespace_id, repository.id):
         return False
     row = connection.execute(
         "SELECT 1 FROM access_requests WHERE repository_id = ? AND account_id = ? AND status = 'accepted'",
@@ -64,13 +65,33 @@ def require_write_token(caller: Caller | None) -> Caller:
     return caller
 
 
+def require_reach(caller: Caller, repository: Repository) -> Caller:
+    """Return the caller, if its token is for the repository, among others.
+
+    Raises:
+        HubError: 403.
+    """
+    if not caller.reaches(repository.namespace_id, repository.id):
+        raise forbidden(f"The token {caller.token.name!r} of {caller.account.name} is not for {repository.full_name}")
+    return caller
+
+
+def require_proposal(caller: Caller | None, repository: Repository) -> Caller:
+    """Return the caller, if it may propose changes to a repository that it may read.
+
+    Raises:
+        HubError: 401 without a token, 403 with one for reading only or for something else.
+    """
+    return require_reach(require_write_token(caller), repository)
+
+
 def require_write(caller: Caller | None, repository: Repository) -> Caller:
     """Return the caller, if it may change the repository's files and refs.
 
     Raises:
         HubError: 401 without a token, 403 otherwise.
     """
-    writer = require_write_token(caller)
+    writer = require_proposal(caller, repository)
     if not may_write(writer, repository):
         raise forbidden(f"{writer.account.name} has no write access to {repository.full_name}")
     return writer
@@ -82,7 +103,7 @@ def require_administration(caller: Caller | None, repository: Repository) -> Cal
     Raises:
         HubError: 401 without a token, 403 otherwise.
     """
-    writer = require_write_token(caller)
+    writer = require_proposal(caller, repository)
     if not may_administer(writer, repository):
         needed = f"this takes an admin of {repository.namespace}, or whoever made it"
         raise forbidden(f"{writer.account.name} may not administer {repository.full_name}: {needed}")
@@ -96,6 +117,8 @@ def require_creation(caller: Caller | None, namespace: Account) -> Caller:
         HubError: 401 without a token, 403 otherwise.
     """
     writer = require_write_token(caller)
+    if writer.reach is not None and namespace.id not in writer.reach.namespaces:
+        raise forbidden(f"The token {writer.token.name!r} of {writer.account.name} is not for all of {namespace.name}")
     if writer.role_in(namespace.id) not in ("contributor", "write", "admin"):
         raise forbidden(f"{writer.account.name} has no write access to the namespace {namespace.name}")
     return writer
@@ -110,6 +133,10 @@ def gated(caller: Caller | None, repository: Repository, endpoint: str) -> HubEr
     return HubError(403, "GatedRepo", f"Access to model {repository.full_name} is restricted. {ask}")
 
 
+def _role(caller: Caller | None, repository: Repository) -> str | None:
+    return caller.role_for(repository.namespace_id, repository.id) if caller else None
+
+
 def _is_creator(caller: Caller, repository: Repository) -> bool:
-    role = caller.role_in(repository.namespace_id)
+    role = _role(caller, repository)
     return repository.creator_id == caller.account.id and role in ("contributor", "write")

@@ -208,7 +208,28 @@ DISCUSSIONS = """
 ALTER TABLE pull_requests ADD COLUMN is_pull_request INTEGER NOT NULL DEFAULT 1;
 """
 
-MIGRATIONS: tuple[str, ...] = (SCHEMA, PULL_REQUESTS, REPLICAS, ROLES_AND_GATES, LARGE_FILES, PACKS, DISCUSSIONS)
+TOKEN_LIMITS = """
+ALTER TABLE tokens ADD COLUMN expires_at INTEGER;
+-- A limited token is for what token_limits says and nothing else: for nothing at all once that is deleted.
+ALTER TABLE tokens ADD COLUMN limited INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE token_limits (
+    token_id INTEGER NOT NULL REFERENCES tokens (id) ON DELETE CASCADE,
+    namespace_id INTEGER REFERENCES accounts (id) ON DELETE CASCADE,
+    repository_id INTEGER REFERENCES repositories (id) ON DELETE CASCADE
+);
+CREATE INDEX token_limits_by_token ON token_limits (token_id);
+"""
+
+MIGRATIONS: tuple[str, ...] = (
+    SCHEMA,
+    PULL_REQUESTS,
+    REPLICAS,
+    ROLES_AND_GATES,
+    LARGE_FILES,
+    PACKS,
+    DISCUSSIONS,
+    TOKEN_LIMITS,
+)
 """Scripts that lead from version N to N + 1. Append only."""
 
 

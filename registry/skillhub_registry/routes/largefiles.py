@@ -15,7 +15,7 @@ from skillhub_registry.errors import bad_request, not_supported, repository_not_
 from skillhub_registry.largefiles import LargeFile, list_large_files
 from skillhub_registry.names import is_sha256
 from skillhub_registry.repositories import MEMBERS, Repository, find_repository
-from skillhub_registry.rights import may_read, may_write, require_write_token
+from skillhub_registry.rights import may_read, may_write, require_proposal, require_write_token
 from skillhub_registry.routes.documents import format_milliseconds
 from skillhub_registry.routes.paging import next_link
 
@@ -48,13 +48,15 @@ def delete(call: Call) -> Response:
 def duplicate(call: Call) -> Response:
     """Answer ``POST R/lfs-files/duplicate``: let commits of the caller's to another repository name files of this one."""
     body = call.json()
-    files, writer = body.get("files"), require_write_token(call.caller)
+    files = body.get("files")
+    require_write_token(call.caller)
     listed = (
         [file.get("sha256") if isinstance(file, dict) else None for file in files] if isinstance(files, list) else None
     )
     sha256s = _read_digests(listed)
     with call.registry.database.read() as connection:
         target = _find_target(call, connection, body.get("target"))
+    writer = require_proposal(call.caller, target)
     sender = MEMBERS if may_write(writer, target) else writer.account.id
     with call.registry.database.write(target.id) as connection:
         copied, missing = copy_large_files(connection, call.target, target, sender, sha256s)

@@ -1,0 +1,71 @@
+"""What several commands of the command line share: where the data is, and how results are written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import platformdirs
+
+from skillhub_registry.registry import Place, open_database
+
+
+def default_data() -> Path:
+    """Return where the data lies unless --data says otherwise."""
+    return Path(os.environ.get("SKILLHUB_REGISTRY_DATA") or platformdirs.user_data_path("skillhub-registry"))
+
+
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=default_data,
+    show_default="$SKILLHUB_REGISTRY_DATA, else the platform's data folder",
+    help="The folder that holds everything.",
+)
+database_option = click.option(
+    "--database",
+    metavar="ADDRESS",
+    envvar="SKILLHUB_REGISTRY_DATABASE",
+    show_envvar=True,
+    help="postgresql://user:password@host/name instead of a file in the folder.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def opening_database(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where the database is, and the open database as ``database``."""
+
+    @data_option
+    @database_option
+    @wraps(command)
+    def run(*arguments: Any, data: Path, database: str | None, **options: Any) -> None:
+        opened = open_database(Place(data, database))
+        try:
+            command(*arguments, database=opened, **options)
+        finally:
+            opened.close()
+
+    return run
+
+
+class _Duration(click.ParamType):
+    """A time span such as ``90d``, ``24h`` or ``30m``, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,6})([smhd])", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no time span; write 90d, 24h, 30m or 10s", param, ctx)
+        return int(match[1]) * _SECONDS[match[2]]
+
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+DURATION: Final = _Duration()
