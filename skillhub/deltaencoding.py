@@ -19,7 +19,15 @@ import torch
 
 from skillhub.calibration.moments import Calibration
 from skillhub.codecs import EncodedTensor, content_digest, decode, exact, lowrank, restoration
-from skillhub.codecs.allocation import Analysis, ErrorRecord, analyse, choose_lambda, encode, measure_error
+from skillhub.codecs.allocation import (
+    Analysis,
+    ErrorRecord,
+    analyse,
+    choose_lambda,
+    encode,
+    estimate_payload,
+    measure_error,
+)
 from skillhub.codecs.candidates import Values
 from skillhub.codecs.metrics import Metrics
 from skillhub.deltafiles import DeltaWriter
@@ -40,6 +48,9 @@ Kept: TypeAlias = tuple[EncodedTensor | None, TensorEntry]
 
 BUDGET_TOLERANCE = 0.02
 """How much over its budget a payload may be."""
+
+BUDGET_WASTE = 0.05
+"""How much of a budget may be left over where estimates promised that it would be used."""
 
 BUDGET_ATTEMPTS = 8
 
@@ -307,7 +318,7 @@ def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: 
     """Encode every changed tensor into the variant's files; return what the manifest says of each.
 
     The analysis estimates what a price costs. Where the bytes turn out to be more than the budget, all is encoded again at
-    a higher price.
+    a higher price; where they are fewer than it said, once at a lower one.
 
     Args:
         encoder: of the fine-tune.
@@ -319,12 +330,21 @@ def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: 
     exact_bytes = set_bytes + sum(analysis.fixed_bytes for analysis in analyses.values())
     if may_grow:
         budget = max(budget, exact_bytes)
-    price = choose_lambda(list(analyses.values()), budget, set_bytes=set_bytes)
+    differences = list(analyses.values())
+    price = choose_lambda(differences, budget, set_bytes=set_bytes)
+    may_lower = True
+    may_lower = True
     for attempt in range(BUDGET_ATTEMPTS):
         payload = encoder.payload(analyses, price)
-        if payload <= budget * (1 + BUDGET_TOLERANCE):
+        expected = set_bytes + estimate_payload(differences, price)
+        if may_lower and payload < (1 - BUDGET_WASTE) * min(expected, budget):
+            aim = int((1 - BUDGET_TOLERANCE) * budget * expected / max(payload, 1))
+            price = choose_lambda(differences, aim, set_bytes=set_bytes)
+        elif payload <= budget * (1 + BUDGET_TOLERANCE):
             return encoder.encode(analyses, price, DeltaWriter(folder))
-        price *= 1.1 * 2.0**attempt * (payload - exact_bytes) / max(budget - exact_bytes, 1)
+        else:
+            price *= (1.1 + attempt) * (payload - exact_bytes) / max(budget - exact_bytes, 1)
+        may_lower = False
     raise UsageError(
         f"The pack does not fit {budget} bytes: its smallest form that was found takes {payload}.",
         hint=f"Choose a budget of at least {payload} bytes.",

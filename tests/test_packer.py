@@ -16,6 +16,7 @@ from skillhub.adapterpacker import pack_adapter
 from skillhub.authorfile import AuthorFile
 from skillhub.bfloat16 import FLOATS
 from skillhub.checkpoints import DTYPES, open_checkpoint
+from skillhub.codecs import allocation
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
 from skillhub.deltaencoding import BUDGET_TOLERANCE
@@ -350,3 +351,17 @@ def test_a_fine_tune_that_changes_few_weights_is_packed_to_the_bit_in_few_bytes(
     entries = built.only_variant().codec.tensors.values()
     assert all(entry.codecs == ["lossless"] and entry.relative_error == 0 for entry in entries)
     assert payload(built) < sum(one.nbytes for one in base.values()) / 45
+
+
+def test_a_budget_is_used_where_the_first_price_left_some_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    change = 1e-3 * torch.randn(400, 300, generator=generator)
+    base = save(tmp_path / "base", {"w": torch.zeros(400, 300)})
+    tuned = save(tmp_path / "tuned", {"w": change})
+    # An analysis that takes all for half as large again as it is.
+    estimate = allocation._estimate_bits
+    monkeypatch.setattr(allocation, "_estimate_bits", lambda *args: 1.5 * estimate(*args))
+    built = pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=20_000)
+    assert 0.9 * 20_000 <= payload(built) <= (1 + BUDGET_TOLERANCE) * 20_000

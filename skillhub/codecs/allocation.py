@@ -265,11 +265,17 @@ def choose_lambda(analyses: Sequence[Analysis], budget_bytes: int, *, set_bytes:
     high = math.log2(max(analysis.prices[0] for analysis in ladders)) + math.log2(PRICE_STEP)
     for _ in range(40):
         middle = (low + high) / 2
-        if fixed + sum(_estimate_bits(analysis, middle) for analysis in ladders) / 8 > budget_bytes:
+        if set_bytes + estimate_payload(analyses, math.exp2(middle)) > budget_bytes:
             low = middle
         else:
             high = middle
     return math.exp2(high)
+
+
+def estimate_payload(analyses: Sequence[Analysis], price: float) -> float:
+    """Return about how many bytes tensors that are stored as differences take at a price (squared error a bit)."""
+    fixed = sum(analysis.fixed_bytes for analysis in analyses)
+    return fixed + sum(_estimate_bits(one, math.log2(price)) for one in analyses if one.prices) / 8
 
 
 def _estimate_bits(analysis: Analysis, log_price: float) -> float:
