@@ -1,6 +1,6 @@
 """Rate against divergence and task score, on five real fine-tunes: our packs beside published recipes.
 
-    python benchmarks/codec.py --models DIR [--deltas math …] [--tokens 5000] [--ladder 12 25 300] [--work DIR]
+    python benchmarks/codec.py --models DIR [--deltas math …] [--tokens 5000] [--ladder 25 400] [--work DIR]
 
 DIR holds the fine-tunes ``math``, ``phonemes``, ``spanish`` and ``math-dpo`` of SmolLM2-135M-Instruct, each a folder with safetensors;
 ``minilm-sre`` and all other data come from PyPI. What is measured is kept in the work folder: an interrupted run goes on, several
@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("--deltas", nargs="*", choices=DELTAS, default=DELTAS)
     parser.add_argument("--tokens", type=int, default=5000, help="answer tokens at least")
     parser.add_argument("--control-texts", type=int, default=60)
-    parser.add_argument(
-        "--ladder", type=int, nargs="*", default=[12, 25, 300], help="further sizes: 1/N of the weights"
-    )
+    parser.add_argument("--ladder", type=int, nargs="*", default=[25, 400], help="further sizes: 1/N of the weights")
     parser.add_argument("--work", type=Path, default=Path(".cache/codec-benchmark"))
     parser.add_argument("--no-lossless", action="store_true", help="leave out what takes minutes a delta")
     parser.add_argument("--report", action="store_true", help="measure nothing")
