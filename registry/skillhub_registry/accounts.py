@@ -213,9 +213,9 @@ def create_token(
         (user.id, name, scope, _digest(secret), int(time.time()), expires_at, int(reach is not None)),
     ).fetchone()
     if reach is not None:
-        limits = [(number, namespace, None) for namespace in sorted(reach.namespaces)]
-        limits += [(number, None, repository) for repository in sorted(reach.repositories)]
-        connection.executemany("INSERT INTO token_limits VALUES (?, ?, ?)", limits)
+        for column, ids in (("namespace_id", reach.namespaces), ("repository_id", reach.repositories)):
+            statement = f"INSERT INTO token_limits (token_id, {column}) VALUES (?, ?)"
+            connection.executemany(statement, [(number, one) for one in sorted(ids)])
     return secret
 
 
@@ -227,7 +227,18 @@ def list_tokens(connection: Connection, user: Account | None = None) -> list[Tok
         f"FROM tokens t JOIN accounts a ON a.id = t.account_id {condition} ORDER BY t.id",
         values,
     ).fetchall()
-    return [Token(*tuple(row)[:6], _name_limits(connection, row[0]) if row[6] else None) for row in rows]
+    return [
+        Token(
+            id=row[0],
+            account=row[1],
+            name=row[2],
+            scope=row[3],
+            created_at=row[4],
+            expires_at=row[5],
+            limits=_name_limits(connection, row[0]) if row[6] else None,
+        )
+        for row in rows
+    ]
 
 
 def _name_limits(connection: Connection, token_id: int) -> tuple[str, ...]:

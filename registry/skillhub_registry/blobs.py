@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +32,8 @@ class BlobStore(ABC):
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
+        self.spare: Callable[[str], None] = lambda sha256: None
+        """Keeps the garbage collection from a blob for now; ``garbage.py`` says how."""
 
     @abstractmethod
     def has(self, sha256: str) -> bool:
@@ -55,6 +57,14 @@ class BlobStore(ABC):
         ``headers`` holds the ``Content-Type`` and ``Content-Disposition`` of the answer there.
         """
         return None
+
+    @abstractmethod
+    def list_blobs(self) -> Iterator[tuple[str, int]]:
+        """Yield the sha256 and size of every blob, in no order."""
+
+    @abstractmethod
+    def remove(self, sha256: str) -> None:
+        """Delete a blob, if it is there. For ``garbage.py`` alone."""
 
     @abstractmethod
     def keep_part(self, upload: str, number: int, writer: BlobWriter) -> None:
@@ -147,15 +157,21 @@ def keep_blob(store: BlobStore, writer: BlobWriter, sha256: str | None = None, s
         raise bad_request(f"The upload has {writer.size} bytes where {size} were announced")
     if sha256 is not None and writer.sha256 != sha256:
         raise bad_request(f"The upload's sha256 is {writer.sha256} where {sha256} was announced")
-    if not store.has(writer.sha256):
+    if not is_kept(store, writer.sha256):
         store.take(writer)
     return writer.sha256
+
+
+def is_kept(store: BlobStore, sha256: str) -> bool:
+    """Say whether a blob is there, to rely on: it stays long enough for a reference to it to be recorded."""
+    store.spare(sha256)  # first: what is there after that is not removed
+    return store.has(sha256)
 
 
 def put_blob(store: BlobStore, content: bytes) -> str:
     """Store bytes and return their sha256."""
     sha256 = hashlib.sha256(content).hexdigest()
-    if not store.has(sha256):
+    if not is_kept(store, sha256):
         with write_blob(store, len(content)) as writer:
             writer.write(content)
             store.take(writer)

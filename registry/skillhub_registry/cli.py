@@ -13,9 +13,17 @@ from skillhub.errors import MissingExtraError, SkillhubError, UsageError
 from skillhub_registry import accounts
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
-from skillhub_registry.options import DURATION, data_option, database_option, json_option, opening_database
+from skillhub_registry.options import (
+    DURATION,
+    data_option,
+    database_option,
+    json_option,
+    opening_database,
+    storage_option,
+)
 from skillhub_registry.reaches import find_reach
 from skillhub_registry.registry import Place
+from skillhub_registry.upkeep import check, collect
 
 DEFAULT_PORT = 8765
 
@@ -52,13 +60,7 @@ def commands() -> None:
 )
 @data_option
 @database_option
-@click.option(
-    "--storage",
-    metavar="ADDRESS",
-    envvar="SKILLHUB_REGISTRY_STORAGE",
-    show_envvar=True,
-    help="s3://bucket/prefix instead of the folder for files; ?endpoint=https://… for a store that is not AWS.",
-)
+@storage_option
 @click.option(
     "--proxy-downloads", is_flag=True, help="Send files from the storage through here: clients cannot reach it."
 )
@@ -266,3 +268,7 @@ def _list_accounts(database: Database, kind: str, as_json: bool) -> None:
     for name, roles in listed:
         members = ", ".join(f"{member} ({role})" for member, role in roles.items())
         click.echo(f"{name}  {members}".rstrip())
+
+
+commands.add_command(check)
+commands.add_command(collect)

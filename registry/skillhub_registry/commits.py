@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -207,11 +208,16 @@ def make_commit(
     return commit_id
 
 
-def make_first_commit(connection: Connection, store: BlobStore, repository_id: int, author: str) -> str:
-    """Give a new repository its main branch, with the ``.gitattributes`` that says which files are large."""
-    operation = _parse_file({"path": ".gitattributes", "content": GITATTRIBUTES.decode()}, store)
-    store_files(connection, [operation.file])
-    files = {operation.path: operation.file.id}
+def make_first_commit(connection: Connection, repository_id: int, author: str) -> str:
+    """Give a new repository its main branch, with the ``.gitattributes`` that says which files are large.
+
+    Its content, ``GITATTRIBUTES``, must be in the store.
+    """
+    file = File(
+        git.object_id("blob", GITATTRIBUTES), hashlib.sha256(GITATTRIBUTES).hexdigest(), len(GITATTRIBUTES), False
+    )
+    store_files(connection, [file])
+    files = {".gitattributes": file.id}
     commit_id = insert_commit(
         connection,
         repository_id,

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skillhub_registry.blobs import PIECE, BlobStore, BlobWriter
@@ -63,6 +63,17 @@ class FolderStore(BlobStore):
         writer.path.chmod(0o444)
         writer.path.replace(target)
         _sync_folder(target.parent)
+
+    def list_blobs(self) -> Iterator[tuple[str, int]]:
+        """See :meth:`BlobStore.list_blobs`."""
+        for folder in (self.root / "blobs").iterdir():
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    yield folder.name + path.name, path.stat().st_size
+
+    def remove(self, sha256: str) -> None:
+        """See :meth:`BlobStore.remove`. Downloads that have begun go on, where the platform is POSIX."""
+        self.path(sha256).unlink(missing_ok=True)
 
     def keep_part(self, upload: str, number: int, writer: BlobWriter) -> None:
         """See :meth:`BlobStore.keep_part`; the whole is made durable when the parts are joined."""

@@ -34,6 +34,13 @@ database_option = click.option(
     show_envvar=True,
     help="postgresql://user:password@host/name instead of a file in the folder.",
 )
+storage_option = click.option(
+    "--storage",
+    metavar="ADDRESS",
+    envvar="SKILLHUB_REGISTRY_STORAGE",
+    show_envvar=True,
+    help="s3://bucket/prefix instead of the folder for files; ?endpoint=https://… for a store that is not AWS.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 

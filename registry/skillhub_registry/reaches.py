@@ -16,7 +16,8 @@ def find_reach(connection: Connection, names: Iterable[str]) -> Reach:
     Raises:
         NotFoundError: there is no such repository or namespace.
     """
-    namespaces, repositories = set(), set()
+    namespaces: set[int] = set()
+    repositories: set[int] = set()
     for name in names:
         namespace, slash, rest = name.partition("/")
         found = find_repository(connection, namespace, rest) if slash else find_account(connection, name)

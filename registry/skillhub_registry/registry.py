@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from skillhub.errors import DiskError, MissingExtraError, UsageError
@@ -12,6 +13,7 @@ from skillhub_registry.blobs import PARTS_SECONDS, BlobStore
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.folderstore import FolderStore
+from skillhub_registry.garbage import spare_blob
 from skillhub_registry.scratch import Scratch, open_scratch
 from skillhub_registry.signing import Signer, load_shared_signer, load_signer
 from skillhub_registry.sqlite import open_sqlite
@@ -104,7 +106,17 @@ def open_registry(place: Place, *, part_size: int = 64 * limits.MIB, links: bool
             f"The data folder {place.data} cannot be used: {error.strerror}.",
             hint="It must be writable; --data or SKILLHUB_REGISTRY_DATA name another.",
         ) from error
+    store.spare = partial(spare_blob, database)
     return Registry(database, store, signer, scratch, part_size=part_size)
+
+
+def open_storage(place: Place) -> BlobStore:
+    """Open a registry's files to look after them, beside those who serve it.
+
+    Raises:
+        SkillhubError: as ``s3store.open_s3`` says.
+    """
+    return _open_store(place, place.data, links=False)
 
 
 def _open_store(place: Place, scratch: Path, links: bool) -> BlobStore:

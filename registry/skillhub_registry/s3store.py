@@ -125,6 +125,20 @@ class S3Store(BlobStore):
             link: str = self._client.generate_presigned_url("get_object", Params=wanted, ExpiresIn=_LINK_SECONDS)
         return link
 
+    def list_blobs(self) -> Iterator[tuple[str, int]]:
+        """See :meth:`BlobStore.list_blobs`."""
+        prefix = f"{self._bucket.prefix}blobs/"
+        with _answering_errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket.name, Prefix=prefix)
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield item["Key"].removeprefix(prefix).replace("/", ""), item["Size"]
+
+    def remove(self, sha256: str) -> None:
+        """See :meth:`BlobStore.remove`."""
+        with _answering_errors():
+            self._client.delete_object(Bucket=self._bucket.name, Key=self._key(sha256))
+
     def keep_part(self, upload: str, number: int, writer: BlobWriter) -> None:
         """See :meth:`BlobStore.keep_part`."""
         self._send(writer, f"{self._parts(upload)}{number}")

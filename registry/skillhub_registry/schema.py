@@ -220,6 +220,19 @@ CREATE TABLE token_limits (
 CREATE INDEX token_limits_by_token ON token_limits (token_id);
 """
 
+GARBAGE = """
+-- What nothing referred to when it was marked: blobs by sha256, commits as repository:id. Whoever relies on a blob that is
+-- there already takes its mark away first.
+CREATE TABLE garbage (
+    kind TEXT NOT NULL CHECK (kind IN ('blob', 'commit')),
+    key TEXT NOT NULL,
+    marked_at INTEGER NOT NULL,
+    PRIMARY KEY (kind, key)
+) WITHOUT ROWID;
+-- When a xorb was last sent or referred to; 0 before such things were noted.
+ALTER TABLE xorbs ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     SCHEMA,
     PULL_REQUESTS,
@@ -229,6 +242,7 @@ MIGRATIONS: tuple[str, ...] = (
     PACKS,
     DISCUSSIONS,
     TOKEN_LIMITS,
+    GARBAGE,
 )
 """Scripts that lead from version N to N + 1. Append only."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from starlette.concurrency import run_in_threadpool
@@ -12,6 +13,9 @@ from skillhub_registry.blobs import BlobWriter
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import repository_not_found
 from skillhub_registry.repositories import get_repository
+
+_NOTE_SECONDS = 3600
+"""How exactly the last use of a xorb is noted: oftener would be a write for nothing."""
 
 
 async def receive_body(request: Request, writer: BlobWriter) -> None:
@@ -55,8 +59,18 @@ def find_upload(connection: Connection, repository_id: int, sender: int, sha256:
 def record_xorb(connection: Connection, account_id: int, xorb_hash: str, sha256: str) -> None:
     """Note which blob holds a xorb that an account sent."""
     connection.execute(
-        "INSERT INTO xorbs VALUES (?, ?, ?) ON CONFLICT (hash, account_id) DO UPDATE SET sha256 = excluded.sha256",
-        (xorb_hash, account_id, sha256),
+        "INSERT INTO xorbs (hash, account_id, sha256, used_at) VALUES (?, ?, ?, ?) ON CONFLICT (hash, account_id) "
+        "DO UPDATE SET sha256 = excluded.sha256, used_at = excluded.used_at",
+        (xorb_hash, account_id, sha256, int(time.time())),
+    )
+
+
+def note_use(connection: Connection, xorb_hashes: Iterable[str]) -> None:
+    """Note that files were put together from xorbs, which keeps them from the garbage collection for a month."""
+    now = int(time.time())
+    connection.executemany(
+        "UPDATE xorbs SET used_at = ? WHERE hash = ? AND used_at < ?",
+        [(now, xorb_hash, now - _NOTE_SECONDS) for xorb_hash in sorted(set(xorb_hashes))],
     )
 
 

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
-from skillhub_registry.blobs import BlobStore, keep_blob, write_blob
+from skillhub_registry.blobs import BlobStore, is_kept, keep_blob, write_blob
 from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, bad_request
 from skillhub_registry.names import is_sha256
@@ -30,10 +30,12 @@ def batch(call: Call) -> Response:
     if not isinstance(objects, list) or not isinstance(transfers, list) or len(objects) > limits.LFS_BATCH:
         raise bad_request(f"objects must be a list of at most {limits.LFS_BATCH} objects")
     in_parts = "multipart" in transfers
+    asked = [_read_object(item) for item in objects]
+    for oid, _ in asked:  # what is said to be here stays until the commit comes
+        call.registry.blobs.spare(oid)
     with call.registry.database.read() as connection:
         answers = []
-        for item in objects:
-            oid, size = _read_object(item)
+        for oid, size in asked:
             answer: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
             if find_upload(connection, call.target.id, call.sender, oid) is None:
                 answer["actions"] = _make_actions(call, oid, size, in_parts)
@@ -102,7 +104,7 @@ def complete_parts(call: Call) -> Response:
     claims = call.registry.signer.check(_COMPLETE, call.parameters["grant"])
     store = call.registry.blobs
     try:
-        if not store.has(claims["oid"]):
+        if not is_kept(store, claims["oid"]):
             _join_parts(store, claims)
     finally:  # also when somebody else sent the same file meanwhile, or the parts are of no use
         store.drop_parts(claims["upload"])

@@ -7,9 +7,10 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry.accounts import Account, find_account
+from skillhub_registry.blobs import put_blob
 from skillhub_registry.calls import Call
 from skillhub_registry.cards import CardError, read_metadata
-from skillhub_registry.commits import make_first_commit
+from skillhub_registry.commits import GITATTRIBUTES, make_first_commit
 from skillhub_registry.copies import copy_repository
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import (
@@ -39,6 +40,7 @@ def create(call: Call) -> Response:
     body = call.json()
     _require_model(body)
     private = _read_visibility(body)
+    put_blob(call.registry.blobs, GITATTRIBUTES)
     with call.registry.database.write() as connection:
         owner = _writable_namespace(call, connection, body.get("organization"))
         name = check_repository_name(body.get("name"))
@@ -47,7 +49,7 @@ def create(call: Call) -> Response:
             url = f"{call.endpoint}/{existing.full_name}"
             raise conflict(f"You already created this model repo: {existing.full_name}", url=url)
         repository = create_repository(connection, owner, name, bool(private), call.account.account)
-        make_first_commit(connection, call.registry.blobs, repository.id, call.account.account.name)
+        make_first_commit(connection, repository.id, call.account.account.name)
     document = {"url": f"{call.endpoint}/{repository.full_name}", "name": repository.full_name}
     return JSONResponse({**document, "id": repository.public_id, "private": repository.private})
 

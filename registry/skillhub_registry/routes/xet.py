@@ -19,7 +19,7 @@ from skillhub_registry.errors import HubError, bad_request, unauthorized
 from skillhub_registry.names import is_sha256
 from skillhub_registry.pullrequests import require_committer
 from skillhub_registry.repositories import MEMBERS
-from skillhub_registry.uploads import find_xorb, receive_body, record_uploads, record_xorb
+from skillhub_registry.uploads import find_xorb, note_use, receive_body, record_uploads, record_xorb
 from skillhub_registry.xet import ShardFile, XetError, Xorb, opening_xorbs, parse_shard, parse_xorb, rebuild_file
 
 _PURPOSE = "xet-write"
@@ -111,6 +111,7 @@ def _rebuild_files(call: Call, body: bytes, grant: _Grant) -> None:
             _rebuild_file(call, file, open_xorb)
     with call.registry.database.write(grant.repository) as connection:
         record_uploads(connection, grant.repository, grant.sender, [(file.sha256, file.size) for file in files])
+        note_use(connection, (term.xorb for file in files for term in file.terms))
 
 
 def _rebuild_file(call: Call, file: ShardFile, open_xorb: Callable[[str], Xorb]) -> None:

@@ -1,0 +1,91 @@
+"""The commands that look after the data: ``fsck`` and ``gc``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from skillhub_registry.garbage import GRACE_SECONDS, Collected, collect_garbage
+from skillhub_registry.inspection import inspect_registry
+from skillhub_registry.options import DURATION, data_option, database_option, json_option, storage_option
+from skillhub_registry.registry import Place, open_database, open_storage
+
+
+@click.command("fsck")
+@click.option("--quick", is_flag=True, help="Do not read the files, only see that they are there.")
+@data_option
+@database_option
+@storage_option
+@json_option
+def check(quick: bool, data: Path, database: str | None, storage: str | None, as_json: bool) -> None:
+    """Check that all that is referred to is there, and is what its name says; ends with 1 where something is not.
+
+    It may run while the registry serves.
+
+    \b
+    Example:
+        skillhub-registry fsck
+        skillhub-registry fsck --quick --json
+    """  # noqa: D301
+    place = Place(data, database, storage)
+    opened = open_database(place)
+    try:
+        findings = list(inspect_registry(opened, open_storage(place), quick=quick))
+    finally:
+        opened.close()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.kind} {finding.where}\n    {finding.message}. {finding.hint}")
+        click.echo(f"{len(findings)} findings." if findings else "Everything is there.", err=True)
+    if findings:
+        sys.exit(1)
+
+
+@click.command("gc")
+@click.option("--dry-run", is_flag=True, help="Say what it would do, and do nothing.")
+@click.option(
+    "--older-than",
+    type=DURATION,
+    metavar="TIME",
+    default=GRACE_SECONDS,
+    show_default="24h",
+    help="For how long nothing must have referred to what is removed. Longer than uploads take.",
+)
+@data_option
+@database_option
+@storage_option
+@json_option
+def collect(
+    dry_run: bool, older_than: int, data: Path, database: str | None, storage: str | None, as_json: bool
+) -> None:
+    """Remove what nothing refers to: of deleted repositories, squashed histories and deleted large files.
+
+    A run marks what it finds, and removes what an earlier run has marked long enough ago: let it run daily. It may run
+    while the registry serves. Nobody reads any more by their ids the commits that it removes.
+
+    \b
+    Example:
+        skillhub-registry gc --dry-run
+        skillhub-registry gc --older-than 72h
+    """  # noqa: D301
+    place = Place(data, database, storage)
+    opened = open_database(place)
+    try:
+        done = collect_garbage(opened, open_storage(place), grace=older_than, dry_run=dry_run)
+    finally:
+        opened.close()
+    click.echo(json.dumps({"dry_run": dry_run, **asdict(done)}) if as_json else _describe(done, dry_run))
+
+
+def _describe(done: Collected, dry_run: bool) -> str:
+    verb = "Would remove" if dry_run else "Removed"
+    return (
+        f"{verb} {done.blobs} blobs ({done.bytes / 1e6:,.1f} MB) and {done.commits} commits; "
+        f"{done.marked} blobs ({done.marked_bytes / 1e6:,.1f} MB) wait for a later run."
+    )
