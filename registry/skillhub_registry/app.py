@@ -8,7 +8,8 @@ import errno
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import cast
 
 from starlette.applications import Starlette
@@ -19,8 +20,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from skillhub_registry.calls import Call, Endpoint, admit, decode_parameters, read_body
+from skillhub_registry.audit import Change, choose_details
+from skillhub_registry.calls import Call, Endpoint, Permission, admit, decode_parameters, read_body
 from skillhub_registry.errors import HubError, disk_full
+from skillhub_registry.logs import log_request
+from skillhub_registry.observation import Observation, Observer, making_change
 from skillhub_registry.registry import Registry
 from skillhub_registry.routes.table import ENDPOINTS
 from skillhub_registry.statistics import FLUSH_SECONDS
@@ -42,7 +46,13 @@ def make_app(registry: Registry) -> ASGIApp:
         lifespan=lambda _: _lifespan(registry),
     )
     app.router.redirect_slashes = False
-    return _RawPaths(app)
+    app.state.endpoints = ENDPOINTS
+    return Observer(_RawPaths(app), registry.metrics.begin, partial(_end, registry))
+
+
+def _end(registry: Registry, seen: Observation) -> None:
+    registry.metrics.end(seen)
+    log_request(seen)
 
 
 class _RawPaths:
@@ -60,13 +70,52 @@ class _RawPaths:
 def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
     async def answer(request: Request) -> Response:
         call = Call(registry, request, decode_parameters(request.path_params))
-        call = await run_in_threadpool(admit, call, endpoint.permission)
+        seen: Observation = request.scope["observation"]
+        seen.route = endpoint.path
+        call = await run_in_threadpool(_admit, call, endpoint)
+        seen.account = call.caller.account.name if call.caller else ""
+        seen.repository = call.repository.full_name if call.repository else ""
         if inspect.iscoroutinefunction(endpoint.handler):
-            return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
+            with _observing_change(call, endpoint):
+                return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
         call = dataclasses.replace(call, body=await read_body(request, endpoint.body_limit))
-        return await run_in_threadpool(cast(Callable[[Call], Response], endpoint.handler), call)
+        with _observing_change(call, endpoint):
+            return await run_in_threadpool(cast(Callable[[Call], Response], endpoint.handler), call)
 
     return Route(endpoint.path, answer, methods=[endpoint.method])
+
+
+def _admit(call: Call, endpoint: Endpoint) -> Call:
+    """Let a call in, unless its caller has called too often. Signed links are not counted: asking for them was."""
+    limiter = call.registry.limiter
+    kind = "downloads" if "/resolve/" in endpoint.path else "api"
+    try:
+        admitted = admit(call, endpoint.permission)
+    except HubError as error:
+        if error.status == 401:  # guessing tokens
+            limiter.check(kind, "", call.address)
+        raise
+    if endpoint.permission is not Permission.GRANT and endpoint.path not in _UNCOUNTED:
+        limiter.check(kind, admitted.caller.account.name if admitted.caller else "", call.address)
+    return admitted
+
+
+_UNCOUNTED = ("/healthz", "/readyz", "/metrics")
+
+
+def _observing_change(call: Call, endpoint: Endpoint) -> AbstractContextManager[None]:
+    """Have the audit log tell what a call changes."""
+    if endpoint.method in ("GET", "HEAD") or call.caller is None:
+        return nullcontext()
+    return making_change(
+        Change(
+            call.caller.account.name,
+            call.address,
+            f"{endpoint.method} {endpoint.path}",
+            call.repository.full_name if call.repository else "",
+            choose_details(call.parameters, call.body),
+        )
+    )
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from skillhub_registry.errors import (
     too_large,
     unauthorized,
 )
+from skillhub_registry.rates import is_local
 from skillhub_registry.registry import Registry
 from skillhub_registry.repositories import MEMBERS, Repository, find_repository
 from skillhub_registry.rights import (
@@ -44,6 +45,7 @@ class Permission(Enum):
     ANYONE = "anyone; a token, if sent, must be valid"
     GRANT = "a link or access token that this registry signed; the handler checks it"
     ACCOUNT = "a valid token"
+    OPERATE = "a valid token, or a caller on the machine that serves; what tells of the registry's operation"
     READ = "may read the repository in the path: public, or a member's of its namespace"
     ASK = "may read the repository in the path, and has a valid token: enough to ask for access to a gated one"
     DOWNLOAD = "may read the repository in the path and, where it is gated, was given access"
@@ -84,6 +86,11 @@ class Call:
     def sender(self) -> int:
         """Whose the caller's uploads to the repository are, as ``repositories.MEMBERS`` explains."""
         return MEMBERS if may_write(self.account, self.target) else self.account.account.id
+
+    @property
+    def address(self) -> str:
+        """The address of the client, or of a proxy that does not tell it."""
+        return self.request.client.host if self.request.client else ""
 
     @property
     def endpoint(self) -> str:
@@ -160,13 +167,15 @@ def admit(call: Call, permission: Permission) -> Call:
     """
     if permission is Permission.GRANT:
         return call
+    local = call.registry.public_metrics or is_local(call.address)
     with call.registry.database.read() as connection:
         secret = _bearer(call.request)
         caller = find_caller(connection, secret) if secret else None
         if secret and caller is None:
             raise unauthorized(INVALID_CREDENTIALS)
-        if permission in (Permission.ANYONE, Permission.ACCOUNT):
-            if permission is Permission.ACCOUNT and caller is None:
+        if permission in (Permission.ANYONE, Permission.ACCOUNT, Permission.OPERATE):
+            needed = permission is Permission.ACCOUNT or (permission is Permission.OPERATE and not local)
+            if needed and caller is None:
                 raise unauthorized("This needs a token: set HF_TOKEN")
             return _with(call, caller, None)
         repository = find_repository(connection, call.parameters["namespace"], call.parameters["name"])

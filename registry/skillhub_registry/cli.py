@@ -10,20 +10,21 @@ from pathlib import Path
 import click
 
 from skillhub.errors import MissingExtraError, SkillhubError, UsageError
-from skillhub_registry import accounts
+from skillhub_registry import accounts, limits
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.options import (
-    DURATION,
     data_option,
     database_option,
     json_option,
     opening_database,
+    read_duration,
     storage_option,
 )
+from skillhub_registry.rates import Rates
 from skillhub_registry.reaches import find_reach
 from skillhub_registry.registry import Place
-from skillhub_registry.upkeep import check, collect
+from skillhub_registry.upkeep import audit, check, collect
 
 DEFAULT_PORT = 8765
 
@@ -64,6 +65,27 @@ def commands() -> None:
 @click.option(
     "--proxy-downloads", is_flag=True, help="Send files from the storage through here: clients cannot reach it."
 )
+@click.option(
+    "--api-limit",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(0),
+    help="API calls of one caller in 5 minutes; 0: any.",
+)
+@click.option("--download-limit", default=15000, show_default=True, type=click.IntRange(0), help="Downloads, likewise.")
+@click.option(
+    "--max-file-size", default=200_000, show_default=True, type=click.IntRange(1, 200_000), help="MB of one file."
+)
+@click.option(
+    "--max-repository-size",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="MB of all large files of a repository; 0: any.",
+)
+@click.option("--limit-local", is_flag=True, help="Limit callers on this machine as well.")
+@click.option("--public-metrics", is_flag=True, help="Let everybody read /metrics, not accounts and this machine only.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Log every request, to stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON line on stdout.")
 def serve(
     host: str,
@@ -73,6 +95,13 @@ def serve(
     database: str | None,
     storage: str | None,
     proxy_downloads: bool,
+    api_limit: int,
+    download_limit: int,
+    max_file_size: int,
+    max_repository_size: int,
+    limit_local: bool,
+    public_metrics: bool,
+    log_format: str | None,
     as_json: bool,
 ) -> None:
     """Serve the registry until interrupted.
@@ -97,6 +126,10 @@ def serve(
         port,
         part_size=part_size * 1024 * 1024,
         links=not proxy_downloads,
+        rates=Rates(api_limit, download_limit, limit_local),
+        quotas=limits.Quotas(max_file_size * 10**6, max_repository_size * 10**6),
+        public_metrics=public_metrics,
+        log_format=log_format,
         as_json=as_json,
     )
 
@@ -133,7 +166,7 @@ def token() -> None:
 @click.argument("user_name", metavar="USER")
 @click.option("--scope", type=click.Choice(["read", "write"]), default="write", show_default=True)
 @click.option("--name", default="default", show_default=True, help="What it is for, to recognise it in lists.")
-@click.option("--expires", type=DURATION, metavar="TIME", help="After how long it is worthless: 90d, 12h.")
+@click.option("--expires", type=read_duration, metavar="TIME", help="After how long it is worthless: 90d, 12h.")
 @click.option(
     "--repository",
     "repositories",
@@ -272,3 +305,4 @@ def _list_accounts(database: Database, kind: str, as_json: bool) -> None:
 
 commands.add_command(check)
 commands.add_command(collect)
+commands.add_command(audit)

@@ -10,7 +10,8 @@ unmarked, and it stays for another grace period, or they find it gone, and keep 
 the whole database is locked, marks and all, so there is no moment in between, whichever replica does it.
 
 Xorbs are kept for a month after their last use. Clients remember for three weeks which chunks they have sent (the shards in
-hf_xet's cache bear their end) and never send them again before, whatever they are answered; after that nobody asks for them.
+hf_xet's cache bear the time of their end), and do not send them again when the shard that refers to them is refused, however
+often they are started (seen with hf_xet 1.8). After that nobody asks for them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 MIB: Final = 1024 * 1024
+
+HEADERS: Final = 64 * 1024
+"""Bytes of a request's first line and headers."""
 
 JSON_BODY: Final = 4 * MIB
 """Bytes of an ordinary request body (JSON or form)."""
@@ -86,3 +90,11 @@ DEPENDENTS_PAGE: Final = 200
 RELEASES_PAGE: Final = 1000
 MODELS_PAGE: Final = 100
 MODELS_PAGE_MAXIMUM: Final = 1000
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """What operators may choose: the bytes of one file, and of all large files of a repository together; 0 for any number."""
+
+    file: int = FILE
+    repository: int = 0

@@ -12,6 +12,8 @@ from typing import Any, Final
 import click
 import platformdirs
 
+from skillhub_registry.audit import Change
+from skillhub_registry.observation import ObservedDatabase, making_change
 from skillhub_registry.registry import Place, open_database
 
 
@@ -51,28 +53,26 @@ def opening_database(command: Callable[..., None]) -> Callable[..., None]:
     @database_option
     @wraps(command)
     def run(*arguments: Any, data: Path, database: str | None, **options: Any) -> None:
-        opened = open_database(Place(data, database))
+        opened = ObservedDatabase(open_database(Place(data, database)))
+        told = {name: value for name, value in options.items() if value not in (None, (), False)}
+        change = Change("(command line)", "", click.get_current_context().command_path, detail=told)
         try:
-            command(*arguments, database=opened, **options)
+            with making_change(change):
+                command(*arguments, database=opened, **options)
         finally:
             opened.close()
 
     return run
 
 
-class _Duration(click.ParamType):
-    """A time span such as ``90d``, ``24h`` or ``30m``, in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]{1,6})([smhd])", str(value))
-        if match is None:
-            self.fail(f"{value!r} is no time span; write 90d, 24h, 30m or 10s", param, ctx)
-        return int(match[1]) * _SECONDS[match[2]]
-
-
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
-DURATION: Final = _Duration()
+
+
+def read_duration(value: str | int) -> int:
+    """Return the seconds of a time span such as ``90d``, ``24h`` or ``30m``; the type of options."""
+    if isinstance(value, int):
+        return value
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no time span; write 90d, 24h, 30m or 10s")
+    return int(match[1]) * _SECONDS[match[2]]

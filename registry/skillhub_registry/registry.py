@@ -14,6 +14,9 @@ from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.folderstore import FolderStore
 from skillhub_registry.garbage import spare_blob
+from skillhub_registry.metrics import Metrics
+from skillhub_registry.observation import ObservedDatabase
+from skillhub_registry.rates import RateLimiter, Rates
 from skillhub_registry.scratch import Scratch, open_scratch
 from skillhub_registry.signing import Signer, load_shared_signer, load_signer
 from skillhub_registry.sqlite import open_sqlite
@@ -44,7 +47,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Registry:
-    """An open registry. ``part_size`` is the size in bytes from which LFS uploads are sent in parts."""
+    """An open registry.
+
+    Attributes:
+        part_size: the size in bytes from which LFS uploads are sent in parts.
+        quotas: how large files and repositories may be.
+        public_metrics: whether everybody may read the metrics.
+    """
 
     database: Database
     blobs: BlobStore
@@ -52,6 +61,10 @@ class Registry:
     scratch: Scratch
     downloads: DownloadCounter = field(default_factory=DownloadCounter)
     part_size: int = 64 * limits.MIB
+    metrics: Metrics = field(default_factory=Metrics)
+    limiter: RateLimiter = field(default_factory=lambda: RateLimiter(Rates()))
+    quotas: limits.Quotas = field(default_factory=limits.Quotas)
+    public_metrics: bool = False
 
     def close(self) -> None:
         """Write what is pending and close everything."""
@@ -85,7 +98,15 @@ def open_database(place: Place) -> Database:
     return open_postgresql(place.database)
 
 
-def open_registry(place: Place, *, part_size: int = 64 * limits.MIB, links: bool = True) -> Registry:
+def open_registry(
+    place: Place,
+    *,
+    part_size: int = 64 * limits.MIB,
+    links: bool = True,
+    rates: Rates | None = None,
+    quotas: limits.Quotas | None = None,
+    public_metrics: bool = False,
+) -> Registry:
     """Open a registry to serve it. Without a shared database, one process at a time may do so.
 
     ``links``: clients fetch large files from the bucket themselves.
@@ -107,7 +128,18 @@ def open_registry(place: Place, *, part_size: int = 64 * limits.MIB, links: bool
             hint="It must be writable; --data or SKILLHUB_REGISTRY_DATA name another.",
         ) from error
     store.spare = partial(spare_blob, database)
-    return Registry(database, store, signer, scratch, part_size=part_size)
+    metrics = Metrics()
+    return Registry(
+        ObservedDatabase(database, metrics.note_transaction),
+        store,
+        signer,
+        scratch,
+        part_size=part_size,
+        metrics=metrics,
+        limiter=RateLimiter(rates or Rates()),
+        quotas=quotas or limits.Quotas(),
+        public_metrics=public_metrics,
+    )
 
 
 def open_storage(place: Place) -> BlobStore:

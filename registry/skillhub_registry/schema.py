@@ -233,6 +233,20 @@ CREATE TABLE garbage (
 ALTER TABLE xorbs ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
 """
 
+AUDIT = """
+-- Who changed what, by names, which outlive what they name.
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    made_at INTEGER NOT NULL,
+    account TEXT NOT NULL,
+    address TEXT NOT NULL,
+    action TEXT NOT NULL,
+    target TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX audit_by_target ON audit (lower(target), id);
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     SCHEMA,
     PULL_REQUESTS,
@@ -243,6 +257,7 @@ MIGRATIONS: tuple[str, ...] = (
     DISCUSSIONS,
     TOKEN_LIMITS,
     GARBAGE,
+    AUDIT,
 )
 """Scripts that lead from version N to N + 1. Append only."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import signal
 import socket
 import sys
@@ -17,11 +16,13 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from skillhub.errors import NetworkError, UsageError
-from skillhub_registry import accounts
+from skillhub_registry import accounts, limits
 from skillhub_registry.app import make_app
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
+from skillhub_registry.logs import configure_logs
 from skillhub_registry.names import check_account_name
+from skillhub_registry.rates import Rates
 from skillhub_registry.registry import Place, open_database, open_registry
 
 _KEEP_ALIVE_SECONDS = 75
@@ -41,7 +42,19 @@ class _Server(uvicorn.Server):
         sys.stdout.flush()
 
 
-def run_server(place: Place, host: str, port: int, *, part_size: int, links: bool, as_json: bool) -> None:
+def run_server(
+    place: Place,
+    host: str,
+    port: int,
+    *,
+    part_size: int,
+    links: bool,
+    rates: Rates,
+    quotas: limits.Quotas,
+    public_metrics: bool,
+    log_format: str | None,
+    as_json: bool,
+) -> None:
     """Serve a registry until SIGINT or SIGTERM.
 
     Raises:
@@ -50,19 +63,22 @@ def run_server(place: Place, host: str, port: int, *, part_size: int, links: boo
         DiskError: the folder cannot be used.
         SkillhubError: as ``open_registry`` says.
     """
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    configure_logs(log_format)
     open_database(place).close()  # says at once what is wrong with it
     with nullcontext() if place.is_shared else _locking(place.data):
         listener = _listen(host, port)
         address = f"[{host}]" if ":" in host else host
         endpoint = f"http://{address}:{listener.getsockname()[1]}"
-        registry = open_registry(place, part_size=part_size, links=links)
+        registry = open_registry(
+            place, part_size=part_size, links=links, rates=rates, quotas=quotas, public_metrics=public_metrics
+        )
         user, secret = _first_account(registry.database)
         config = uvicorn.Config(
             make_app(registry),
             log_config=None,
             access_log=False,
             lifespan="on",
+            h11_max_incomplete_event_size=limits.HEADERS,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=10,
         )

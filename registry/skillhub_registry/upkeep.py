@@ -1,17 +1,19 @@
-"""The commands that look after the data: ``fsck`` and ``gc``."""
+"""The commands that look after the data: ``fsck``, ``gc`` and ``audit``."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from skillhub_registry.audit import list_changes
 from skillhub_registry.garbage import GRACE_SECONDS, Collected, collect_garbage
 from skillhub_registry.inspection import inspect_registry
-from skillhub_registry.options import DURATION, data_option, database_option, json_option, storage_option
+from skillhub_registry.options import data_option, database_option, json_option, read_duration, storage_option
 from skillhub_registry.registry import Place, open_database, open_storage
 
 
@@ -51,7 +53,7 @@ def check(quick: bool, data: Path, database: str | None, storage: str | None, as
 @click.option("--dry-run", is_flag=True, help="Say what it would do, and do nothing.")
 @click.option(
     "--older-than",
-    type=DURATION,
+    type=read_duration,
     metavar="TIME",
     default=GRACE_SECONDS,
     show_default="24h",
@@ -89,3 +91,32 @@ def _describe(done: Collected, dry_run: bool) -> str:
         f"{verb} {done.blobs} blobs ({done.bytes / 1e6:,.1f} MB) and {done.commits} commits; "
         f"{done.marked} blobs ({done.marked_bytes / 1e6:,.1f} MB) wait for a later run."
     )
+
+
+@click.command("audit")
+@click.option("--repository", metavar="NAME", help="Of one repository (acme/pack), under the name that it had then.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="How many, the latest first.")
+@data_option
+@database_option
+@json_option
+def audit(repository: str | None, limit: int, data: Path, database: str | None, as_json: bool) -> None:
+    """Tell who changed what, when and from where.
+
+    \b
+    Example:
+        skillhub-registry audit --repository acme/math-pack
+    """  # noqa: D301
+    opened = open_database(Place(data, database))
+    try:
+        with opened.read() as connection:
+            entries = list_changes(connection, target=repository, limit=limit)
+    finally:
+        opened.close()
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in entries]))
+        return
+    for entry in entries:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(entry.made_at))
+        click.echo(
+            f"{when}  {entry.account} {entry.address}\n    {entry.action}  {entry.target} {entry.detail}".rstrip()
+        )

@@ -24,7 +24,7 @@ from skillhub_registry.commits import (
 )
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import bad_request, too_large
-from skillhub_registry.largefiles import is_deleted
+from skillhub_registry.largefiles import is_deleted, sum_sizes
 from skillhub_registry.names import check_path
 from skillhub_registry.pullrequests import (
     PullRequest,
@@ -59,7 +59,7 @@ def preupload(call: Call) -> Response:
         known = find_files(connection, [rules.id])[rules.id] if rules and not rules.is_folder else None
         patterns = _large_patterns(call.registry.blobs, known)
         for item in listed:
-            path, size, sample = _read_preupload(item)
+            path, size, sample = _read_preupload(item, call.registry.quotas.file)
             large = size > limits.REGULAR_FILE or b"\0" in sample or _matches(path, patterns)
             answer = {"path": path, "uploadMode": "lfs" if large and size > 0 else "regular", "shouldIgnore": False}
             entry = find_entry(connection, commit.tree, path)
@@ -72,12 +72,14 @@ def preupload(call: Call) -> Response:
     return JSONResponse({"files": answers})
 
 
-def _read_preupload(item: Any) -> tuple[str, int, bytes]:
+def _read_preupload(item: Any, limit: int) -> tuple[str, int, bytes]:
     if not isinstance(item, dict):
         raise bad_request("Each file must be an object")
     path, size, sample = check_path(item.get("path")), item.get("size"), item.get("sample", "")
-    if not isinstance(size, int) or not 0 <= size <= limits.FILE:
-        raise bad_request(f"{path}: the size must be a number of bytes up to {limits.FILE}")
+    if not isinstance(size, int) or size < 0:
+        raise bad_request(f"{path}: the size must be a number of bytes")
+    if size > limit:
+        raise too_large(f"{path}: a file may have {limit} bytes here, not {size}")
     try:
         return path, size, base64.b64decode(sample)
     except (binascii.Error, TypeError, ValueError) as error:
@@ -137,6 +139,7 @@ def _commit(call: Call, ref: str, header: CommitHeader, operations: list[Operati
         if number is not None:  # it may have been closed or merged while the body came
             require_committer(connection, call.account, call.target, ref, proposes=False)
         commit_id = make_commit(connection, call.registry.blobs, call.target.id, ref, _author(call), header, operations)
+        _check_quota(call, connection)
         if number is not None:
             _note_commit(call, connection, get_pull_request(connection, call.target.id, number), header, commit_id)
     return commit_id
@@ -157,8 +160,18 @@ def _propose(call: Call, branch: str, header: CommitHeader, operations: list[Ope
         commit_id = make_commit(
             connection, call.registry.blobs, call.target.id, made.ref, _author(call), header, operations
         )
+        _check_quota(call, connection)
         _note_commit(call, connection, made, header, commit_id)
     return commit_id, made
+
+
+def _check_quota(call: Call, connection: Connection) -> None:
+    """Refuse a commit that makes the repository larger than any may be here."""
+    limit = call.registry.quotas.repository
+    if limit and sum_sizes(connection, call.target.id) > limit:
+        raise too_large(
+            f"The large files of {call.target.full_name} would take more than the {limit} bytes allowed here"
+        )
 
 
 def _note_commit(

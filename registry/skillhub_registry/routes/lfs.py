@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from skillhub_registry import limits
 from skillhub_registry.blobs import BlobStore, is_kept, keep_blob, write_blob
 from skillhub_registry.calls import Call
-from skillhub_registry.errors import HubError, bad_request
+from skillhub_registry.errors import HubError, bad_request, too_large
 from skillhub_registry.names import is_sha256
 from skillhub_registry.repositories import MEMBERS
 from skillhub_registry.uploads import find_upload, receive_body, record_uploads
@@ -30,7 +30,7 @@ def batch(call: Call) -> Response:
     if not isinstance(objects, list) or not isinstance(transfers, list) or len(objects) > limits.LFS_BATCH:
         raise bad_request(f"objects must be a list of at most {limits.LFS_BATCH} objects")
     in_parts = "multipart" in transfers
-    asked = [_read_object(item) for item in objects]
+    asked = [_read_object(item, call.registry.quotas.file) for item in objects]
     for oid, _ in asked:  # what is said to be here stays until the commit comes
         call.registry.blobs.spare(oid)
     with call.registry.database.read() as connection:
@@ -44,10 +44,12 @@ def batch(call: Call) -> Response:
     return JSONResponse(document, media_type=_MEDIA_TYPE)
 
 
-def _read_object(item: Any) -> tuple[str, int]:
+def _read_object(item: Any, limit: int) -> tuple[str, int]:
     oid, size = (item.get("oid"), item.get("size")) if isinstance(item, dict) else (None, None)
-    if not is_sha256(oid) or not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= limits.FILE:
-        raise bad_request(f"Each object needs an oid (sha256) and a size of at most {limits.FILE} bytes")
+    if not is_sha256(oid) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise bad_request("Each object needs an oid (sha256) and a size in bytes")
+    if size > limit:
+        raise too_large(f"A file may have {limit} bytes here, not {size}")
     return str(oid), size
 
 
@@ -121,7 +123,7 @@ def _join_parts(store: BlobStore, claims: dict[str, Any]) -> None:
 
 def verify(call: Call) -> Response:
     """Answer ``POST …/objects/verify``: the object arrived."""
-    oid, size = _read_object(call.json())
+    oid, size = _read_object(call.json(), call.registry.quotas.file)
     with call.registry.database.read() as connection:
         if find_upload(connection, call.target.id, call.sender, oid) != size:
             raise HubError(404, "LfsObjectMissing", f"No object of {size} bytes with sha256 {oid} was uploaded here")

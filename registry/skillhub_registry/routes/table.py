@@ -14,6 +14,7 @@ from skillhub_registry.routes import (
     largefiles,
     lfs,
     models,
+    operation,
     packs,
     pages,
     refs,
@@ -22,12 +23,16 @@ from skillhub_registry.routes import (
     xet,
 )
 
-ANYONE, GRANT, ACCOUNT, READ, ASK, DOWNLOAD, PROPOSE, WRITE, ADMINISTER = Permission
+ANYONE, GRANT, ACCOUNT, OPERATE, READ, ASK, DOWNLOAD, PROPOSE, WRITE, ADMINISTER = Permission
 _MODEL: Final = "/api/models/{namespace}/{name}"
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", "/", ANYONE, pages.home),
+    # the registry's operation
     Endpoint("GET", "/healthz", ANYONE, pages.healthy),
+    Endpoint("GET", "/readyz", ANYONE, operation.check_readiness),
+    Endpoint("GET", "/openapi.json", ANYONE, operation.describe_routes),
+    Endpoint("GET", "/metrics", OPERATE, operation.show_metrics),
     # accounts
     Endpoint("GET", "/api/whoami-v2", ACCOUNT, accounts.whoami),
     Endpoint("GET", "/api/settings/repositories", ACCOUNT, accounts.list_own_repositories),

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from skillhub_registry import limits
 from skillhub_registry.blobs import BlobWriter, keep_blob, write_blob
 from skillhub_registry.calls import Call, read_body
-from skillhub_registry.errors import HubError, bad_request, unauthorized
+from skillhub_registry.errors import HubError, bad_request, too_large, unauthorized
 from skillhub_registry.names import is_sha256
 from skillhub_registry.pullrequests import require_committer
 from skillhub_registry.repositories import MEMBERS
@@ -106,6 +106,9 @@ def _rebuild_files(call: Call, body: bytes, grant: _Grant) -> None:
         return call.registry.blobs.open_file(sha256)
 
     files = parse_shard(body)
+    limit = call.registry.quotas.file
+    if any(file.size > limit for file in files):
+        raise too_large(f"A file may have {limit} bytes here, and the shard describes a larger one")
     with opening_xorbs(locate) as open_xorb:
         for file in files:
             _rebuild_file(call, file, open_xorb)
