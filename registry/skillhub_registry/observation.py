@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing import TYPE_CHECKING
 
 from skillhub_registry.audit import Change, record_change
 from skillhub_registry.database import Connection, Database
+
+if TYPE_CHECKING:  # the command line comes here too, and runs without what serving needs
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 UNKNOWN_ROUTE = "(none)"
 """The route of requests that fit none."""
