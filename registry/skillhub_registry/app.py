@@ -23,8 +23,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from skillhub_registry.audit import Change, choose_details
 from skillhub_registry.calls import Call, Endpoint, Permission, admit, decode_parameters, read_body
 from skillhub_registry.errors import HubError, disk_full
+from skillhub_registry.forms import check_form
 from skillhub_registry.logs import log_request
 from skillhub_registry.observation import Observation, Observer, making_change
+from skillhub_registry.pages.rendering import render_error, wants_page
 from skillhub_registry.registry import Registry
 from skillhub_registry.routes.table import ENDPOINTS
 from skillhub_registry.statistics import FLUSH_SECONDS
@@ -80,9 +82,15 @@ def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
                 return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
         call = dataclasses.replace(call, body=await read_body(request, endpoint.body_limit))
         with _observing_change(call, endpoint):
-            return await run_in_threadpool(cast(Callable[[Call], Response], endpoint.handler), call)
+            return await run_in_threadpool(_handle, endpoint, call)
 
     return Route(endpoint.path, answer, methods=[endpoint.method])
+
+
+def _handle(endpoint: Endpoint, call: Call) -> Response:
+    if endpoint.sessions and endpoint.method not in ("GET", "HEAD"):
+        check_form(call)
+    return cast(Callable[[Call], Response], endpoint.handler)(call)
 
 
 def _admit(call: Call, endpoint: Endpoint) -> Call:
@@ -90,7 +98,7 @@ def _admit(call: Call, endpoint: Endpoint) -> Call:
     limiter = call.registry.limiter
     kind = "downloads" if "/resolve/" in endpoint.path else "api"
     try:
-        admitted = admit(call, endpoint.permission)
+        admitted = admit(call, endpoint.permission, sessions=endpoint.sessions)
     except HubError as error:
         if error.status == 401:  # guessing tokens
             limiter.check(kind, "", call.address)
@@ -139,36 +147,41 @@ async def _flush_downloads(registry: Registry) -> None:
             logger.warning("downloads are not counted yet: %s", error)
 
 
-def _make_error_response(error: HubError) -> JSONResponse:
-    """Return the answer for an error."""
+def _make_error_response(request: Request, error: HubError) -> Response:
+    """Return the answer for an error: a page for browsers, JSON for everybody else."""
     printable = "".join(c if " " <= c <= "~" else "?" for c in error.header_message)
     headers = {**error.headers, "X-Error-Code": error.code, "X-Error-Message": printable[:1000]}
+    if wants_page(request):
+        page = render_error(request, error)
+        page.headers.update(headers)
+        return page
     return JSONResponse({**error.body, "error": error.message}, status_code=error.status, headers=headers)
 
 
-async def _answer_hub_error(_: Request, error: Exception) -> Response:
+async def _answer_hub_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HubError)
-    return _make_error_response(error)
+    return _make_error_response(request, error)
 
 
-async def _answer_http_exception(_: Request, error: Exception) -> Response:
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "".join(word.capitalize() for word in error.detail.split())
-    return _make_error_response(HubError(error.status_code, code, error.detail, headers=error.headers))
+    return _make_error_response(request, HubError(error.status_code, code, error.detail, headers=error.headers))
 
 
 async def _answer_disconnect(_: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody is there to read it
 
 
-async def _answer_os_error(_: Request, error: Exception) -> Response:
+async def _answer_os_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
     logger.error("the disk is full: %s", error)
-    return _make_error_response(disk_full())
+    return _make_error_response(request, disk_full())
 
 
-async def _answer_crash(_: Request, error: Exception) -> Response:
+async def _answer_crash(request: Request, error: Exception) -> Response:
     # The server logs it, with the traceback.
-    return _make_error_response(HubError(500, "InternalError", "The registry failed to answer; its log says why"))
+    failure = HubError(500, "InternalError", "The registry failed to answer; its log says why")
+    return _make_error_response(request, failure)

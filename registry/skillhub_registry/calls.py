@@ -20,6 +20,7 @@ from skillhub_registry.accounts import Caller, find_caller
 from skillhub_registry.errors import (
     INVALID_CREDENTIALS,
     bad_request,
+    forbidden,
     repository_not_found,
     too_large,
     unauthorized,
@@ -37,6 +38,7 @@ from skillhub_registry.rights import (
     require_reach,
     require_write,
 )
+from skillhub_registry.sessions import COOKIE, find_session
 
 
 class Permission(Enum):
@@ -46,6 +48,7 @@ class Permission(Enum):
     GRANT = "a link or access token that this registry signed; the handler checks it"
     ACCOUNT = "a valid token"
     OPERATE = "a valid token, or a caller on the machine that serves; what tells of the registry's operation"
+    SESSION = "a browser's session, in which somebody has signed in"
     READ = "may read the repository in the path: public, or a member's of its namespace"
     ASK = "may read the repository in the path, and has a valid token: enough to ask for access to a gated one"
     DOWNLOAD = "may read the repository in the path and, where it is gated, was given access"
@@ -116,13 +119,18 @@ Handler = Callable[[Call], Response] | Callable[[Call], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A route: what it answers to, what it asks of the caller, and the bytes of body that it takes."""
+    """A route: what it answers to, what it asks of the caller, and the bytes of body that it takes.
+
+    With ``sessions`` a browser's session identifies its caller as a token does; what is posted must then be a form of
+    ours. The routes of the Hub's protocol have no part in that: no page of somebody else's can use them.
+    """
 
     method: str
     path: str
     permission: Permission
     handler: Handler
     body_limit: int = limits.JSON_BODY
+    sessions: bool = False
 
 
 def is_true(value: str | None) -> bool:
@@ -158,8 +166,10 @@ def decode_parameters(raw: dict[str, str]) -> dict[str, str]:
         raise bad_request("The path is not valid UTF-8") from error
 
 
-def admit(call: Call, permission: Permission) -> Call:
+def admit(call: Call, permission: Permission, *, sessions: bool = False) -> Call:
     """Return the call with its caller and repository found, if the caller may do this.
+
+    ``sessions``: a browser's session tells who is calling, where there is no token.
 
     Raises:
         HubError: 401 without a needed token or with an unknown or expired one; 404 for a repository that is missing or that the
@@ -173,10 +183,11 @@ def admit(call: Call, permission: Permission) -> Call:
         caller = find_caller(connection, secret) if secret else None
         if secret and caller is None:
             raise unauthorized(INVALID_CREDENTIALS)
-        if permission in (Permission.ANYONE, Permission.ACCOUNT, Permission.OPERATE):
-            needed = permission is Permission.ACCOUNT or (permission is Permission.OPERATE and not local)
-            if needed and caller is None:
-                raise unauthorized("This needs a token: set HF_TOKEN")
+        if caller is None and sessions and COOKIE in call.request.cookies:
+            caller = find_session(connection, call.request.cookies[COOKIE])
+        if permission in _WITHOUT_REPOSITORY:
+            needed = permission is not Permission.ANYONE and not (permission is Permission.OPERATE and local)
+            _require_account(caller, permission, needed=needed, with_token=secret is not None)
             return _with(call, caller, None)
         repository = find_repository(connection, call.parameters["namespace"], call.parameters["name"])
         if repository is None or not may_read(caller, repository):
@@ -190,6 +201,16 @@ def admit(call: Call, permission: Permission) -> Call:
     if permission in _REQUIREMENTS:
         _REQUIREMENTS[permission](caller, repository)
     return _with(call, caller, repository)
+
+
+_WITHOUT_REPOSITORY = (Permission.ANYONE, Permission.ACCOUNT, Permission.OPERATE, Permission.SESSION)
+
+
+def _require_account(caller: Caller | None, permission: Permission, *, needed: bool, with_token: bool) -> None:
+    if needed and caller is None:
+        raise unauthorized("This needs a token: set HF_TOKEN")
+    if permission is Permission.SESSION and with_token:
+        raise forbidden("This is done in a browser, after signing in; a token is not enough")
 
 
 _REQUIREMENTS: dict[Permission, Callable[[Caller | None, Repository], Caller]] = {

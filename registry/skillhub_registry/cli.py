@@ -117,9 +117,7 @@ def serve(
     try:
         from skillhub_registry.server import run_server
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"Serving needs {error.name}, which is not installed.", hint='Run: pip install "skillhub-packs[registry]"'
-        ) from error
+        raise _missing_extra("Serving needs", error) from error
     run_server(
         Place(data, database, storage),
         host,
@@ -147,6 +145,42 @@ def add_user(name: str, database: Database) -> None:
     with database.write() as connection:
         account = accounts.add_account(connection, name)
     click.echo(f"Made the user {account.name}.", err=True)
+
+
+@user.command("password")
+@click.argument("name")
+@opening_database
+def change_password(name: str, database: Database) -> None:
+    """Give a user the password with which it signs in to the pages; asked for twice, or the first line of stdin.
+
+    \b
+    Example:
+        skillhub-registry user password ann
+        openssl rand -base64 18 | tee /dev/stderr | skillhub-registry user password ann
+    """
+    try:
+        from skillhub_registry.passwords import set_password
+    except ModuleNotFoundError as error:
+        raise _missing_extra("Passwords need", error) from error
+    with database.read() as connection:
+        accounts.get_account(connection, name, "user")
+    password = _ask_password()
+    with database.write() as connection:
+        account = accounts.get_account(connection, name, "user")
+        set_password(connection, account, password)
+    click.echo(f"{account.name} has a new password; whoever was signed in has to sign in again.", err=True)
+
+
+def _ask_password() -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def _missing_extra(what: str, error: ModuleNotFoundError) -> MissingExtraError:
+    return MissingExtraError(
+        f"{what} {error.name}, which is not installed.", hint='Run: pip install "skillhub-packs[registry]"'
+    )
 
 
 @user.command("list")

@@ -44,10 +44,17 @@ def ask_access(connection: Connection, repository: Repository, account: Account)
         "ON CONFLICT (repository_id, account_id) DO NOTHING",
         (secrets.token_hex(12), repository.id, account.id, status, now_milliseconds()),
     )
+    found = find_request(connection, repository, account)
+    assert found is not None
+    return found
+
+
+def find_request(connection: Connection, repository: Repository, account: Account) -> str | None:
+    """Return the status of somebody's request, or None for whoever has not asked."""
     row = connection.execute(
         "SELECT status FROM access_requests WHERE repository_id = ? AND account_id = ?", (repository.id, account.id)
     ).fetchone()
-    return str(row["status"])
+    return str(row["status"]) if row else None
 
 
 def grant_access(connection: Connection, repository: Repository, account: Account) -> None:

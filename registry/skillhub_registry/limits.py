@@ -79,6 +79,24 @@ COMMENT: Final = 65_536
 DIFF: Final = 1 * MIB
 """Characters of a pull request's diff after which no more files are added to it, and bytes of a file in it."""
 
+SHOWN_MANIFEST: Final = 16 * MIB
+"""Bytes of a manifest that a page tells of."""
+
+REMEMBERED_INDEX: Final = MIB // 4
+"""Bytes of an index of releases that is kept in memory once it was read for a page."""
+
+SHOWN_TEXT: Final = 256 * 1024
+"""Bytes of a file, or of a card, that a page shows."""
+
+SHOWN_SCORES: Final = 100
+"""Scores of a variant, and example prompts of a pack, that a page lists."""
+
+SHOWN_REQUIREMENTS: Final = 100
+"""Requirements of a release that a page lists."""
+
+SHOWN_CHANGES: Final = 500
+"""Changed files of a commit that a page lists."""
+
 TREE_PAGE: Final = 1000
 TREE_PAGE_EXPANDED: Final = 50
 COMMITS_PAGE: Final = 50
@@ -90,6 +108,8 @@ DEPENDENTS_PAGE: Final = 200
 RELEASES_PAGE: Final = 1000
 MODELS_PAGE: Final = 100
 MODELS_PAGE_MAXIMUM: Final = 1000
+CARDS_PAGE: Final = 20
+"""Repositories on a page of results, for people."""
 
 
 @dataclass(frozen=True)

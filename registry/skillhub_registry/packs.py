@@ -73,6 +73,18 @@ def list_dependents(
     return [Dependent(f"{row['namespace']}/{row['name']}", row["version"], row["requirement"]) for row in rows]
 
 
+def find_bases(connection: Connection, beginning: str, readable: Collection[int], *, limit: int) -> list[str]:
+    """Return fingerprints with a beginning, of bases that a pack fits: one that may be shown as in :func:`list_dependents`."""
+    start = BASE_TAG + beginning
+    condition, values = readable_condition(readable)
+    rows = connection.execute(
+        "SELECT DISTINCT t.tag FROM repository_tags t JOIN repositories r ON r.id = t.repository_id "
+        f"WHERE t.tag >= ? AND t.tag < ? AND {condition} ORDER BY t.tag LIMIT ?",
+        (start, start + "g", *values, limit),
+    )
+    return [row["tag"].removeprefix(BASE_TAG) for row in rows]
+
+
 def _standing(index: ReleaseIndex) -> list[Release]:
     """Return the releases that were not withdrawn, the latest first."""
     return [release for release in reversed(index.releases) if release.yanked is None]

@@ -198,6 +198,14 @@ def list_pull_requests(
     return [PullRequest(*row) for row in rows]
 
 
+def count_undecided(connection: Connection, repository_id: int) -> int:
+    """Return how many pull requests and discussions are drafts or open."""
+    (count,) = connection.execute(
+        "SELECT count(*) FROM pull_requests WHERE repository_id = ? AND status IN (?, ?)", (repository_id, *UNDECIDED)
+    ).fetchone()
+    return int(count)
+
+
 def add_event(
     connection: Connection,
     repository_id: int,

@@ -26,6 +26,9 @@ _FROM = "FROM repositories r JOIN accounts a ON a.id = r.namespace_id"
 _BY_NAME = "lower(a.name) = ? AND lower(r.name) = ?"
 
 
+PACK_TAG: Final = "skillpack"
+"""The tag of repositories that hold packs."""
+
 MEMBERS: Final = 0
 """The sender of what a repository's members send: their commits may refer to each other's uploads.
 

@@ -247,6 +247,28 @@ CREATE TABLE audit (
 CREATE INDEX audit_by_target ON audit (lower(target), id);
 """
 
+SIGN_IN = """
+-- Who may sign in to the pages, in which browsers somebody has, and how often it was tried in vain.
+CREATE TABLE passwords (
+    account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    hash TEXT NOT NULL,
+    changed_at INTEGER NOT NULL,
+    PRIMARY KEY (account_id)
+) WITHOUT ROWID;
+CREATE TABLE sessions (
+    digest TEXT NOT NULL PRIMARY KEY,
+    account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX sessions_by_account ON sessions (account_id);
+CREATE TABLE sign_in_tries (
+    subject TEXT NOT NULL PRIMARY KEY,
+    tries INTEGER NOT NULL,
+    since INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     SCHEMA,
     PULL_REQUESTS,
@@ -258,6 +280,7 @@ MIGRATIONS: tuple[str, ...] = (
     TOKEN_LIMITS,
     GARBAGE,
     AUDIT,
+    SIGN_IN,
 )
 """Scripts that lead from version N to N + 1. Append only."""
 

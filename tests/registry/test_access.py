@@ -14,7 +14,7 @@ from skillhub_registry.calls import Endpoint, Permission
 from skillhub_registry.routes.table import ENDPOINTS
 from tests.support.registry_process import RegistryProcess
 
-NAMELESS = (Permission.ANYONE, Permission.GRANT, Permission.ACCOUNT, Permission.OPERATE)
+NAMELESS = (Permission.ANYONE, Permission.GRANT, Permission.ACCOUNT, Permission.OPERATE, Permission.SESSION)
 """What is asked of the caller where the path names no repository."""
 
 BODIES: dict[str, Any] = {"POST": {}, "PUT": {}}

@@ -117,7 +117,7 @@ def test_the_page_of_a_pull_request_is_harmless_and_private_like_its_repository(
     answer = requests.get(url)
     assert answer.status_code == 200
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    assert "<script" not in answer.text
+    assert answer.text.count("<script") == 1  # ours
     assert answer.text.count("&lt;script&gt;") >= 5
     assert "merges it" in answer.text
     assert requests.get(url.removesuffix("1") + "2").status_code == 404

@@ -211,7 +211,7 @@ def test_models_are_described(shelf: RegistryProcess) -> None:
     assert full.card_data.library_name == "skillhub"
     info = api.model_info("acme/code-pack", expand=["downloads", "tags"])
     assert (info.sha, info.siblings, info.downloads) == (None, None, 0)
-    assert "3 public repositories" in requests.get(shelf.endpoint).text
+    assert "All 2 packs" in requests.get(shelf.endpoint).text
 
 
 def test_downloads_are_counted(tmp_path: Path) -> None:

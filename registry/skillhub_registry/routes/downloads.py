@@ -86,7 +86,7 @@ def _make_headers(file: File, path: str, commit: str) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         # Files are other people's: a browser must not run them in this origin's name.
         "Content-Type": media_type if media_type.startswith(("image/", "application/json")) else _plain(media_type),
-        "Content-Disposition": f"inline; filename*=UTF-8''{name}",
+        "Content-Disposition": f"{_disposition(media_type)}; filename*=UTF-8''{name}",
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",
     }
@@ -94,6 +94,12 @@ def _make_headers(file: File, path: str, commit: str) -> dict[str, str]:
         headers["X-Linked-Size"] = str(file.size)
         headers["X-Linked-ETag"] = headers["ETag"]
     return headers
+
+
+def _disposition(media_type: str) -> str:
+    """Say whether a browser may show a file by itself: not what can hold programs, though a page may show a picture of it."""
+    shown = media_type.startswith(("image/", "text/")) or media_type == "application/json"
+    return "inline" if shown and not media_type.endswith(("html", "xml", "javascript")) else "attachment"
 
 
 def _plain(media_type: str) -> str:

@@ -117,6 +117,11 @@ def refuse_other(call: Call) -> Response:
     raise repository_not_found()
 
 
+def refuse_unknown(call: Call) -> Response:
+    """Answer for what the API does not have; without this, its paths would look like those of repositories' pages."""
+    raise HubError(404, "NotFound", "Not Found")
+
+
 def validate_card(call: Call) -> Response:
     """Answer ``POST /api/validate-yaml``."""
     content = call.json().get("content")

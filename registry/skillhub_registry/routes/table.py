@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from skillhub_registry.calls import Endpoint, Permission
+from skillhub_registry.calls import Endpoint, Handler, Permission
+from skillhub_registry.pages.rendering import serve_static
 from skillhub_registry.routes import (
     accounts,
     commits,
+    discussionpages,
     discussions,
     downloads,
     gates,
@@ -19,15 +21,23 @@ from skillhub_registry.routes import (
     pages,
     refs,
     repositories,
+    repositorypages,
+    signin,
     trees,
     xet,
 )
 
-ANYONE, GRANT, ACCOUNT, OPERATE, READ, ASK, DOWNLOAD, PROPOSE, WRITE, ADMINISTER = Permission
+ANYONE, GRANT, ACCOUNT, OPERATE, SESSION, READ, ASK, DOWNLOAD, PROPOSE, WRITE, ADMINISTER = Permission
 _MODEL: Final = "/api/models/{namespace}/{name}"
 
+_REPOSITORY: Final = "/{namespace}/{name}"
+
+
+def _page(method: str, path: str, permission: Permission, handler: Handler) -> Endpoint:
+    return Endpoint(method, path, permission, handler, sessions=True)
+
+
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
-    Endpoint("GET", "/", ANYONE, pages.home),
     # the registry's operation
     Endpoint("GET", "/healthz", ANYONE, pages.healthy),
     Endpoint("GET", "/readyz", ANYONE, operation.check_readiness),
@@ -68,7 +78,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", _MODEL + "/tree/{revision}", READ, trees.list_tree),
     Endpoint("GET", _MODEL + "/tree/{revision}/{path:path}", READ, trees.list_tree),
     Endpoint("POST", _MODEL + "/paths-info/{revision}", READ, trees.list_paths),
-    Endpoint("GET", "/{namespace}/{name}/resolve/{revision}/{path:path}", DOWNLOAD, downloads.resolve),
+    _page("GET", _REPOSITORY + "/resolve/{revision}/{path:path}", DOWNLOAD, downloads.resolve),
     Endpoint("GET", "/{name}/resolve/{revision}/{path:path}", ANYONE, repositories.refuse_other),
     # commits and refs; whoever is no member may commit to pull requests of its own, which the handlers check
     Endpoint("POST", _MODEL + "/preupload/{revision}", PROPOSE, commits.preupload),
@@ -90,7 +100,6 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("POST", _MODEL + "/discussions/{number}/title", PROPOSE, discussions.retitle),
     Endpoint("POST", _MODEL + "/discussions/{number}/status", PROPOSE, discussions.set_status),
     Endpoint("POST", _MODEL + "/discussions/{number}/merge", WRITE, discussions.merge),
-    Endpoint("GET", "/{namespace}/{name}/discussions/{number}", READ, pages.discussion),
     # large files: LFS
     Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", PROPOSE, lfs.batch),
     Endpoint("POST", "/{namespace}/{name}.git/info/lfs/objects/verify", PROPOSE, lfs.verify),
@@ -109,4 +118,32 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("POST", "/xet/v1/xorbs/{prefix}/{hash}", GRANT, xet.receive_xorb),
     Endpoint("POST", "/xet/v1/shards", GRANT, xet.receive_shard),
     Endpoint("POST", "/xet/v1/telemetry", GRANT, xet.ignore_telemetry),
+    Endpoint("GET", "/api/{rest:path}", ANYONE, repositories.refuse_unknown),
+    # pages for people; last, as the names of accounts and repositories can be almost anything
+    _page("GET", "/", ANYONE, pages.home),
+    Endpoint("GET", "/static/{file}", ANYONE, serve_static),
+    _page("GET", "/models", ANYONE, pages.search),
+    _page("GET", "/bases/{fingerprint}", ANYONE, pages.show_base),
+    _page("GET", "/login", ANYONE, signin.show_sign_in),
+    _page("POST", "/login", ANYONE, signin.enter),
+    _page("POST", "/logout", ANYONE, signin.leave),
+    _page("GET", "/settings/tokens", SESSION, signin.show_tokens),
+    _page("POST", "/settings/tokens", SESSION, signin.make_token),
+    _page("POST", "/settings/tokens/{number}/revoke", SESSION, signin.revoke),
+    _page("GET", "/{account}", ANYONE, pages.show_account),
+    _page("GET", _REPOSITORY, READ, repositorypages.show),
+    _page("GET", _REPOSITORY + "/tree/{revision}", READ, repositorypages.show_tree),
+    _page("GET", _REPOSITORY + "/tree/{revision}/{path:path}", READ, repositorypages.show_tree),
+    _page("GET", _REPOSITORY + "/blob/{revision}/{path:path}", DOWNLOAD, repositorypages.show_file),
+    _page("GET", _REPOSITORY + "/commits/{revision}", READ, repositorypages.list_commits),
+    _page("GET", _REPOSITORY + "/commit/{revision}", READ, repositorypages.show_commit),
+    _page("POST", _REPOSITORY + "/access", ASK, repositorypages.ask),
+    _page("GET", _REPOSITORY + "/access-requests", WRITE, repositorypages.list_access_requests),
+    _page("POST", _REPOSITORY + "/access-requests", WRITE, repositorypages.decide_access),
+    _page("GET", _REPOSITORY + "/discussions", READ, discussionpages.list_all),
+    _page("POST", _REPOSITORY + "/discussions", PROPOSE, discussionpages.create),
+    _page("GET", _REPOSITORY + "/discussions/{number}", READ, discussionpages.show),
+    _page("POST", _REPOSITORY + "/discussions/{number}/comment", PROPOSE, discussionpages.comment),
+    _page("POST", _REPOSITORY + "/discussions/{number}/status", PROPOSE, discussionpages.change_status),
+    _page("POST", _REPOSITORY + "/discussions/{number}/merge", WRITE, discussionpages.merge),
 )

@@ -1,0 +1,151 @@
+"""Signing in and out, and the tokens of whoever has."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+from starlette.responses import RedirectResponse, Response
+
+from skillhub.errors import NotFoundError
+from skillhub_registry.accounts import Reach, create_token, list_tokens, revoke_token
+from skillhub_registry.calls import Call
+from skillhub_registry.database import Connection
+from skillhub_registry.errors import HubError, bad_request
+from skillhub_registry.forms import make_form_token, read_form
+from skillhub_registry.pages.rendering import render, wants_page
+from skillhub_registry.passwords import sign_in
+from skillhub_registry.reaches import find_reach
+from skillhub_registry.repositories import find_repository
+from skillhub_registry.rights import may_read
+from skillhub_registry.sessions import COOKIE, SECONDS, end_session, make_secret
+
+_LOCAL_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]*")
+_LIFETIMES: Final = ("30", "90", "365", "0")
+"""Days that a token may last; 0 for ever."""
+
+_LABEL: Final = 100
+"""Characters of a token's name."""
+
+
+def show_sign_in(call: Call) -> Response:
+    """Answer ``GET /login``; whoever has signed in is sent on."""
+    following = _safe_path(call.request.query_params.get("next", "/"))
+    if call.caller is not None:
+        return RedirectResponse(following, status_code=303)
+    return _answer_form(call, following)
+
+
+def _answer_form(call: Call, following: str, *, name: str = "", error: HubError | None = None) -> Response:
+    """Return the form; a browser without a cookie gets one, to which the form is bound."""
+    secret = call.request.cookies.get(COOKIE) or make_secret()
+    answer = render(
+        call,
+        "login.html",
+        status=error.status if error else 200,
+        token=make_form_token(call, secret),
+        following=following,
+        name=name,
+        error=error.message if error else None,
+    )
+    answer.headers.update(error.headers if error else {})
+    _set_cookie(call, answer, secret)
+    return answer
+
+
+def enter(call: Call) -> Response:
+    """Answer ``POST /login``. The cookie is another one afterwards, so that none from before is worth anything."""
+    form = read_form(call)
+    name, following = form.get("name", "").strip(), _safe_path(form.get("next", "/"))
+    try:
+        secret = sign_in(call.registry.database, name, form.get("password", ""), call.address)
+    except HubError as error:
+        if not wants_page(call.request):
+            raise
+        return _answer_form(call, following, name=name, error=error)
+    _end(call)
+    answer = RedirectResponse(following, status_code=303)
+    _set_cookie(call, answer, secret)
+    return answer
+
+
+def leave(call: Call) -> Response:
+    """Answer ``POST /logout``: the session is over, whoever else may know its cookie."""
+    _end(call)
+    answer = RedirectResponse("/", status_code=303)
+    answer.delete_cookie(COOKIE, path="/")
+    return answer
+
+
+def show_tokens(call: Call) -> Response:
+    """Answer ``GET /settings/tokens``."""
+    return _answer_tokens(call)
+
+
+def make_token(call: Call) -> Response:
+    """Answer ``POST /settings/tokens``: make a token, and show it this once."""
+    form = read_form(call)
+    name, scope = form.get("name", "").strip(), form.get("scope", "")
+    if not 0 < len(name) <= _LABEL or not name.isprintable():
+        raise bad_request(f"A token's name is one line of 1 to {_LABEL} characters")
+    if scope not in ("read", "write"):
+        raise bad_request("scope must be read or write")
+    days = form.get("days", "")
+    if days not in _LIFETIMES:
+        raise bad_request(f"days must be one of {', '.join(_LIFETIMES)}")
+    expires_at = int(time.time()) + int(days) * 24 * 3600 if days != "0" else None
+    with call.registry.database.write() as connection:
+        reach = _read_reach(call, connection, form.get("limits", ""))
+        secret = create_token(connection, call.account.account, scope, name, expires_at=expires_at, reach=reach)
+    return _answer_tokens(call, secret)
+
+
+def _read_reach(call: Call, connection: Connection, text: str) -> Reach | None:
+    """Return what a token is to be limited to, None where nothing is said; what its maker may not see is not there."""
+    names = text.replace(",", " ").split()
+    for name in names:
+        namespace, slash, rest = name.partition("/")
+        found = find_repository(connection, namespace, rest) if slash else None
+        if slash and (found is None or not may_read(call.caller, found)):
+            raise bad_request(f"There is no repository {ascii(name)[1:-1][:200]}")
+    try:
+        return find_reach(connection, names) if names else None
+    except NotFoundError as error:
+        raise bad_request(error.message.removesuffix(".")) from error
+
+
+def revoke(call: Call) -> Response:
+    """Answer ``POST /settings/tokens/{number}/revoke``, for one's own."""
+    with call.registry.database.write() as connection:
+        own = {str(token.id): token for token in list_tokens(connection, call.account.account)}
+        token = own.get(call.parameters["number"])
+        if token is None:
+            raise HubError(404, "NotFound", "You have no such token")
+        revoke_token(connection, token.id)
+    return RedirectResponse("/settings/tokens", status_code=303)
+
+
+def _answer_tokens(call: Call, secret: str | None = None) -> Response:
+    with call.registry.database.read() as connection:
+        tokens = list_tokens(connection, call.account.account)
+    answer = render(call, "tokens.html", tokens=tokens, secret=secret, now=time.time())
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+def _end(call: Call) -> None:
+    secret = call.request.cookies.get(COOKIE)
+    if secret:
+        with call.registry.database.write() as connection:
+            end_session(connection, secret)
+
+
+def _set_cookie(call: Call, answer: Response, secret: str) -> None:
+    secure = call.request.url.scheme == "https"
+    answer.set_cookie(COOKIE, secret, max_age=SECONDS, path="/", secure=secure, httponly=True, samesite="lax")
+
+
+def _safe_path(path: str) -> str:
+    """Return where to go after signing in: a path of this registry, whatever the link said."""
+    return path if _LOCAL_PATH.fullmatch(path) else "/"
