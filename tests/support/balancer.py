@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 from tests.support.registry_process import ROOT
@@ -38,7 +39,10 @@ def make_app(endpoints: Sequence[str]) -> Any:
     import httpx2
 
     turns = itertools.cycle([httpx2.URL(endpoint) for endpoint in endpoints])
-    client = httpx2.AsyncClient(timeout=120, trust_env=False, limits=httpx2.Limits(max_connections=200))
+    nobodys = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # cookies are the clients', not the balancer's
+    client = httpx2.AsyncClient(
+        timeout=120, trust_env=False, limits=httpx2.Limits(max_connections=200), cookies=nobodys
+    )
 
     async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
