@@ -107,7 +107,8 @@ def test_the_smallest_pack_within_a_divergence_is_written(base: Path, fine_tune:
         assert total / count <= bound and total / count == pytest.approx(said.pack, rel=0.1)
         sizes.append(sum(entry.bytes for entry in variant.codec.tensors.values()))
         assert [path.name for path in tmp_path.glob(".*")] == []
-    assert sizes[0] < 0.9 * sizes[1]  # vectors, which are exact, are most of so small a model
+    # Not as small as could be: of the wider bound the search leaves more than half unused since ladders of prices are coarser.
+    assert sizes[0] < 0.9 * sizes[1]
 
 
 def test_what_no_pack_reaches_is_an_error_that_says_what_one_does(base: Path, fine_tune: Path, tmp_path: Path) -> None:
