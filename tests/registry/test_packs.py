@@ -108,9 +108,9 @@ def test_packs_are_found_by_the_bases_that_they_fit(registry: RegistryProcess, t
     assert found(f"skillhub:base:{OTHER_BASE}", "skillpack", "math", search="fitting") == [name]
     assert found("base_model:acme/base-model", search="fitting") == [name]
     append_line(registry, name, "yank", "1.1", "wrong")
-    assert found(f"skillhub:base:{OTHER_BASE}") == []
+    assert name not in found(f"skillhub:base:{OTHER_BASE}")
     append_line(registry, name, "unyank", "1.1", "right")
-    assert found(f"skillhub:base:{OTHER_BASE}") == [name]
+    assert name in found(f"skillhub:base:{OTHER_BASE}")
 
 
 def test_releases_are_told_with_what_was_withdrawn(registry: RegistryProcess, tmp_path: Path) -> None:
