@@ -333,7 +333,6 @@ def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: 
     differences = list(analyses.values())
     price = choose_lambda(differences, budget, set_bytes=set_bytes)
     may_lower = True
-    may_lower = True
     for attempt in range(BUDGET_ATTEMPTS):
         payload = encoder.payload(analyses, price)
         expected = set_bytes + estimate_payload(differences, price)

@@ -34,13 +34,16 @@ TASK = "held-out prompts"
 ANSWERS = 96
 """Answers that are measured on, at least: where there are fewer prompts, each is answered several times."""
 
-MOST_TRIALS = 5
+MOST_TRIALS = 6
 
 MARGIN = 0.97
 """Of the bound: rounding the weights takes random bits from the pack's digest, and what is written in the end has another one."""
 
 NEAR_ENOUGH = 0.86
 """Of the bound: a pack that diverges so much is not worth another trial."""
+
+AIM, LAST_AIM = 0.92, 0.85
+"""Of the bound: what a trial is to reach. The last one has to stay within it."""
 
 USUAL_SLOPE = -1.25
 """Of the logarithm of the divergence over that of the size, on real fine-tunes between 1/100 and 1/20 of the weights."""
@@ -265,26 +268,43 @@ def propose_budget(trials: Sequence[Trial], bound: float, floor: int, ceiling: i
         return min(max(_meet(trials, bound, beyond), math.ceil(1.1 * beyond.size)), ceiling)
     if len(trials) >= MOST_TRIALS or within.divergence >= NEAR_ENOUGH * bound or within.size <= 1.02 * floor:
         return None
-    lowest = floor if beyond is None else math.ceil(1.02 * beyond.size)
-    highest = math.floor(0.98 * within.size)
-    return min(max(_meet(trials, bound, within), lowest), highest) if lowest < highest else None
+    lowest = floor if beyond is None else math.ceil(1.03 * beyond.size)
+    highest = math.floor(0.96 * within.size)
+    return min(max(_meet(trials, bound, within, beyond), lowest), highest) if lowest < highest else None
 
 
-def _meet(trials: Sequence[Trial], bound: float, nearest: Trial) -> int:
-    """Return the size where the straight line in logarithms through the two trials around a bound meets it; or next to it, if all lie on one side."""
-    target = math.log((MARGIN + NEAR_ENOUGH) / 2 * bound)
-    tiny = 1e-12
-    points = sorted(
-        ((math.log(max(one.size, 1)), math.log(max(one.divergence, tiny))) for one in trials),
-        key=lambda point: abs(point[1] - target),
-    )
-    slope = USUAL_SLOPE
-    others = [point for point in points[1:] if point[0] != points[0][0]]
-    if others:
-        measured = (others[0][1] - points[0][1]) / (others[0][0] - points[0][0])
-        slope = min(max(measured, 3 * USUAL_SLOPE), USUAL_SLOPE / 3)
-    wanted = math.exp(points[0][0] + (target - points[0][1]) / slope)
+def _meet(trials: Sequence[Trial], bound: float, nearest: Trial, opposite: Trial | None = None) -> int:
+    """Return the size where a straight line in logarithms meets a bound.
+
+    Args:
+        trials: so far.
+        bound: largest divergence.
+        nearest: the trial nearest to the bound, of those on one side of it.
+        opposite: that of those on the other side: the line is through both. Without one it is through the two nearest.
+    """
+    target = math.log((LAST_AIM if len(trials) == MOST_TRIALS - 1 else AIM) * bound)
+    size, divergence = _logarithms(nearest)
+    if opposite is not None:
+        slope = _slope(nearest, opposite)
+    else:
+        other = min(
+            (one for one in trials if one.size != nearest.size),
+            key=lambda one: abs(_logarithms(one)[1] - target),
+            default=None,
+        )
+        slope = USUAL_SLOPE if other is None else min(max(_slope(nearest, other), 3 * USUAL_SLOPE), USUAL_SLOPE / 3)
+    wanted = math.exp(size + (target - divergence) / slope)
     return round(min(max(wanted, nearest.size / LARGEST_JUMP), nearest.size * LARGEST_JUMP))
+
+
+def _slope(one: Trial, other: Trial) -> float:
+    """Return how fast the divergence's logarithm changes with the size's between two trials of different sizes."""
+    (size, divergence), (other_size, other_divergence) = _logarithms(one), _logarithms(other)
+    return (divergence - other_divergence) / (size - other_size)
+
+
+def _logarithms(trial: Trial) -> tuple[float, float]:
+    return math.log(max(trial.size, 1)), math.log(max(trial.divergence, 1e-12))
 
 
 def _unreachable(bound: float, trials: Sequence[Trial]) -> UsageError:

@@ -85,13 +85,14 @@ def test_no_candidate_beats_the_chosen_one_which_is_what_encoding_takes(
         chosen = offers.pop(analysis.kinds[place])
         assert (chosen.bits, chosen.error) == pytest.approx((bits, error))
         assert not any(other.bits <= chosen.bits and other.error < chosen.error for other in offers.values())
-        if bits < 8 * 1500 or place % 3 or kind == "rows":
+        if bits < 8 * 1500 or place % 3:
             continue
         encoded = encode(analysis, price, target.matrix, target.values)
         checked += 1
-        assert bits / 8 == pytest.approx(encoded.nbytes, rel=0.15)
+        least = 0.6 if kind == "rows" else 0.85  # of few rows estimates are rough, and never too low
+        assert least * bits / 8 <= encoded.nbytes <= 1.15 * bits / 8
         assert decoded_error(target, encoded) == pytest.approx(error, rel=0.1)
-    assert checked or kind == "rows"  # of few rows estimates are rough
+    assert checked
 
 
 def test_few_changes_are_found_and_stored_to_the_bit_where_components_take_as_much() -> None:

@@ -57,6 +57,24 @@ def test_few_trials_find_a_size_near_the_smallest(
         assert min(within) < 1.3 * smallest or measured(min(within)) > 0.95 * NEAR_ENOUGH * bound
 
 
+@given(st.floats(0.5, 8), st.floats(0.001, 0.8), st.integers(FLOOR, CEILING))
+def test_curves_that_bend_are_followed(fall: float, share: float, first: int) -> None:
+    """A pack of few bytes brings little, one of many brings more and more: the line through two far trials misses the bound."""
+
+    def measured(size: int) -> float:
+        return math.exp(-fall * math.sqrt(size / 1e6))
+
+    trials: list[Trial] = []
+    budget: int | None = first
+    while budget is not None:
+        trials.append(Trial(budget, measured(budget)))
+        budget = propose_budget(trials, share, FLOOR, CEILING)
+    smallest = 1e6 * (math.log(MARGIN * share) / fall) ** 2
+    within = min((one for one in trials if one.divergence <= MARGIN * share), key=lambda one: one.size, default=None)
+    if 0.1 < smallest / first < 10 and 2 * FLOOR < smallest < 0.5 * CEILING:
+        assert within is not None and within.size < 1.5 * smallest
+
+
 def test_what_is_kept_for_measuring_does_not_calibrate() -> None:
     goal = choose_goal("near", max_kl=0.01)
     read, held_out = goal.split([*PROMPTS, *PROMPTS[:4]])
@@ -92,7 +110,7 @@ def test_the_smallest_pack_within_a_divergence_is_written(base: Path, fine_tune:
         (said,) = variant.evaluation
         assert variant.codec.way == "max-kl, calibrated"
         assert (said.task, said.metric, said.tuned) == ("held-out prompts", "kl", 0.0)
-        assert said.pack <= MARGIN * bound and said.base == pytest.approx(gauge.base, rel=1e-6)
+        assert 0.7 * bound <= said.pack <= MARGIN * bound and said.base == pytest.approx(gauge.base, rel=1e-6)
         models = load_model(fine_tune).float(), load_model(base)
         graft(models[1], [built])
         total, count = 0.0, 0
@@ -107,8 +125,7 @@ def test_the_smallest_pack_within_a_divergence_is_written(base: Path, fine_tune:
         assert total / count <= bound and total / count == pytest.approx(said.pack, rel=0.1)
         sizes.append(sum(entry.bytes for entry in variant.codec.tensors.values()))
         assert [path.name for path in tmp_path.glob(".*")] == []
-    # Not as small as could be: of the wider bound the search leaves more than half unused since ladders of prices are coarser.
-    assert sizes[0] < 0.9 * sizes[1]
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def test_what_no_pack_reaches_is_an_error_that_says_what_one_does(base: Path, fine_tune: Path, tmp_path: Path) -> None:
