@@ -23,7 +23,7 @@ from skillhub.canonical import canonical_names, is_vocabulary_tensor
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import EncodedTensor, decode
 from skillhub.deltafiles import DeltaWriter
-from skillhub.deltas import Delta, PackDelta, open_delta
+from skillhub.deltas import Delta, PackDelta, difference, open_delta
 from skillhub.recipes import RECIPES, svdlora
 from skillhub.recipes.encoding import Compressed, keep_exactly
 from skillhub.tensorfiles import raw_bytes
@@ -84,7 +84,7 @@ def _our_pack(
     tuned, base = delta.tuned.files[0].parent, delta.base.files[0].parent
     built = skillhub.pack(tuned, base, folder, metadata=AuthorFile(name="bench", version="1.0"), prompts=prompts, **how)
     seconds = time.process_time() - started
-    opened = open_delta(built).with_checked_files()
+    opened = open_delta(built, base=delta.base).with_checked_files()
     return Method(name, family, pack_size(folder), partial(_read_pack, opened, delta), seconds)
 
 
@@ -141,7 +141,7 @@ def peers(
 def _near_pack(delta: Delta, folder: Path) -> PackDelta:
     """Return our pack of the preset ``near``, data-free, whose embeddings the peers are given."""
     _our_pack(delta, folder, "", DATA_FREE, None, {"preset": "near"})
-    return open_delta(skillhub.open_pack(folder))
+    return open_delta(skillhub.open_pack(folder), base=delta.base)
 
 
 def _recipes() -> list[tuple[str, Callable[..., Compressed], bool]]:
@@ -192,7 +192,11 @@ def _published_size(made: Mapping[str, Compressed], ours: PackDelta) -> int:
 
 
 def _read_encoded(tensors: Mapping[str, EncodedTensor], delta: Delta, name: str) -> torch.Tensor:
-    return decode(tensors[name]) if name in tensors else torch.zeros(delta.base.tensors[name].shape)
+    base = delta.base.tensor(name)
+    if name not in tensors:
+        return torch.zeros(base.shape)
+    decoded = decode(tensors[name], base)
+    return difference(decoded, base) if tensors[name].operation == "restore" else decoded
 
 
 def delta_tensors(delta: Delta, scratch: Path) -> Method | None:
