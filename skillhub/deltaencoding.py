@@ -214,13 +214,16 @@ class DeltaEncoder:
             if tensor.parts[0].codec == lowrank.ID:
                 components = lowrank.read_components(tensor.parts[0], *lowrank.matrix_shape(tensor.shape))
                 factors[name] = lowrank.factors_of(components)
-        weights = ((name, self._packed_values(name, decode(tensor))) for name, tensor in tensors.items())
+        weights = ((name, self._packed_values(name, tensor)) for name, tensor in tensors.items())
         folders = self.delta.tuned.folder, self.delta.base.folder
         return fit_scales(*folders, self.calibration.rows, weights, factors, self.partial.folder, self.progress)
 
-    def _packed_values(self, name: str, decoded: torch.Tensor) -> torch.Tensor:
+    def _packed_values(self, name: str, tensor: EncodedTensor) -> torch.Tensor:
         """Return a tensor of the fine-tune as it is packed, fp32; what it has that the base has not is kept exactly."""
-        return self.delta.values(name).float() - self.delta.tensor(name) + decoded
+        values = self.delta.values(name).float()
+        values -= self.delta.tensor(name)  # in place: of an embedding every copy counts
+        values += decode(tensor)
+        return values
 
     def _rescale(self, name: str, kept: Kept, gains: npt.NDArray[np.float64]) -> Encoding:
         tensor = kept[0]

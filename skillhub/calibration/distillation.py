@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from torch import nn
 from skillhub.calibration.models import load_model
 from skillhub.calibration.texts import Row, padded
 from skillhub.codecs.lowrank import Factors
+from skillhub.devices import give_memory_back
 from skillhub.files import disk_errors
 from skillhub.layout import ViewSlot, layout_of
 from skillhub.progress import Progress
@@ -36,7 +38,10 @@ DECAYS = 0.9, 0.95
 STEP_TOKENS = 640
 """Tokens of a step, padding included."""
 
-ROOM = 3.0
+PART_TOKENS = 160
+"""Tokens of a step that are computed at once: memory holds what a backward pass needs of so many."""
+
+ROOM = 2.0
 """Memory that a step takes, in sizes of the model's weights."""
 
 Floats = npt.NDArray[np.float64]
@@ -73,11 +78,13 @@ def fit_scales(
         UsageError: the fine-tune cannot be loaded.
         DiskError: the disk is full.
     """
+    give_memory_back()
     model, tokenizer, generates = load_model(tuned, base, room=ROOM, dtype=torch.float32)
-    groups, lesson = _groups(rows, tokenizer.pad_token_id or 0)[:STEPS], _Lesson(model, generates)
+    steps, lesson = _steps(rows, tokenizer.pad_token_id or 0)[:STEPS], _Lesson(model, generates)
     with ExitStack() as hooks:
-        files = [Path(hooks.enter_context(TemporaryDirectory(dir=folder)), "predictions.npy") for _ in groups]
-        for group, file in zip(groups, files, strict=True):
+        spool = Path(hooks.enter_context(TemporaryDirectory(dir=folder)))
+        files = {group: spool / f"{number}.npy" for number, group in enumerate(chain.from_iterable(steps))}
+        for group, file in files.items():
             with torch.no_grad(), disk_errors(file):
                 np.save(file, lesson.predict(group).half().cpu().numpy())
         slots = layout_of(model).slots
@@ -86,9 +93,11 @@ def fit_scales(
                 slots[name].write(tensor)
         fits = _fits(model, factors, hooks)
         for step in range(STEPS):
-            number = step % len(groups)
-            expected = torch.from_numpy(np.load(files[number])).to(model.device)
-            torch.autograd.backward(lesson.loss(groups[number], expected))
+            groups = steps[step % len(steps)]
+            total = sum(float(lesson.weights(group).sum()) for group in groups)
+            for group in groups:
+                expected = torch.from_numpy(np.load(files[group])).to(model.device)
+                torch.autograd.backward(lesson.loss(group, expected) / total)
             for fit in fits.values():
                 fit.improve(step)
             if progress:
@@ -98,7 +107,7 @@ def fit_scales(
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Rows that are read together.
+    """Rows that are read at once.
 
     Attributes:
         ids: (rows, longest) tokens.
@@ -113,15 +122,21 @@ class _Group:
     weights: torch.Tensor
 
 
-def _groups(rows: Sequence[Row], pad: int) -> list[_Group]:
-    """Return all rows in groups of mixed kinds, the same ones every time."""
+def _steps(rows: Sequence[Row], pad: int) -> list[list[_Group]]:
+    """Return all rows by steps of mixed kinds, the same ones every time, and those of a step by what is read at once."""
     order = np.random.default_rng(0).permutation(len(rows))
-    groups: list[list[Row]] = [[]]
-    for row in (rows[place] for place in order):
-        if groups[-1] and max(len(one.tokens) for one in (*groups[-1], row)) * (len(groups[-1]) + 1) > STEP_TOKENS:
-            groups.append([])
-        groups[-1].append(row)
-    return [_group(group, pad) for group in groups]
+    steps = _divided([rows[place] for place in order], STEP_TOKENS)
+    return [[_group(some, pad) for some in _divided(step, PART_TOKENS)] for step in steps]
+
+
+def _divided(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Divide rows, in order, into lists of at most so many tokens, padding included; a longer row is one by itself."""
+    lists: list[list[Row]] = [[]]
+    for row in rows:
+        if lists[-1] and max(len(one.tokens) for one in (*lists[-1], row)) * (len(lists[-1]) + 1) > tokens:
+            lists.append([])
+        lists[-1].append(row)
+    return lists
 
 
 def _group(rows: Sequence[Row], pad: int) -> _Group:
@@ -149,17 +164,16 @@ class _Lesson:
         states = outputs.last_hidden_state.float() * mask[..., None]
         return nn.functional.normalize(states.sum(1) / mask.sum(1, keepdim=True), dim=-1)
 
+    def weights(self, group: _Group) -> torch.Tensor:
+        """Return what each prediction counts for."""
+        return group.weights.repeat_interleave(group.scored.sum(1)) if self.generates else group.weights
+
     def loss(self, group: _Group, expected: torch.Tensor) -> torch.Tensor:
-        """Return the mean divergence from what is expected: of Kullback and Leibler in nats, or 1 − cosine."""
+        """Return the weighted sum of divergences from what is expected: of Kullback and Leibler in nats, or 1 − cosine."""
         with torch.enable_grad():
             found, expected = self.predict(group), expected.float()
-            weights = group.weights
-            if self.generates:
-                weights = weights.repeat_interleave(group.scored.sum(1))
-                lost = (expected.exp() * (expected - found)).sum(1)
-            else:
-                lost = 1 - (expected * found).sum(1)
-            return (lost * weights.to(lost.device)).sum() / weights.sum()
+            lost = (expected.exp() * (expected - found)).sum(1) if self.generates else 1 - (expected * found).sum(1)
+            return (lost * self.weights(group).to(lost.device)).sum()
 
 
 @dataclass(eq=False)
