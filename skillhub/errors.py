@@ -178,6 +178,7 @@ _EXTRA_OF = {
     "accelerate": "models",
     "matplotlib": "plots",
     "starlette": "registry",
+    "httptools": "registry",
     "uvicorn": "registry",
     "lz4": "registry",
 }

@@ -70,13 +70,15 @@ class _RawPaths:
 
 
 def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
+    at_once = endpoint.method == "GET" and not inspect.iscoroutinefunction(endpoint.handler)
+
     async def answer(request: Request) -> Response:
         call = Call(registry, request, decode_parameters(request.path_params))
         seen: Observation = request.scope["observation"]
         seen.route = endpoint.path
-        call = await run_in_threadpool(_admit, call, endpoint)
-        seen.account = call.caller.account.name if call.caller else ""
-        seen.repository = call.repository.full_name if call.repository else ""
+        if at_once and not _has_body(request):
+            return await run_in_threadpool(lambda: _handle(endpoint, _admit(call, endpoint, seen)))
+        call = await run_in_threadpool(_admit, call, endpoint, seen)
         if inspect.iscoroutinefunction(endpoint.handler):
             with _observing_change(call, endpoint):
                 return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
@@ -87,13 +89,17 @@ def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
     return Route(endpoint.path, answer, methods=[endpoint.method])
 
 
+def _has_body(request: Request) -> bool:
+    return "content-length" in request.headers or "transfer-encoding" in request.headers
+
+
 def _handle(endpoint: Endpoint, call: Call) -> Response:
     if endpoint.sessions and endpoint.method not in ("GET", "HEAD"):
         check_form(call)
     return cast(Callable[[Call], Response], endpoint.handler)(call)
 
 
-def _admit(call: Call, endpoint: Endpoint) -> Call:
+def _admit(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
     """Let a call in, unless its caller has called too often. Signed links are not counted: asking for them was."""
     limiter = call.registry.limiter
     kind = "downloads" if "/resolve/" in endpoint.path else "api"
@@ -105,6 +111,8 @@ def _admit(call: Call, endpoint: Endpoint) -> Call:
         raise
     if endpoint.permission is not Permission.GRANT and endpoint.path not in _UNCOUNTED:
         limiter.check(kind, admitted.caller.account.name if admitted.caller else "", call.address)
+    seen.account = admitted.caller.account.name if admitted.caller else ""
+    seen.repository = admitted.repository.full_name if admitted.repository else ""
     return admitted
 
 

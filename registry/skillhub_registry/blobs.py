@@ -43,6 +43,10 @@ class BlobStore(ABC):
     def read_pieces(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield a blob's bytes from ``start`` on: ``length`` of them, or all."""
 
+    def open_local(self, sha256: str) -> BinaryIO | None:
+        """Return an open file that is the blob, or None where it is not a file on this machine."""
+        return None
+
     @abstractmethod
     def open_file(self, sha256: str) -> AbstractContextManager[Path]:
         """Yield a file on this machine that has a blob's bytes; it may be gone afterwards."""

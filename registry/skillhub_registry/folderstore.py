@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from skillhub_registry.blobs import PIECE, BlobStore, BlobWriter
 from skillhub_registry.errors import missing_parts
@@ -47,6 +48,10 @@ class FolderStore(BlobStore):
                     raise OSError(f"{path} is shorter than recorded")
                 left -= len(piece)
                 yield piece
+
+    def open_local(self, sha256: str) -> BinaryIO:
+        """See :meth:`BlobStore.open_local`."""
+        return self.path(sha256).open("rb")
 
     @contextmanager
     def open_file(self, sha256: str) -> Iterator[Path]:

@@ -83,7 +83,7 @@ class Observer:
                 seen.status = message["status"]
                 message.setdefault("headers", [])
                 message["headers"] = [*message["headers"], (b"x-request-id", seen.request_id.encode())]
-            seen.bytes_out += len(message.get("body", b""))
+            seen.bytes_out += len(message.get("body", b"")) + message.get("count", 0)
             await send(message)
 
         self._begin(seen)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from skillhub_registry.errors import HubError
@@ -74,6 +75,7 @@ class RateLimiter:
             raise _too_many(kind, limit, math.ceil((1 - left) / rate))
 
 
+@lru_cache(1000)
 def is_local(address: str) -> bool:
     """Say whether an address is this machine's own."""
     try:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from skillhub.errors import NetworkError, UsageError
 from skillhub_registry import accounts, limits
 from skillhub_registry.app import make_app
+from skillhub_registry.connections import Connection
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.logs import configure_logs
@@ -77,8 +78,8 @@ def run_server(
             make_app(registry),
             log_config=None,
             access_log=False,
+            http=Connection,
             lifespan="on",
-            h11_max_incomplete_event_size=limits.HEADERS,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=10,
         )

@@ -74,6 +74,41 @@ def test_a_client_that_disappears_in_the_middle_of_a_commit_holds_nothing(
     assert registry.arriving() == []
 
 
+def read_all(connection: socket.socket, count: int) -> bytes:
+    """Return so many bytes of an answer's body, the last ones that came."""
+    got = bytearray()
+    while len(got) < count or b"\r\n\r\n" not in got[:5000] or len(got) - got.index(b"\r\n\r\n") - 4 < count:
+        piece = connection.recv(1_000_000)
+        assert piece, "the connection ended early"
+        got += piece
+    return bytes(got[-count:])
+
+
+def test_readers_who_stop_reading_hold_nobody_up(registry: RegistryProcess, api: HfApi) -> None:
+    repository = api.create_repo(f"{registry.user}/slow-readers").repo_id
+    content = make_content(7, 16_000_000)
+    api.create_commit(repository, [CommitOperationAdd("w.safetensors", content)], commit_message="More than fits")
+    address = urlsplit(registry.endpoint)
+    connections = []
+    for _ in range(CROWD):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        connection.settimeout(60)
+        connection.connect((str(address.hostname), address.port or 80))
+        connection.sendall(f"GET /{repository}/resolve/main/w.safetensors HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connections.append(connection)
+    for connection in connections:
+        assert connection.recv(12) == b"HTTP/1.1 200"  # and no more for now
+    url = f"{registry.endpoint}/{repository}/resolve/main/w.safetensors"
+    assert requests.get(url, timeout=60).content == content
+    for connection in connections[4:]:
+        reset(connection)
+    for connection in connections[:4]:  # those go on where they were
+        with connection:
+            assert read_all(connection, len(content)) == content
+    assert requests.get(url, timeout=60).content == content
+
+
 SENDER = """
     import sys
     from huggingface_hub import HfApi

@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -232,9 +233,20 @@ def test_what_a_request_may_bring_is_limited(watched: RegistryProcess) -> None:
     url = f"{watched.endpoint}/api/validate-yaml"
     assert requests.post(url, data=b"x" * (limits.JSON_BODY + 1)).status_code == 413
     address = urlsplit(watched.endpoint)
-    with socket.create_connection((str(address.hostname), address.port or 80)) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nX-Long: " + b"x" * limits.HEADERS)  # and no end in sight
-        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    long = b"X-Long: " + b"x" * limits.HEADERS
+    for sent in (
+        b"GET / HTTP/1.1\r\n" + long,  # and no end in sight
+        b"GET / HTTP/1.1\r\n" + long + b"\r\n\r\n",
+        b"GET /" + long,
+        b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * (limits.HEADERS // 8),
+        b"POST /api/validate-yaml HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n" + long * 5,
+    ):
+        with socket.create_connection((str(address.hostname), address.port or 80), timeout=30) as connection:
+            answer = b""
+            with suppress(ConnectionError):  # the server does not wait for the rest
+                connection.sendall(sent)
+                answer = connection.recv(100)
+            assert answer[:13] in (b"HTTP/1.1 400 ", b"")
     api = HfApi(endpoint=watched.endpoint, token=watched.token)
     repository = api.create_repo(f"{watched.user}/bounded").repo_id
     grant = requests.get(f"{watched.endpoint}/api/models/{repository}/xet-write-token/main", headers=bearer).json()

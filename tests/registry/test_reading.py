@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from skillhub_registry.git import object_id
+from tests.support.hub_client import make_content
 from tests.support.registry_process import RegistryProcess, running_registry
 
 CONTENT = bytes(range(256)) * 10
@@ -72,6 +73,30 @@ def test_ranges(
             else int((asked or "").split("=")[1].split("-")[0])
         )
         assert answer.headers["Content-Range"] == f"bytes {start}-{start + len(expected) - 1}/{len(CONTENT)}"
+
+
+@pytest.fixture(scope="module")
+def large(api: HfApi, repository: str) -> bytes:
+    """A file so large that the kernel sends it."""
+    content = make_content(5, 3_000_001)
+    api.create_commit(repository, [CommitOperationAdd("large.bin", content)], commit_message="A large file")
+    return content
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(0, 65_534), (0, 65_535), (1, 1_048_577), (2_900_000, 3_000_000), (3_000_000, 3_000_000)]
+)
+def test_ranges_of_a_large_file(
+    registry: RegistryProcess, repository: str, large: bytes, first: int, last: int
+) -> None:
+    url = f"{registry.endpoint}/{repository}/resolve/main/large.bin"
+    with requests.Session() as session:  # one connection: what comes after an answer must be the next answer
+        assert session.get(url).content == large
+        part = session.get(url, headers={"Range": f"bytes={first}-{last}"})
+        assert (part.status_code, part.content) == (206, large[first : last + 1])
+        assert part.headers["Content-Range"] == f"bytes {first}-{last}/{len(large)}"
+        assert session.head(url).headers["Content-Length"] == str(len(large))
+        assert session.get(url).content == large
 
 
 def test_a_range_of_another_content_is_not_sent(registry: RegistryProcess, repository: str) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import mimetypes
 import re
 from collections.abc import Mapping
+from typing import BinaryIO, Final
 from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from skillhub_registry.blobs import PIECE
 from skillhub_registry.calls import Call
@@ -22,6 +24,12 @@ from skillhub_registry.trees import File, find_entry, find_files
 
 COUNTED_FILES = frozenset(["adapter_config.json", "config.json", "skillpack.json"])
 """As on the Hub, fetching one file that every use of a model needs counts as the download; the others do not."""
+
+_LARGE: Final = 64 * 1024
+"""Bytes from which on it costs less to have the kernel send a file than to read it."""
+
+_ZERO_COPY: Final = "http.response.zerocopysend"
+"""The extension of ASGI by which a server sends files; see ``connections.py``."""
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -58,10 +66,33 @@ def resolve(call: Call) -> Response:
     headers["Content-Length"] = str(last - first + 1)
     if status == 206:
         headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
-    pieces = call.registry.blobs.read_pieces(file.sha256, first, last - first + 1)
-    if last - first < PIECE:  # one read here costs less than handing pieces from thread to thread
-        return Response(b"".join(pieces), status_code=status, headers=headers)
-    return StreamingResponse(pieces, status_code=status, headers=headers)
+    return _send(call, file.sha256, first, last - first + 1, status, headers)
+
+
+class _FileResponse(Response):
+    """A part of an open file, which the server has the kernel send."""
+
+    def __init__(self, file: BinaryIO, first: int, count: int, status_code: int, headers: Mapping[str, str]) -> None:
+        super().__init__(status_code=status_code, headers=headers)
+        self._file = file
+        self._part = {"offset": first, "count": count}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": _ZERO_COPY, "file": self._file, **self._part})
+
+
+def _send(call: Call, sha256: str, first: int, count: int, status_code: int, headers: Mapping[str, str]) -> Response:
+    store = call.registry.blobs
+    if count >= _LARGE and _ZERO_COPY in call.request.scope.get("extensions", {}):
+        file = store.open_local(sha256)
+        if file is not None:
+            return _FileResponse(file, first, count, status_code, headers)
+    pieces = store.read_pieces(sha256, first, count)
+    if count <= PIECE:  # one read here costs less than handing pieces from thread to thread
+        return Response(b"".join(pieces), status_code=status_code, headers=headers)
+    return StreamingResponse(pieces, status_code=status_code, headers=headers)
 
 
 def _send_on(call: Call) -> Response:

@@ -1,0 +1,141 @@
+"""Connections: uvicorn's HTTP/1.1 on httptools' parser, with bounds on what a head may be, and files sent by the kernel.
+
+Files go out by ``http.response.zerocopysend``, an extension of ASGI
+(https://asgi.readthedocs.io/en/latest/extensions.html#zero-copy-send): their bytes never pass through Python.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from asyncio import AbstractEventLoop
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from anyio import CapacityLimiter, to_thread, wait_writable
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from skillhub_registry import limits
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+_ZERO_COPY: Final = "http.response.zerocopysend"
+
+_TURN: Final = 64 * limits.MIB
+"""Bytes of a file that go out before other connections have a turn."""
+
+_PATIENCE_MILLISECONDS: Final = 5
+"""How long a thread waits for a client to take more; for a slower one, the event loop waits."""
+
+_SENDERS: Final = CapacityLimiter(8)
+"""The threads that send files: not those that answer requests, so that downloads never hold these up."""
+
+
+class Connection(HttpToolsProtocol):
+    """A client's connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._answer = self.app
+        if hasattr(os, "sendfile"):
+            self.app = cast(Any, self._offer_files)
+        self._unread = 0
+        self._head = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; what never comes to an end is refused, as the parser would keep it all."""
+        self._unread += len(data)
+        super().data_received(data)
+        if self._unread > limits.HEADERS and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_message_begin(self) -> None:
+        """Begin to count a head."""
+        self._head = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, of the request or after its body; an error here ends the connection with 400."""
+        self._head += len(name) + len(value) + len(": \r\n")
+        if self._head > limits.HEADERS:
+            raise ValueError("the head of the request is too large")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer."""
+        self._unread = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request."""
+        self._unread = 0
+        super().on_message_complete()
+
+    async def _offer_files(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, and send the files that it names."""
+        cycle = send.__self__  # type: ignore[attr-defined]
+        assert isinstance(cycle, RequestResponseCycle)
+
+        async def send_files_too(message: Message) -> None:
+            if message["type"] == _ZERO_COPY:
+                await self._send_file(cycle, message)
+            else:
+                await send(message)
+
+        scope["extensions"] = {**scope.get("extensions", {}), _ZERO_COPY: {}}
+        await self._answer(cast(Any, scope), cast(Any, receive), cast(Any, send_files_too))
+
+    async def _send_file(self, cycle: RequestResponseCycle, message: Message) -> None:
+        file, offset, left = message["file"].fileno(), message["offset"], message["count"]
+        self.transport.set_write_buffer_limits(0)  # so that draining means that the head has left
+        await cycle.flow.drain()
+        if self.transport.is_closing():
+            return
+        # A number of its own stays this connection's, whatever the event loop does with the socket meanwhile.
+        client = os.dup(self.transport.get_extra_info("socket").fileno())
+        try:
+            while left:
+                sent = await to_thread.run_sync(_send_while_taken, client, file, offset, left, limiter=_SENDERS)
+                offset, left = offset + sent, left - sent
+                if left:
+                    await wait_writable(client)
+        except ConnectionError:
+            cycle.disconnected = True
+            self.transport.abort()
+            return
+        finally:
+            os.close(client)
+            self.transport.set_write_buffer_limits()
+        cycle.expected_content_length = 0
+        await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _send_while_taken(client: int, file: int, offset: int, count: int) -> int:
+    """Send a part of a file until the client has been busy for a moment, or others should have a turn; return the bytes sent."""
+    count, sent = min(count, _TURN), 0
+    writable = select.poll()
+    writable.register(client, select.POLLOUT)
+    while sent < count:
+        try:
+            piece = os.sendfile(client, file, offset + sent, count - sent)
+        except BlockingIOError:
+            if not writable.poll(_PATIENCE_MILLISECONDS):
+                break
+            continue
+        if not piece:
+            raise OSError("a file ended before what was recorded as its end")
+        sent += piece
+    return sent
