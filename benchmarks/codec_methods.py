@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,14 @@ def peers(
         seconds = time.process_time() - started
         mixed = {name: ours.encoded(name) if is_embedding(name) else one.encoded for name, one in made.items()}
         size = min(_written_size(mixed, scratch / "peer"), _published_size(made, ours))
-        yield Method(label, PEER, size, partial(_read_encoded, mixed, delta), seconds)
+        yield Method(label, PEER, size, cache(partial(_read_encoded, mixed, delta)), seconds)
         kept = {
             name: keep_exactly(delta.tensor(name)) if is_embedding(name) and _keeps_embeddings(label) else one
             for name, one in made.items()
         }
         size = sum(one.published_bytes for one in kept.values())
         stored = {name: one.encoded for name, one in kept.items()}
-        yield Method(names[1], PUBLISHED, size, partial(_read_encoded, stored, delta), seconds)
+        yield Method(names[1], PUBLISHED, size, cache(partial(_read_encoded, stored, delta)), seconds)
 
 
 def _near_pack(delta: Delta, folder: Path) -> PackDelta:
