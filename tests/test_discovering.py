@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
+from skillhub.fingerprint import fingerprint_checkpoint
 from tests.support.commands import Shell
 from tests.support.packs import BASE, OTHER_BASE, make_pack
 from tests.support.registry_process import RegistryProcess, running_registry
 from tests.support.repositories import put_adapter
+from tests.support.tiny_models import save_model
 from tests.test_cli import on_a_terminal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -57,6 +59,14 @@ def test_search_finds_packs_by_words_owner_tag_and_base(user: Shell, full: Regis
     assert sorted(found(owner)) == ["chat-pack", "math-pack", "shared"]
     assert found(user, "math") == ["math-pack"]
     assert found(owner, "--base", "acme/other-base") == ["chat-pack"]
+    assert found(user, "--base", OTHER_BASE) == ["math-pack"]
+    assert sorted(found(owner, "--base", BASE)) == ["chat-pack", "math-pack", "shared"]
+    model = save_model("tied", user.home / "model")
+    assert found(user, "--base", "./model") == []
+    make_pack(user.home / "fits", "fitting", fingerprints=(fingerprint_checkpoint(model).fingerprint,))
+    owner.succeed("publish", "fits", f"{full.user}/fitting")
+    assert found(user, "--base", "./model") == ["fitting"]
+    HfApi(endpoint=full.endpoint, token=full.token).delete_repo(f"{full.user}/fitting")
     assert sorted(found(user, "--tag", "math", "--owner", full.user)) == ["math-pack", "shared"]
     assert found(user, "--owner", "nobody") == found(user, "--tag", "cooking") == []
     assert len(found(user, "--limit", "1")) == 1
@@ -93,7 +103,9 @@ def test_a_registry_and_a_token_can_be_named(user: Shell, full: RegistryProcess)
 
 
 def test_search_says_what_it_cannot_do(user: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "--base OWNER/NAME" in user.fail(2, "search", "--base", "./model")
+    assert "--base OWNER/NAME" in user.fail(2, "search", "--base", "model")
+    assert "is not a fingerprint" in user.fail(2, "search", "--base", "skb1:12")
+    user.fail(4, "search", "--base", "./model")
     assert "cannot be reached" in Shell(user.home).fail(8, "search", "math")
 
 

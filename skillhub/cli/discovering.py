@@ -28,7 +28,7 @@ _NEAR_AMONG = 500  # the most downloaded packs, which a misspelt name is compare
 
 @click.command("search")
 @click.argument("query", metavar="[QUERY]", default="")
-@click.option("--base", metavar="OWNER/NAME", help="Packs for this base model only.")
+@click.option("--base", metavar="BASE", help="Packs for this base only: OWNER/NAME, a folder or a fingerprint.")
 @click.option("--owner", metavar="OWNER", help="Packs of this user or organisation only.")
 @click.option("--tag", "tags", metavar="TAG", multiple=True, help="Packs with this tag only; may be repeated.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many to show.")
@@ -52,7 +52,7 @@ def search_command(
     """
     from skillhub import hub
 
-    find = partial(hub.find_packs, query=query, base=_base_repository(base), owner=owner, tags=tags, limit=limit)
+    find = partial(hub.find_packs, query=query, base=_listed_base(base), owner=owner, tags=tags, limit=limit)
     session = options.make_session(None, registry=registry, token=token, offline=False, refresh=False, as_json=as_json)
     asked = _registries(session)
     found = [(one, pack) for one in asked for pack in find(one)][:limit]
@@ -67,15 +67,20 @@ def search_command(
             click.echo(f"These names look alike: {', '.join(near)}.")
 
 
-def _base_repository(text: str | None) -> str | None:
-    """Return the repository of a base; which base a pack is for is found by name, as its model card says it."""
+def _listed_base(text: str | None) -> str | None:
+    """Return what registries list packs by: the repository of their base, or its fingerprint."""
     if text is None:
         return None
+    if text.startswith("skb1:") or is_folder(text):
+        from skillhub.basechoice import named_base
+        from skillhub.registries import Registries
+
+        return named_base(text, Registries(()), offline=True)[0].fingerprint
     repository = text.partition("@")[0]
-    if is_folder(text) or text.startswith("skb1:") or parse_pack_name(repository).owner is None:
+    if parse_pack_name(repository).owner is None:
         raise UsageError(
             f"{text} is not a base's repository, by which registries list packs.",
-            hint="Write --base OWNER/NAME, as the base model is called on the registry.",
+            hint="Write --base OWNER/NAME, as the base model is called on the registry, its fingerprint, or a folder such as ./model.",
         )
     return repository
 

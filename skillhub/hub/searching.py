@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PACK_TAG = "skillpack"
 """The tag by which pack repositories are found among all models of a registry."""
 
+FINGERPRINT_TAG = "skillhub:base:"
+"""Beginning of the tag by which a registry of one's own lists packs that fit a base; its fingerprint follows."""
+
 MAX_FOUND = 1000
 """Packs that one search returns at most."""
 
@@ -63,7 +66,8 @@ def find_packs(
     Args:
         registry: where to look.
         query: words; empty means any.
-        base: repository of a base model that they name in their cards, ``owner/name``.
+        base: repository of a base model that they name in their cards, ``owner/name``; or the fingerprint of one that a release fits,
+            ``skb1:…``, which registries of one's own know.
         owner: whose packs; None means anyone's.
         tags: of the model card; a pack must have all of them.
         limit: how many to return, at most ``MAX_FOUND``.
@@ -80,7 +84,8 @@ def find_packs(
         )
     if settings.offline():
         raise offline_error(registry.address)
-    filters = [PACK_TAG, *tags, *([f"base_model:{base}"] if base else [])]
+    kind = FINGERPRINT_TAG if base and base.startswith("skb1:") else "base_model:"
+    filters = [PACK_TAG, *tags, *([kind + base] if base else [])]
     with hub_failures(registry):
         models = client(registry).list_models(
             search=query or None,
