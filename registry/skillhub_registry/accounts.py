@@ -120,12 +120,31 @@ def add_account(connection: Connection, name: str, kind: str = "user") -> Accoun
     """
     checked = check_account_name(name)
     if find_account(connection, checked) is not None:
-        raise UsageError(f"The name {checked} is taken.", hint="Names are compared without regard to case.")
+        hint = "Names are compared without regard to case; `skillhub-registry mirror list` names those of mirrors."
+        raise UsageError(f"The name {checked} is taken.", hint=hint)
     created_at = int(time.time())
     (number,) = connection.execute(
         "INSERT INTO accounts (name, kind, created_at) VALUES (?, ?, ?) RETURNING id", (checked, kind, created_at)
     ).fetchone()
     return Account(number, checked, kind, created_at)
+
+
+def add_mirrored_namespace(connection: Connection, name: str) -> Account:
+    """Make the namespace that a mirrored repository has on the other Hub: an organisation without members.
+
+    Raises:
+        HubError: 400, an invalid name.
+        UsageError: the name is taken.
+    """
+    account = add_account(connection, name, "organization")
+    connection.execute("UPDATE accounts SET mirrored = 1 WHERE id = ?", (account.id,))
+    return account
+
+
+def is_mirrored(connection: Connection, account: Account) -> bool:
+    """Say whether a namespace came with a mirrored repository, and is nobody's here."""
+    row = connection.execute("SELECT mirrored FROM accounts WHERE id = ?", (account.id,)).fetchone()
+    return row is not None and bool(row["mirrored"])
 
 
 def find_account(connection: Connection, name: str) -> Account | None:
@@ -150,15 +169,24 @@ def get_account(connection: Connection, name: str, kind: str) -> Account:
 
 
 def list_accounts(connection: Connection, kind: str) -> list[Account]:
-    """Return all users or all organisations, by name."""
+    """Return all users or all organisations, by name; mirrored namespaces are neither."""
     rows = connection.execute(
-        "SELECT id, name, kind, created_at FROM accounts WHERE kind = ? ORDER BY lower(name)", (kind,)
+        "SELECT id, name, kind, created_at FROM accounts WHERE kind = ? AND mirrored = 0 ORDER BY lower(name)", (kind,)
     )
     return [Account(*row) for row in rows]
 
 
 def add_member(connection: Connection, organization: Account, user: Account, role: str) -> None:
-    """Make a user a member of an organisation, or give a member another role: one of ``ROLES``."""
+    """Make a user a member of an organisation, or give a member another role: one of ``ROLES``.
+
+    Raises:
+        UsageError: it is a mirrored namespace.
+    """
+    if is_mirrored(connection, organization):
+        raise UsageError(
+            f"{organization.name} came with a mirrored repository and has no members.",
+            hint=f"`skillhub-registry mirror drop {organization.name}` makes the name free for one of your own.",
+        )
     connection.execute(
         "INSERT INTO memberships (organization_id, account_id, role) VALUES (?, ?, ?) "
         "ON CONFLICT (organization_id, account_id) DO UPDATE SET role = excluded.role",

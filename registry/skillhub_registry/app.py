@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext,
 from functools import partial
 from typing import cast
 
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,8 +27,10 @@ from skillhub_registry.errors import HubError, disk_full
 from skillhub_registry.forms import check_form
 from skillhub_registry.logs import log_request
 from skillhub_registry.observation import Observation, Observer, making_change
+from skillhub_registry.outgoing import MIRROR
 from skillhub_registry.pages.rendering import render_error, wants_page
 from skillhub_registry.registry import Registry
+from skillhub_registry.revisions import DEFAULT_BRANCH
 from skillhub_registry.routes.table import ENDPOINTS
 from skillhub_registry.statistics import FLUSH_SECONDS
 
@@ -76,9 +79,12 @@ def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
         call = Call(registry, request, decode_parameters(request.path_params))
         seen: Observation = request.scope["observation"]
         seen.route = endpoint.path
-        if at_once and not _has_body(request):
+        if _may_be_mirrored(call, endpoint):
+            call = await _let_in(call, endpoint, seen)
+        elif at_once and not _has_body(request):
             return await run_in_threadpool(lambda: _handle(endpoint, _admit(call, endpoint, seen)))
-        call = await run_in_threadpool(_admit, call, endpoint, seen)
+        else:
+            call = await run_in_threadpool(_admit, call, endpoint, seen)
         if inspect.iscoroutinefunction(endpoint.handler):
             with _observing_change(call, endpoint):
                 return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
@@ -99,6 +105,33 @@ def _handle(endpoint: Endpoint, call: Call) -> Response:
     return cast(Callable[[Call], Response], endpoint.handler)(call)
 
 
+def _may_be_mirrored(call: Call, endpoint: Endpoint) -> bool:
+    """Say whether a call is answered with what the mirrored Hub has as well; another mirror's call is not."""
+    if call.registry.mirror is None or endpoint.permission not in (Permission.READ, Permission.DOWNLOAD):
+        return False
+    return MIRROR not in call.request.headers.get("via", "")
+
+
+async def _let_in(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
+    """Let a call in, after having here what the mirrored Hub has."""
+    mirror = call.registry.mirror
+    assert mirror is not None
+    try:
+        admitted = await run_in_threadpool(_admit, call, endpoint, seen)
+    except HubError as error:
+        if error.code != "RepoNotFound":
+            raise
+        call.registry.limiter.check("api", "", call.address)  # it was no success, and has not been counted
+    else:
+        if not admitted.target.upstream:
+            return admitted
+    namespace, name = call.parameters["namespace"], call.parameters["name"]
+    revision = call.parameters.get("revision", DEFAULT_BRANCH)
+    await run_sync(mirror.follow, namespace, name, revision, limiter=mirror.threads)
+    admitted = await run_in_threadpool(admit, call, endpoint.permission, sessions=endpoint.sessions)
+    return _note(admitted, seen)
+
+
 def _admit(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
     """Let a call in, unless its caller has called too often. Signed links are not counted: asking for them was."""
     limiter = call.registry.limiter
@@ -111,6 +144,10 @@ def _admit(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
         raise
     if endpoint.permission is not Permission.GRANT and endpoint.path not in _UNCOUNTED:
         limiter.check(kind, admitted.caller.account.name if admitted.caller else "", call.address)
+    return _note(admitted, seen)
+
+
+def _note(admitted: Call, seen: Observation) -> Call:
     seen.account = admitted.caller.account.name if admitted.caller else ""
     seen.repository = admitted.repository.full_name if admitted.repository else ""
     return admitted

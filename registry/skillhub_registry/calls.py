@@ -34,6 +34,7 @@ from skillhub_registry.rights import (
     may_read,
     may_write,
     require_administration,
+    require_local,
     require_proposal,
     require_reach,
     require_write,
@@ -197,7 +198,7 @@ def admit(call: Call, permission: Permission, *, sessions: bool = False) -> Call
     if permission is Permission.ASK:
         if caller is None:
             raise unauthorized("This needs a token: set HF_TOKEN")
-        require_reach(caller, repository)
+        require_local(require_reach(caller, repository), repository)
     if permission in _REQUIREMENTS:
         _REQUIREMENTS[permission](caller, repository)
     return _with(call, caller, repository)

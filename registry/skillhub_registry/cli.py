@@ -17,14 +17,15 @@ from skillhub_registry.options import (
     data_option,
     database_option,
     json_option,
+    mirror_options,
     opening_database,
     read_duration,
     storage_option,
 )
 from skillhub_registry.rates import Rates
 from skillhub_registry.reaches import find_reach
-from skillhub_registry.registry import Place
-from skillhub_registry.upkeep import audit, check, collect
+from skillhub_registry.registry import Mirrored, Place
+from skillhub_registry.upkeep import audit, check, collect, mirror
 
 DEFAULT_PORT = 8765
 
@@ -85,6 +86,7 @@ def commands() -> None:
 )
 @click.option("--limit-local", is_flag=True, help="Limit callers on this machine as well.")
 @click.option("--public-metrics", is_flag=True, help="Let everybody read /metrics, not accounts and this machine only.")
+@mirror_options
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Log every request, to stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON line on stdout.")
 def serve(
@@ -101,6 +103,7 @@ def serve(
     max_repository_size: int,
     limit_local: bool,
     public_metrics: bool,
+    mirrored: Mirrored | None,
     log_format: str | None,
     as_json: bool,
 ) -> None:
@@ -113,6 +116,7 @@ def serve(
     Example:
         skillhub-registry serve
         skillhub-registry serve --database postgresql://registry@db/registry --storage s3://models/registry
+        skillhub-registry serve --mirror https://huggingface.co
     """
     try:
         from skillhub_registry.server import run_server
@@ -127,6 +131,7 @@ def serve(
         rates=Rates(api_limit, download_limit, limit_local),
         quotas=limits.Quotas(max_file_size * 10**6, max_repository_size * 10**6),
         public_metrics=public_metrics,
+        mirrored=mirrored,
         log_format=log_format,
         as_json=as_json,
     )
@@ -340,3 +345,4 @@ def _list_accounts(database: Database, kind: str, as_json: bool) -> None:
 commands.add_command(check)
 commands.add_command(collect)
 commands.add_command(audit)
+commands.add_command(mirror)

@@ -94,11 +94,16 @@ def too_large(message: str) -> HubError:
     return HubError(413, "PayloadTooLarge", message)
 
 
-def busy() -> HubError:
-    """Return the error for a moment in which the database cannot do what is asked; nothing has changed."""
-    return HubError(503, "Busy", "The registry is busy; try again", headers={"Retry-After": "1"})
+def busy(message: str = "The registry is busy; try again") -> HubError:
+    """Return the error for a moment in which what is asked cannot be done; nothing has changed."""
+    return HubError(503, "Busy", message, headers={"Retry-After": "1"})
 
 
 def disk_full() -> HubError:
     """Return the error for a disk without room."""
     return HubError(507, "InsufficientStorage", "The registry's disk is full")
+
+
+def upstream_failed(message: str) -> HubError:
+    """Return the error for what the mirrored Hub would have had to send, and did not; trying again later may help."""
+    return HubError(502, "UpstreamFailed", message)

@@ -2,6 +2,9 @@
 
 Whatever a commit on any ref has named is listed once, by its sha256. A deleted file is gone from the repository, not from the
 store: another repository may have it. It is there again once a commit names it again.
+
+Those of a mirrored repository are listed as deleted until they were fetched for it: that another repository has them gives
+nobody access to them here.
 """
 
 from __future__ import annotations
@@ -52,6 +55,15 @@ def record_large_files(connection: Connection, repository_id: int, ref: str, fil
     )
 
 
+def expect_large_files(connection: Connection, repository_id: int, ref: str, files: Mapping[str, File]) -> None:
+    """Note which large files a mirrored commit names, given as path → file: they are not here before they are fetched."""
+    now = now_milliseconds()
+    connection.executemany(
+        f"INSERT INTO large_files (repository_id, {_COLUMNS}, deleted) VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT DO NOTHING",
+        [(repository_id, file.sha256, file.size, path, ref, now) for path, file in files.items() if file.lfs],
+    )
+
+
 def list_large_files(connection: Connection, repository_id: int, *, after: str = "", limit: int) -> list[LargeFile]:
     """Return large files by sha256, those that come after one."""
     rows = connection.execute(
@@ -84,7 +96,7 @@ def sum_sizes(connection: Connection, repository_id: int) -> int:
 
 
 def is_deleted(connection: Connection, repository_id: int, file: File) -> bool:
-    """Say whether a file, which commits of the repository may still name, was deleted for good."""
+    """Say whether a file, which commits of the repository may still name, was deleted for good, or not mirrored so far."""
     if not file.lfs:
         return False
     row = connection.execute(

@@ -97,6 +97,15 @@ SHOWN_REQUIREMENTS: Final = 100
 SHOWN_CHANGES: Final = 500
 """Changed files of a commit that a page lists."""
 
+UPSTREAM_ANSWER: Final = 64 * MIB
+"""Bytes of one answer of the API of the Hub that is mirrored."""
+
+MIRRORED_REGULAR: Final = 2000 * MIB
+"""Bytes of all files of a mirrored commit that are fetched before it is shown."""
+
+MIRRORED_FILES: Final = 16
+"""Large files that are fetched from the mirrored Hub at a time."""
+
 TREE_PAGE: Final = 1000
 TREE_PAGE_EXPANDED: Final = 50
 COMMITS_PAGE: Final = 50

@@ -12,7 +12,7 @@ from skillhub_registry import limits
 from skillhub_registry.blobs import BlobStore
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError
-from skillhub_registry.largefiles import sum_sizes
+from skillhub_registry.largefiles import is_deleted, sum_sizes
 from skillhub_registry.repositories import Repository, count_tagged, read_tags
 from skillhub_registry.revisions import Commit
 from skillhub_registry.tensorheaders import INDEX_FILE, SINGLE_FILE, count_parameters, read_index
@@ -38,9 +38,12 @@ class Model:
         return describe_entries(self.connection, found)
 
     def find_file(self, path: str) -> File | None:
-        """Return the file at a path, or None."""
+        """Return the file at a path, or None where there is none that can be read."""
         entry = find_entry(self.connection, self.commit.tree, path)
-        return find_files(self.connection, [entry.id])[entry.id] if entry is not None and not entry.is_folder else None
+        if entry is None or entry.is_folder:
+            return None
+        file = find_files(self.connection, [entry.id])[entry.id]
+        return None if is_deleted(self.connection, self.repository.id, file) else file
 
 
 def _tags(model: Model) -> list[str]:

@@ -14,7 +14,7 @@ import platformdirs
 
 from skillhub_registry.audit import Change
 from skillhub_registry.observation import ObservedDatabase, making_change
-from skillhub_registry.registry import Place, open_database
+from skillhub_registry.registry import Mirrored, Place, open_database
 
 
 def default_data() -> Path:
@@ -43,6 +43,9 @@ storage_option = click.option(
     show_envvar=True,
     help="s3://bucket/prefix instead of the folder for files; ?endpoint=https://… for a store that is not AWS.",
 )
+MIRROR_TOKEN: Final = "SKILLHUB_REGISTRY_MIRROR_TOKEN"
+"""The variable with the token for the mirrored Hub; no option, which others would see in the list of processes."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -76,3 +79,29 @@ def read_duration(value: str | int) -> int:
     if match is None:
         raise click.BadParameter(f"{value!r} is no time span; write 90d, 24h, 30m or 10s")
     return int(match[1]) * _SECONDS[match[2]]
+
+
+def mirror_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which Hub is mirrored, and that as ``mirrored``."""
+
+    @click.option(
+        "--mirror",
+        metavar="ADDRESS",
+        envvar="SKILLHUB_REGISTRY_MIRROR",
+        show_envvar=True,
+        help=f"Fetch from this Hub what is not here, and keep it. {MIRROR_TOKEN} holds a token for it.",
+    )
+    @click.option(
+        "--mirror-refresh",
+        type=read_duration,
+        metavar="TIME",
+        default=60,
+        show_default="60s",
+        help="For how long that Hub is not asked again for the same branch or name.",
+    )
+    @wraps(command)
+    def run(*arguments: Any, mirror: str | None, mirror_refresh: int, **options: Any) -> None:
+        token = os.environ.get(MIRROR_TOKEN) or None
+        command(*arguments, mirrored=Mirrored(mirror, token, mirror_refresh) if mirror else None, **options)
+
+    return run

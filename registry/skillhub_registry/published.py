@@ -55,9 +55,22 @@ def check_published(
         HubError: 409 where the index would be rewritten or removed, or a published file changed or removed; 400 where a
             new release lacks a file of its manifest, or has another; 413 for an index over its limit.
     """
+    for release in check_preserved(connection, store, before, after):
+        _check_release(connection, store, repository_id, release, after)
+
+
+def check_preserved(
+    connection: Connection, store: BlobStore, before: Mapping[str, str], after: Mapping[str, str]
+) -> list[Release]:
+    """Check that a commit keeps what was published, with arguments as in :func:`check_published`, and return what it adds.
+
+    Raises:
+        HubError: 409 where the index would be rewritten or removed, or a published file changed or removed; 413 for an
+            index over its limit.
+    """
     changed = [path for path, blob in before.items() if path.startswith("releases/") and after.get(path) != blob]
     if before.get(RELEASES_FILE) == after.get(RELEASES_FILE) and not changed:
-        return
+        return []
     old, new = (_read_index(connection, store, files) for files in (before, after))
     if old is not None and old != new:
         if new is None:
@@ -69,9 +82,7 @@ def check_published(
     known = _parse_index(old)
     _refuse_changes(changed, known)
     versions = {release.version for release in known.releases}
-    for release in _parse_index(new).releases:
-        if release.version not in versions:
-            _check_release(connection, store, repository_id, release, after)
+    return [release for release in _parse_index(new).releases if release.version not in versions]
 
 
 def read_releases(connection: Connection, store: BlobStore, files: Mapping[str, str]) -> ReleaseIndex:

@@ -1,6 +1,7 @@
 """What refers to what: which commits nothing leads to, and which trees, files and blobs the others need.
 
-A commit is kept by refs, by the start of a pull request, and by the commits after it. Trees and files are kept by every
+A commit is kept by refs, by the start of a pull request, and by the commits after it; in a mirrored repository all are kept,
+since the other Hub may have forgotten them. Trees and files are kept by every
 commit that is there, a blob by every file but the large ones that were deleted for good in each repository that had them.
 """
 
@@ -34,6 +35,7 @@ def find_unreferenced_commits(connection: Connection) -> set[CommitKey]:
     for roots in (
         "SELECT repository_id, target FROM refs",
         "SELECT repository_id, start FROM pull_requests WHERE is_pull_request = 1",
+        "SELECT c.repository_id, c.id FROM commits c JOIN repositories r ON r.id = c.repository_id WHERE r.upstream <> ''",
     ):
         pending.extend((row[0], row[1]) for row in connection.execute(roots))
     while pending:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skillhub.errors import DiskError, MissingExtraError, UsageError
 from skillhub_registry import limits
@@ -21,6 +22,9 @@ from skillhub_registry.scratch import Scratch, open_scratch
 from skillhub_registry.signing import Signer, load_shared_signer, load_signer
 from skillhub_registry.sqlite import open_sqlite
 from skillhub_registry.statistics import DownloadCounter
+
+if TYPE_CHECKING:  # the command line comes here too, and runs without what serving needs
+    from skillhub_registry.mirrors import Mirror
 
 logger = logging.getLogger("skillhub_registry")
 
@@ -46,6 +50,15 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Mirrored:
+    """Which Hub is mirrored: its address, the token for it if there is one, and after how many seconds it is asked again."""
+
+    address: str
+    token: str | None = field(default=None, repr=False)
+    refresh: int = 60
+
+
+@dataclass(frozen=True)
 class Registry:
     """An open registry.
 
@@ -53,6 +66,7 @@ class Registry:
         part_size: the size in bytes from which LFS uploads are sent in parts.
         quotas: how large files and repositories may be.
         public_metrics: whether everybody may read the metrics.
+        mirror: the mirror of another Hub, where one is mirrored.
     """
 
     database: Database
@@ -65,9 +79,12 @@ class Registry:
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(Rates()))
     quotas: limits.Quotas = field(default_factory=limits.Quotas)
     public_metrics: bool = False
+    mirror: Mirror | None = None
 
     def close(self) -> None:
         """Write what is pending and close everything."""
+        if self.mirror is not None:
+            self.mirror.close()
         try:
             self.downloads.flush(self.database)
         except HubError as error:
@@ -106,6 +123,7 @@ def open_registry(
     rates: Rates | None = None,
     quotas: limits.Quotas | None = None,
     public_metrics: bool = False,
+    mirrored: Mirrored | None = None,
 ) -> Registry:
     """Open a registry to serve it. Without a shared database, one process at a time may do so.
 
@@ -129,16 +147,19 @@ def open_registry(
         ) from error
     store.spare = partial(spare_blob, database)
     metrics = Metrics()
+    quotas = quotas or limits.Quotas()
+    observed = ObservedDatabase(database, metrics.note_transaction)
     return Registry(
-        ObservedDatabase(database, metrics.note_transaction),
+        observed,
         store,
         signer,
         scratch,
         part_size=part_size,
         metrics=metrics,
         limiter=RateLimiter(rates or Rates()),
-        quotas=quotas or limits.Quotas(),
+        quotas=quotas,
         public_metrics=public_metrics,
+        mirror=_open_mirror(mirrored, observed, store, quotas) if mirrored else None,
     )
 
 
@@ -159,6 +180,15 @@ def _open_store(place: Place, scratch: Path, links: bool) -> BlobStore:
     except ImportError as error:
         raise _missing_driver("S3", error) from error
     return open_s3(place.storage, scratch, links=links)
+
+
+def _open_mirror(mirrored: Mirrored, database: Database, store: BlobStore, quotas: limits.Quotas) -> Mirror:
+    from skillhub_registry.mirrors import Mirror
+    from skillhub_registry.outgoing import open_way
+    from skillhub_registry.upstream import Upstream
+
+    way = open_way(mirrored.address, mirrored.token)
+    return Mirror(Upstream(way), database, store, quotas, mirrored.refresh)
 
 
 def _missing_driver(what: str, error: ImportError) -> MissingExtraError:

@@ -20,7 +20,7 @@ from skillhub_registry.names import check_repository_name, fold_name
 
 _COLUMNS = (
     "r.id, r.public_id, r.namespace_id, a.name AS namespace, r.name, r.private, r.created_at, r.last_modified, "
-    "r.downloads, r.card, r.library_name, r.pipeline_tag, r.gated, r.creator_id"
+    "r.downloads, r.card, r.library_name, r.pipeline_tag, r.gated, r.creator_id, r.upstream"
 )
 _FROM = "FROM repositories r JOIN accounts a ON a.id = r.namespace_id"
 _BY_NAME = "lower(a.name) = ? AND lower(r.name) = ?"
@@ -44,6 +44,7 @@ class Repository:
     Attributes:
         gated: ``auto`` or ``manual`` where access to its files has to be asked for, else empty.
         creator_id: the account that made it, where that is known.
+        upstream: the address of the Hub that it is a mirror of, else empty.
     """
 
     id: int
@@ -60,6 +61,7 @@ class Repository:
     pipeline_tag: str | None
     gated: str
     creator_id: int | None
+    upstream: str = ""
 
     @property
     def full_name(self) -> str:
@@ -100,13 +102,31 @@ def create_repository(
     Raises:
         HubError: 400 for an invalid name, 409 for one that is taken.
     """
+    return insert_repository(connection, namespace, name, private, creator.id)
+
+
+def insert_repository(
+    connection: Connection,
+    namespace: Account,
+    name: str,
+    private: bool,
+    creator_id: int | None,
+    upstream: str = "",
+    public_id: str | None = None,
+) -> Repository:
+    """Make a repository, a mirror where ``upstream`` says of which Hub; for the functions that know what it is to be.
+
+    Raises:
+        HubError: 400 for an invalid name, 409 for a name or ``public_id`` that is taken.
+    """
     checked = check_repository_name(name)
     now = now_milliseconds()
-    public_id = secrets.token_hex(12)
+    public_id = public_id or secrets.token_hex(12)
     inserted = connection.execute(
-        "INSERT INTO repositories (public_id, namespace_id, name, private, created_at, last_modified, creator_id) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (public_id, namespace.id, checked, int(private), now, now, creator.id),
+        "INSERT INTO repositories "
+        "(public_id, namespace_id, name, private, created_at, last_modified, creator_id, upstream) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (public_id, namespace.id, checked, int(private), now, now, creator_id, upstream),
     )
     if inserted.rowcount == 0:
         raise conflict(f"You already created this model repo: {namespace.name}/{checked}")
@@ -151,11 +171,16 @@ def move_repository(connection: Connection, repository: Repository, namespace: A
     new_name = f"{namespace.name}/{checked}"
     _forget_former_name(connection, new_name)
     if fold_name(new_name) != fold_name(repository.full_name):
-        connection.execute(
-            "INSERT INTO former_names VALUES (?, ?) "
-            "ON CONFLICT (full_name) DO UPDATE SET repository_id = excluded.repository_id",
-            (fold_name(repository.full_name), repository.id),
-        )
+        keep_former_name(connection, repository, repository.full_name)
+
+
+def keep_former_name(connection: Connection, repository: Repository, full_name: str) -> None:
+    """Let a name that a repository had lead to it, until somebody takes it."""
+    connection.execute(
+        "INSERT INTO former_names VALUES (?, ?) "
+        "ON CONFLICT (full_name) DO UPDATE SET repository_id = excluded.repository_id",
+        (fold_name(full_name), repository.id),
+    )
 
 
 def _forget_former_name(connection: Connection, full_name: str) -> None:
@@ -311,4 +336,5 @@ def _to_repository(row: Row) -> Repository:
         pipeline_tag=row["pipeline_tag"],
         gated=row["gated"],
         creator_id=row["creator_id"],
+        upstream=row["upstream"],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from skillhub_registry import git
 from skillhub_registry.database import Connection
@@ -19,7 +19,7 @@ DEFAULT_REF = BRANCH + DEFAULT_BRANCH
 
 _COMMIT_COLUMNS = "id, tree, parent, author, created_at, title, message, merged"
 _PULL_REQUEST_REF = re.compile(r"refs/pr/([1-9][0-9]{0,8})")
-_SHORT_ID = re.compile(r"[0-9a-f]{7,39}")
+_SHORT_ID = re.compile(r"[0-9a-f]{7,40}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def resolve_revision(connection: Connection, repository_id: int, revision: str) 
         if ref is not None:
             return _get_commit(connection, repository_id, ref.target)
     lowered = revision.lower()
-    if is_commit_id(lowered) or _SHORT_ID.fullmatch(lowered):
+    if is_short_id(lowered):
         rows = connection.execute(
             f"SELECT {_COMMIT_COLUMNS} FROM commits WHERE repository_id = ? AND id >= ? AND id < ? LIMIT 2",
             (repository_id, lowered, lowered + "g"),
@@ -63,6 +63,11 @@ def resolve_revision(connection: Connection, repository_id: int, revision: str) 
         if len(rows) == 1:
             return Commit(*rows[0])
     raise revision_not_found(revision)
+
+
+def is_short_id(revision: str) -> bool:
+    """Say whether a revision may be a commit's id or the beginning of one."""
+    return _SHORT_ID.fullmatch(revision) is not None
 
 
 def _get_commit(connection: Connection, repository_id: int, commit_id: str) -> Commit:
@@ -147,13 +152,24 @@ def insert_commit(
     """Record a commit and return its id; no branch points to it yet."""
     text = f"{title}\n\n{message}" if message else title
     data = git.encode_commit(git.CommitObject(tree, parent, author, created_at, text, merged))
-    commit_id = git.object_id("commit", data)
+    commit = Commit(git.object_id("commit", data), tree, parent, author, created_at, title, message, merged)
+    record_commit(connection, repository_id, commit)
+    return commit.id
+
+
+def record_commit(connection: Connection, repository_id: int, commit: Commit) -> None:
+    """Record a commit that has its id already."""
     connection.execute(
         f"INSERT INTO commits (repository_id, {_COMMIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT DO NOTHING",
-        (repository_id, commit_id, tree, parent, author, created_at, title, message, merged),
+        (repository_id, *astuple(commit)),
     )
-    return commit_id
+
+
+def has_commit(connection: Connection, repository_id: int, commit_id: str) -> bool:
+    """Say whether a repository has the commit of that full id."""
+    statement = "SELECT 1 FROM commits WHERE repository_id = ? AND id = ?"
+    return connection.execute(statement, (repository_id, commit_id)).fetchone() is not None
 
 
 def walk_history(connection: Connection, repository_id: int, start: Commit) -> Iterator[Commit]:

@@ -9,6 +9,9 @@ The roles of an organisation's members are the Hub's, each with what the ones be
 
 In its own namespace a user is ``admin``. A token that is limited to some namespaces and repositories makes a stranger of its
 user everywhere else: it reads there what is public, and changes and proposes nothing.
+
+A mirrored repository is changed by nobody. The files of one that is gated on the other Hub are for whoever has an account here:
+the operator's token there got access for all of them.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ def may_download(connection: Connection, caller: Caller | None, repository: Repo
     """
     if not repository.gated or _role(caller, repository) is not None:
         return True
+    if repository.upstream:
+        return caller is not None and caller.reach is None
     if caller is None or not caller.reaches(repository.namespace_id, repository.id):
         return False
     row = connection.execute(
@@ -80,9 +85,21 @@ def require_proposal(caller: Caller | None, repository: Repository) -> Caller:
     """Return the caller, if it may propose changes to a repository that it may read.
 
     Raises:
-        HubError: 401 without a token, 403 with one for reading only or for something else.
+        HubError: 401 without a token, 403 with one for reading only or for something else, or where it is a mirror.
     """
-    return require_reach(require_write_token(caller), repository)
+    return require_local(require_reach(require_write_token(caller), repository), repository)
+
+
+def require_local(caller: Caller, repository: Repository) -> Caller:
+    """Return the caller, if the repository is no mirror, which nobody changes.
+
+    Raises:
+        HubError: 403.
+    """
+    if repository.upstream:
+        what = f"{repository.full_name} is a mirror and changes with {repository.upstream} only"
+        raise forbidden(f"{what}: change it there, or publish under a name of your own here")
+    return caller
 
 
 def require_write(caller: Caller | None, repository: Repository) -> Caller:
@@ -127,6 +144,8 @@ def require_creation(caller: Caller | None, namespace: Account) -> Caller:
 def gated(caller: Caller | None, repository: Repository, endpoint: str) -> HubError:
     """Return the error for files of a gated repository that the caller has no access to."""
     ask = f"Ask for it: POST {endpoint}/{repository.full_name}/ask-access"
+    if repository.upstream:
+        ask = "It is a mirror: everybody with an account here has access, with a token without limits"
     if caller is None:
         message = f"Access to model {repository.full_name} is restricted. Set HF_TOKEN and ask for it"
         return HubError(401, "GatedRepo", message)

@@ -269,6 +269,20 @@ CREATE TABLE sign_in_tries (
 ) WITHOUT ROWID;
 """
 
+MIRRORS = """
+-- The address of the Hub that a repository is a mirror of, or nothing; namespaces that came with such a repository.
+ALTER TABLE repositories ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
+ALTER TABLE accounts ADD COLUMN mirrored INTEGER NOT NULL DEFAULT 0;
+-- When a file or folder of a mirrored repository, known by its path and git id, last changed according to the other Hub.
+CREATE TABLE mirrored_changes (
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    path TEXT NOT NULL,
+    id TEXT NOT NULL,
+    changed_at INTEGER NOT NULL,
+    PRIMARY KEY (repository_id, path, id)
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     SCHEMA,
     PULL_REQUESTS,
@@ -281,6 +295,7 @@ MIGRATIONS: tuple[str, ...] = (
     GARBAGE,
     AUDIT,
     SIGN_IN,
+    MIRRORS,
 )
 """Scripts that lead from version N to N + 1. Append only."""
 

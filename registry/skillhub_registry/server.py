@@ -24,7 +24,7 @@ from skillhub_registry.errors import HubError
 from skillhub_registry.logs import configure_logs
 from skillhub_registry.names import check_account_name
 from skillhub_registry.rates import Rates
-from skillhub_registry.registry import Place, open_database, open_registry
+from skillhub_registry.registry import Mirrored, Place, open_database, open_registry
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that theirs is the end: the other way round, a request may be on its way
@@ -53,6 +53,7 @@ def run_server(
     rates: Rates,
     quotas: limits.Quotas,
     public_metrics: bool,
+    mirrored: Mirrored | None,
     log_format: str | None,
     as_json: bool,
 ) -> None:
@@ -71,7 +72,13 @@ def run_server(
         address = f"[{host}]" if ":" in host else host
         endpoint = f"http://{address}:{listener.getsockname()[1]}"
         registry = open_registry(
-            place, part_size=part_size, links=links, rates=rates, quotas=quotas, public_metrics=public_metrics
+            place,
+            part_size=part_size,
+            links=links,
+            rates=rates,
+            quotas=quotas,
+            public_metrics=public_metrics,
+            mirrored=mirrored,
         )
         user, secret = _first_account(registry.database)
         config = uvicorn.Config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skillhub_registry import git
 from skillhub_registry.database import Connection
@@ -95,7 +95,8 @@ def find_last_commits(
     connection: Connection, repository_id: int, start: Commit, paths: Iterable[str]
 ) -> dict[str, Commit]:
     """Return, for each path that exists at a commit, the newest commit up to there that changed it."""
-    current = _entry_ids(connection, start, paths)
+    entry_ids = _entry_ids(connection, start, paths)
+    current = dict(entry_ids)
     found: dict[str, Commit] = {}
     newer = start
     for commit in walk_history(connection, repository_id, start):
@@ -104,9 +105,22 @@ def find_last_commits(
             found[path] = newer
             del current[path]
         if not current:
-            return found
+            break
         newer = commit
-    return {**found, **dict.fromkeys(current, newer)}
+    found.update(dict.fromkeys(current, newer))
+    told = _read_mirrored_changes(connection, repository_id)
+    for path, commit in found.items():
+        if told and (path, entry_ids[path]) in told:
+            found[path] = replace(commit, created_at=told[path, entry_ids[path]])
+    return found
+
+
+def _read_mirrored_changes(connection: Connection, repository_id: int) -> dict[tuple[str, str], int]:
+    """Return when entries of a mirrored repository changed last, by path and git id, as far as the other Hub told."""
+    rows = connection.execute(
+        "SELECT path, id, changed_at FROM mirrored_changes WHERE repository_id = ?", (repository_id,)
+    )
+    return {(row["path"], row["id"]): row["changed_at"] for row in rows}
 
 
 def _entry_ids(connection: Connection, commit: Commit, paths: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The commands that look after the data: ``fsck``, ``gc`` and ``audit``."""
+"""The commands that look after the data: ``fsck``, ``gc``, ``audit`` and ``mirror``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from pathlib import Path
 
 import click
 
+from skillhub.errors import NotFoundError
 from skillhub_registry.audit import list_changes
+from skillhub_registry.database import Database
 from skillhub_registry.garbage import GRACE_SECONDS, Collected, collect_garbage
 from skillhub_registry.inspection import inspect_registry
-from skillhub_registry.options import data_option, database_option, json_option, read_duration, storage_option
+from skillhub_registry.mirrorrecords import drop_mirrors, list_mirrors
+from skillhub_registry.options import (
+    data_option,
+    database_option,
+    json_option,
+    opening_database,
+    read_duration,
+    storage_option,
+)
 from skillhub_registry.registry import Place, open_database, open_storage
 
 
@@ -120,3 +130,42 @@ def audit(repository: str | None, limit: int, data: Path, database: str | None, 
         click.echo(
             f"{when}  {entry.account} {entry.address}\n    {entry.action}  {entry.target} {entry.detail}".rstrip()
         )
+
+
+@click.group()
+def mirror() -> None:
+    """What is here of the Hub that `serve --mirror` names."""
+
+
+@mirror.command("list")
+@opening_database
+@json_option
+def list_mirrored(database: Database, as_json: bool) -> None:
+    """List the mirrored repositories, and of which Hub they are."""
+    with database.read() as connection:
+        found = [(repository.full_name, repository.upstream) for repository in list_mirrors(connection)]
+    if as_json:
+        click.echo(json.dumps([{"name": name, "upstream": upstream} for name, upstream in found]))
+        return
+    for name, upstream in found:
+        click.echo(f"{name}  {upstream}")
+
+
+@mirror.command("drop")
+@click.argument("name")
+@opening_database
+def drop_mirrored(name: str, database: Database) -> None:
+    """Forget a mirrored repository (acme/pack), or all of a namespace (acme), whose name is free then.
+
+    `gc` removes their files. A repository that somebody asks for again is fetched again, unless its namespace has
+    become somebody's here.
+
+    \b
+    Example:
+        skillhub-registry mirror drop acme/math-pack
+    """  # noqa: D301
+    with database.write() as connection:
+        dropped = drop_mirrors(connection, name)
+    if not dropped:
+        raise NotFoundError(f"There is no mirror {name}.", hint="`skillhub-registry mirror list` names them all.")
+    click.echo(f"Forgot {', '.join(dropped)}.", err=True)

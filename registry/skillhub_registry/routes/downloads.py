@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
@@ -19,7 +19,7 @@ from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, entry_not_found
 from skillhub_registry.largefiles import is_deleted
 from skillhub_registry.names import check_path
-from skillhub_registry.revisions import resolve_revision
+from skillhub_registry.revisions import Commit, resolve_revision
 from skillhub_registry.trees import File, find_entry, find_files
 
 COUNTED_FILES = frozenset(["adapter_config.json", "config.json", "skillpack.json"])
@@ -49,8 +49,10 @@ def resolve(call: Call) -> Response:
         if entry is None or entry.is_folder:
             raise entry_not_found(f"{path} does not exist on {call.parameters['revision']}", commit.id)
         file = find_files(connection, [entry.id])[entry.id]
-        if is_deleted(connection, call.target.id, file):
-            raise entry_not_found(f"{path} was deleted for good", commit.id)
+        missing = is_deleted(connection, call.target.id, file)
+        if missing and (not call.target.upstream or call.registry.mirror is None):
+            why = "was not mirrored so far" if call.target.upstream else "was deleted for good"
+            raise entry_not_found(f"{path} {why}", commit.id)
     headers = _make_headers(file, path, commit.id)
     if call.request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(file.size)})
@@ -58,14 +60,14 @@ def resolve(call: Call) -> Response:
         call.registry.downloads.count(call.target.id)
     same = call.request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
     first, last, status = _choose_range(call.request.headers.get("range") if same else None, file.size)
+    if missing and (arriving := _follow_arrival(call, commit, path, file, first, last - first + 1)) is not None:
+        return StreamingResponse(arriving, status_code=status, headers=_with_range(headers, first, last, file, status))
     # A range that is ignored here must not reach the storage, which may know what to do with it.
     plain = file.lfs and (status == 206 or "range" not in call.request.headers)
     link = call.registry.blobs.make_link(file.sha256, headers) if plain else None
     if link is not None:
         return _redirect(link, headers)
-    headers["Content-Length"] = str(last - first + 1)
-    if status == 206:
-        headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
+    headers = _with_range(headers, first, last, file, status)
     return _send(call, file.sha256, first, last - first + 1, status, headers)
 
 
@@ -93,6 +95,26 @@ def _send(call: Call, sha256: str, first: int, count: int, status_code: int, hea
     if count <= PIECE:  # one read here costs less than handing pieces from thread to thread
         return Response(b"".join(pieces), status_code=status_code, headers=headers)
     return StreamingResponse(pieces, status_code=status_code, headers=headers)
+
+
+def _with_range(headers: dict[str, str], first: int, last: int, file: File, status: int) -> dict[str, str]:
+    headers["Content-Length"] = str(last - first + 1)
+    if status == 206:
+        headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
+    return headers
+
+
+def _follow_arrival(
+    call: Call, commit: Commit, path: str, file: File, start: int, length: int
+) -> AsyncIterator[bytes] | None:
+    """Return bytes of a large file as they come from the mirrored Hub, or None where the file has come by now."""
+    mirror = call.registry.mirror
+    arrival = mirror.fetch(call.target, commit, path, file) if mirror is not None else None
+    if mirror is None or arrival is None:
+        return None
+    with mirror.waiting():
+        opened = arrival.open(to_its_end=start + length == file.size)
+    return None if opened is None else arrival.follow(opened, start, length, mirror.threads)
 
 
 def _send_on(call: Call) -> Response:

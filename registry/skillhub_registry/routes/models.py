@@ -11,7 +11,6 @@ from skillhub_registry import limits
 from skillhub_registry.calls import Call, is_true
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import bad_request, entry_not_found, not_supported
-from skillhub_registry.largefiles import is_deleted
 from skillhub_registry.models import Model
 from skillhub_registry.names import check_path
 from skillhub_registry.repositories import Repository, Search, search_repositories
@@ -68,7 +67,7 @@ def show_tensors(call: Call) -> Response:
 
 def _get_file(model: Model, path: str) -> File:
     file = model.find_file(path)
-    if file is None or is_deleted(model.connection, model.repository.id, file):
+    if file is None:
         raise entry_not_found(f"{path} does not exist on {DEFAULT_BRANCH}", model.commit.id)
     return file
 

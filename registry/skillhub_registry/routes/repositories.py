@@ -82,6 +82,8 @@ def duplicate(call: Call) -> Response:
     body = call.json()
     private = _read_visibility(body)
     writer = require_write_token(call.caller)
+    if call.target.upstream:
+        raise not_supported(f"{call.target.full_name} is a mirror: download it, and upload it under another name")
     namespace, name = _split_full_name(body.get("repository"))
     with call.registry.database.write() as connection:
         owner = _writable_namespace(call, connection, namespace)

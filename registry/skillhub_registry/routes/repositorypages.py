@@ -101,7 +101,7 @@ def show_file(call: Call) -> Response:
         if entry is None or entry.is_folder:
             raise entry_not_found("There is no such file", commit.id)
         file = find_files(connection, [entry.id])[entry.id]
-        if is_deleted(connection, call.target.id, file):
+        if is_deleted(connection, call.target.id, file) and not call.target.upstream:
             raise entry_not_found("The file was deleted for good", commit.id)
         values = describe_repository(call, connection)
     text = None
