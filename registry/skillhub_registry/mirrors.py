@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -39,7 +40,7 @@ from skillhub_registry.mirroredcommits import (
 from skillhub_registry.mirrorrecords import create_mirror, find_mirror
 from skillhub_registry.names import check_account_name, check_ref_name, check_repository_name, fold_name, is_commit_id
 from skillhub_registry.observation import making_change
-from skillhub_registry.outgoing import MissingUpstreamError, UpstreamError
+from skillhub_registry.outgoing import MissingUpstreamError, UnreachableUpstreamError, UpstreamError
 from skillhub_registry.recency import Recent
 from skillhub_registry.repositories import (
     Repository,
@@ -88,7 +89,9 @@ class Mirror:
         self._database = database
         self._store = store
         self._quotas = quotas
+        self._refresh = refresh
         self._recent = Recent(refresh)
+        self._away_until = 0.0
         self._arrivals = Arrivals(store)
         self._waiting = threading.BoundedSemaphore(limits.MIRRORED_FILES)
 
@@ -105,6 +108,8 @@ class Mirror:
         with self._database.read() as connection:
             repository, asking = self._find(connection, namespace, name)
             if not asking or (repository is not None and has_commit(connection, repository.id, revision)):
+                return
+            if repository is not None and self._is_away() and _resolves(connection, repository, revision):
                 return
         full_name = f"{namespace}/{name}" if repository is None else repository.full_name
         if repository is None and revision != DEFAULT_BRANCH:
@@ -138,6 +143,10 @@ class Mirror:
         self._arrivals.close()
         self.upstream.close()
 
+    def _is_away(self) -> bool:
+        """Say whether the other Hub did not answer lately: then nobody waits for it who can be answered from what is here."""
+        return time.monotonic() < self._away_until
+
     def _find(self, connection: Connection, namespace: str, name: str) -> tuple[Repository | None, bool]:
         """Return the repository, if it is here, and whether the other Hub is to be asked for it."""
         account = find_account(connection, namespace)
@@ -151,6 +160,8 @@ class Mirror:
             head = self._ask(full_name, revision)
             self._take(full_name, head, revision)
         except (UpstreamError, HubError) as error:
+            if isinstance(error, UnreachableUpstreamError):
+                self._away_until = time.monotonic() + self._refresh
             namespace, _, name = full_name.partition("/")
             with self._database.read() as connection:
                 repository, _ = self._find(connection, namespace, name)

@@ -36,6 +36,10 @@ class UpstreamError(Exception):
     """The other Hub could not be reached, or its answer not be used; the message says which."""
 
 
+class UnreachableUpstreamError(UpstreamError):
+    """The other Hub does not answer at all."""
+
+
 class MissingUpstreamError(UpstreamError):
     """The other Hub does not have it, or does not show it to us.
 
@@ -108,7 +112,9 @@ class Outgoing:
                     return
             raise UpstreamError(f"{self.address} redirects again and again")
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-            raise UpstreamError(f"{self.address} cannot be reached: {error or type(error).__name__}") from error
+            raise UnreachableUpstreamError(
+                f"{self.address} cannot be reached: {error or type(error).__name__}"
+            ) from error
 
     def make_headers(self, url: str) -> dict[str, str]:
         """Return the headers of a request."""

@@ -144,6 +144,10 @@ def test_the_stock_client_reads_through_it_and_goes_on_when_the_other_hub_is_gon
         found = run_client(either, tmp_path / place, "download_all", xet=xet, repository=name, revision=revision)
         assert found == expected
     assert [one.id for one in reader(either).list_models(search=name)] == [name]
+    page = get(either, f"/{name}", Accept="text/html").text
+    assert f'<span class="badge" title="of {way.endpoint}">mirror</span>' in page and "<h1>Hi" in page.replace(
+        "h2", "h1"
+    )
 
 
 def test_branches_move_on_and_commits_stay_when_their_history_is_squashed_there(
@@ -520,6 +524,23 @@ def test_repositories_that_moved_there_move_here_and_another_one_of_the_name_is_
     author.delete_repo(f"{owner}/new")
     publish(author, f"{owner}/new", {"a.txt": b"a stranger's"})
     assert get(mirror, f"/{owner}/new/resolve/main/a.txt").content == b"text"
+
+
+def test_a_hub_that_does_not_answer_is_left_alone_for_a_while(
+    trusted: RegistryProcess, upstream: RegistryProcess, way: FaultyProxy, author: HfApi
+) -> None:
+    name = f"{organize(upstream, 'waiting')}/model"
+    head = publish(author, name, {"a.txt": b"text"})
+    api = reader(trusted)
+    assert api.model_info(name).sha == api.model_info(name, revision=head[:8]).sha == head
+    assert len(asked(way, f"/revision/{head[:8]}?")) == 1
+    way.reset(lambda number, method, path: DROP)
+    for _ in range(2):
+        assert get(trusted, f"/api/models/{name}/revision/other").status_code == 502  # it is not here
+    assert len(way.seen) == 1
+    way.reset()
+    assert api.model_info(name, revision=head[:9]).sha == head
+    assert way.seen == []
 
 
 def test_what_was_done_lately_is_done_again_after_a_while_and_by_one_at_a_time() -> None:
