@@ -76,7 +76,7 @@ def either(
 @pytest.fixture(scope="module")
 def trusted(way: FaultyProxy, upstream: RegistryProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A mirror whose operator's token sees much on the other Hub, and that does not ask again for an hour."""
-    options = ("--mirror", way.endpoint, "--mirror-refresh", "1h")
+    options = ("--mirror", way.endpoint, "--mirror-refresh", "1h", "--max-file-size", "5")
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:  # for this process alone
             patch.setenv("SKILLHUB_REGISTRY_MIRROR_TOKEN", upstream.token)
@@ -365,6 +365,16 @@ def test_what_is_nowhere_is_not_found_and_not_asked_for_again(trusted: RegistryP
     way.reset(lambda number, method, path: BEFORE)
     answer = get(trusted, "/api/models/somebody/something")
     assert (answer.status_code, answer.headers["X-Error-Code"]) == (502, "UpstreamFailed")
+
+
+def test_what_is_too_large_here_is_not_fetched(
+    trusted: RegistryProcess, upstream: RegistryProcess, way: FaultyProxy, author: HfApi
+) -> None:
+    name = f"{organize(upstream, 'heavy')}/model"
+    publish(author, name, {"a.txt": b"text", "w.bin": make_content(41, 5_000_001)})
+    assert get(trusted, f"/{name}/resolve/main/a.txt").content == b"text"
+    assert get(trusted, f"/{name}/resolve/main/w.bin").status_code == 413
+    assert asked(way, "/w.bin") == []
 
 
 def test_a_mirror_of_itself_finds_nothing_and_does_not_wait_for_it(trusted: RegistryProcess, way: FaultyProxy) -> None:
