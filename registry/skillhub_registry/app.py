@@ -10,11 +10,10 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
-from typing import cast
+from typing import Final, cast
 
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -28,13 +27,17 @@ from skillhub_registry.forms import check_form
 from skillhub_registry.logs import log_request
 from skillhub_registry.observation import Observation, Observer, making_change
 from skillhub_registry.outgoing import MIRROR
-from skillhub_registry.pages.rendering import render_error, wants_page
+from skillhub_registry.pages.rendering import compile_templates, render_error, wants_page
 from skillhub_registry.registry import Registry
 from skillhub_registry.revisions import DEFAULT_BRANCH
 from skillhub_registry.routes.table import ENDPOINTS
 from skillhub_registry.statistics import FLUSH_SECONDS
+from skillhub_registry.threads import run_changing, run_reading
 
 logger = logging.getLogger("skillhub_registry")
+
+_WARMING_SECONDS: Final = 2
+"""After the start, which is to be quick, and before most people come."""
 
 
 def make_app(registry: Registry) -> ASGIApp:
@@ -73,6 +76,7 @@ class _RawPaths:
 
 
 def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
+    run = run_reading if endpoint.method == "GET" or endpoint.permission is Permission.READ else run_changing
     at_once = endpoint.method == "GET" and not inspect.iscoroutinefunction(endpoint.handler)
 
     async def answer(request: Request) -> Response:
@@ -82,15 +86,15 @@ def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
         if _may_be_mirrored(call, endpoint):
             call = await _let_in(call, endpoint, seen)
         elif at_once and not _has_body(request):
-            return await run_in_threadpool(lambda: _handle(endpoint, _admit(call, endpoint, seen)))
+            return await run_reading(lambda: _handle(endpoint, _admit(call, endpoint, seen)))
         else:
-            call = await run_in_threadpool(_admit, call, endpoint, seen)
+            call = await run_reading(_admit, call, endpoint, seen)
         if inspect.iscoroutinefunction(endpoint.handler):
             with _observing_change(call, endpoint):
                 return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
         call = dataclasses.replace(call, body=await read_body(request, endpoint.body_limit))
         with _observing_change(call, endpoint):
-            return await run_in_threadpool(_handle, endpoint, call)
+            return await run(_handle, endpoint, call)
 
     return Route(endpoint.path, answer, methods=[endpoint.method])
 
@@ -117,7 +121,7 @@ async def _let_in(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
     mirror = call.registry.mirror
     assert mirror is not None
     try:
-        admitted = await run_in_threadpool(_admit, call, endpoint, seen)
+        admitted = await run_reading(_admit, call, endpoint, seen)
     except HubError as error:
         if error.code != "RepoNotFound":
             raise
@@ -128,7 +132,7 @@ async def _let_in(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
     namespace, name = call.parameters["namespace"], call.parameters["name"]
     revision = call.parameters.get("revision", DEFAULT_BRANCH)
     await run_sync(mirror.follow, namespace, name, revision, limiter=mirror.threads)
-    admitted = await run_in_threadpool(admit, call, endpoint.permission, sessions=endpoint.sessions)
+    admitted = await run_reading(admit, call, endpoint.permission, sessions=endpoint.sessions)
     return _note(admitted, seen)
 
 
@@ -173,21 +177,27 @@ def _observing_change(call: Call, endpoint: Endpoint) -> AbstractContextManager[
 
 @asynccontextmanager
 async def _lifespan(registry: Registry) -> AsyncIterator[None]:
-    flushing = asyncio.create_task(_flush_downloads(registry))
+    tasks = [asyncio.create_task(_flush_downloads(registry)), asyncio.create_task(_compile_templates())]
     try:
         yield
     finally:
-        flushing.cancel()
-        with suppress(asyncio.CancelledError):
-            await flushing
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         registry.close()
+
+
+async def _compile_templates() -> None:
+    await asyncio.sleep(_WARMING_SECONDS)
+    await run_reading(compile_templates)
 
 
 async def _flush_downloads(registry: Registry) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
         try:
-            await run_in_threadpool(registry.downloads.flush, registry.database)
+            await run_changing(registry.downloads.flush, registry.database)
         except HubError as error:  # the next time, then
             logger.warning("downloads are not counted yet: %s", error)
 

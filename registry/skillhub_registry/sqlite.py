@@ -84,6 +84,7 @@ class SQLiteDatabase(Database):
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -512")  # kB; there are dozens of connections, and one system's cache
         return connection
 
 

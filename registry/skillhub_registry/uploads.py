@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from skillhub_registry import limits
@@ -13,6 +12,7 @@ from skillhub_registry.blobs import BlobWriter
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import repository_not_found
 from skillhub_registry.repositories import get_repository
+from skillhub_registry.threads import run_changing
 
 _NOTE_SECONDS = 3600
 """How exactly the last use of a xorb is noted: oftener would be a write for nothing."""
@@ -28,9 +28,9 @@ async def receive_body(request: Request, writer: BlobWriter) -> None:
     async for chunk in request.stream():
         pending += chunk
         if len(pending) >= limits.MIB:
-            await run_in_threadpool(writer.write, bytes(pending))
+            await run_changing(writer.write, bytes(pending))
             pending.clear()
-    await run_in_threadpool(writer.write, bytes(pending))
+    await run_changing(writer.write, bytes(pending))
 
 
 def record_uploads(connection: Connection, repository_id: int, sender: int, files: Iterable[tuple[str, int]]) -> None:

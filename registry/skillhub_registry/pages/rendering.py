@@ -77,6 +77,12 @@ def render_error(request: Request, error: HubError) -> Response:
     return HTMLResponse(page, error.status, headers=PAGE_HEADERS)
 
 
+def compile_templates() -> None:
+    """Compile every template, which otherwise the first visitor of each page waits for."""
+    for name in _TEMPLATES.list_templates():
+        _TEMPLATES.get_template(name)
+
+
 def serve_static(call: Call) -> Response:
     """Answer ``GET /static/{file}``: the stylesheet, the script and the icon, whose addresses change with them."""
     name = call.parameters["file"]

@@ -7,7 +7,6 @@ import binascii
 from fnmatch import fnmatchcase
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
@@ -42,6 +41,7 @@ from skillhub_registry.revisions import (
 )
 from skillhub_registry.routes.discussions import pull_request_url
 from skillhub_registry.routes.documents import format_seconds
+from skillhub_registry.threads import run_changing, run_reading
 from skillhub_registry.trees import File, find_entry, find_files
 
 
@@ -110,7 +110,7 @@ async def commit(call: Call) -> Response:
     """
     revision, proposes = call.parameters["revision"], call.flag("create_pr")
     ref = target_ref(branch_of(revision) if proposes else revision)
-    await run_in_threadpool(_check_committer, call, revision, proposes)
+    await run_reading(_check_committer, call, revision, proposes)
     lines = await _read_lines(call)
     if not lines or not isinstance(lines[0], CommitHeader):
         raise bad_request("The first line of a commit must be its header")
@@ -118,9 +118,9 @@ async def commit(call: Call) -> Response:
     if len(operations) != len(lines) - 1:
         raise bad_request("A commit has one header")
     if proposes:
-        commit_id, proposed = await run_in_threadpool(_propose, call, branch_of(revision), header, operations)
+        commit_id, proposed = await run_changing(_propose, call, branch_of(revision), header, operations)
         return JSONResponse({**_answer(call, commit_id), "pullRequestUrl": pull_request_url(call, proposed)})
-    return JSONResponse(_answer(call, await run_in_threadpool(_commit, call, ref, header, operations)))
+    return JSONResponse(_answer(call, await run_changing(_commit, call, ref, header, operations)))
 
 
 def _check_committer(call: Call, revision: str, proposes: bool) -> None:
@@ -202,14 +202,14 @@ async def _read_lines(call: Call) -> list[CommitHeader | Operation]:
         if end >= 0:
             complete = bytes(pending) + chunk[: end + 1]
             pending = bytearray(chunk[end + 1 :])
-            await run_in_threadpool(parse, complete)
+            await run_changing(parse, complete)
         else:
             pending += chunk
         if total > limits.COMMIT_BODY or len(pending) > limits.COMMIT_LINE:
             raise too_large("The commit is too large; send large files through LFS or Xet, or in several commits")
         if len(parsed) > limits.COMMIT_OPERATIONS:
             raise too_large(f"A commit has at most {limits.COMMIT_OPERATIONS} operations")
-    await run_in_threadpool(parse, bytes(pending))
+    await run_changing(parse, bytes(pending))
     return parsed
 
 

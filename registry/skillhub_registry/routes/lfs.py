@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
@@ -14,6 +13,7 @@ from skillhub_registry.calls import Call
 from skillhub_registry.errors import HubError, bad_request, too_large
 from skillhub_registry.names import is_sha256
 from skillhub_registry.repositories import MEMBERS
+from skillhub_registry.threads import run_changing
 from skillhub_registry.uploads import find_upload, receive_body, record_uploads
 
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
@@ -84,8 +84,8 @@ async def receive_object(call: Call) -> Response:
     claims = call.registry.signer.check(_OBJECT, call.parameters["grant"])
     with write_blob(call.registry.blobs, claims["size"]) as writer:
         await receive_body(call.request, writer)
-        await run_in_threadpool(keep_blob, call.registry.blobs, writer, claims["oid"], claims["size"])
-    await run_in_threadpool(_record, call, claims)
+        await run_changing(keep_blob, call.registry.blobs, writer, claims["oid"], claims["size"])
+    await run_changing(_record, call, claims)
     return Response()
 
 
@@ -97,7 +97,7 @@ async def receive_part(call: Call) -> Response:
         await receive_body(call.request, writer)
         if writer.size != claims["length"]:
             raise bad_request(f"The part has {writer.size} bytes where {claims['length']} were announced")
-        await run_in_threadpool(store.keep_part, claims["upload"], claims["number"], writer)
+        await run_changing(store.keep_part, claims["upload"], claims["number"], writer)
         return Response(headers={"ETag": f'"{writer.sha256}"'})
 
 

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
@@ -19,6 +18,7 @@ from skillhub_registry.errors import HubError, bad_request, too_large, unauthori
 from skillhub_registry.names import is_sha256
 from skillhub_registry.pullrequests import require_committer
 from skillhub_registry.repositories import MEMBERS
+from skillhub_registry.threads import run_changing
 from skillhub_registry.uploads import find_xorb, note_use, receive_body, record_uploads, record_xorb
 from skillhub_registry.xet import ShardFile, XetError, Xorb, opening_xorbs, parse_shard, parse_xorb, rebuild_file
 
@@ -74,7 +74,7 @@ async def receive_xorb(call: Call) -> Response:
         raise bad_request("A xorb's hash has 64 hexadecimal digits")
     with write_blob(call.registry.blobs, limits.XORB) as writer:
         await receive_body(call.request, writer)
-        await run_in_threadpool(_keep_xorb, call, writer, grant, xorb_hash)
+        await run_changing(_keep_xorb, call, writer, grant, xorb_hash)
     return JSONResponse({"was_inserted": True})
 
 
@@ -93,7 +93,7 @@ async def receive_shard(call: Call) -> Response:
     """Answer ``POST v1/shards``: rebuild the files, verify their sha256, and let the repository refer to them."""
     grant = _check_grant(call)
     body = await read_body(call.request, limits.SHARD)
-    await run_in_threadpool(_rebuild_files, call, body, grant)
+    await run_changing(_rebuild_files, call, body, grant)
     return JSONResponse({"result": 1})
 
 
