@@ -57,6 +57,7 @@ bench: $(INSTALLED) ## measure, and write reports into benchmarks/reports/
 
 soak: $(INSTALLED) ## long kills and loads, by hand; the report goes into benchmarks/reports/
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/registry_soak.py
 
 release: lint test-all ## build the distribution into dist/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build
