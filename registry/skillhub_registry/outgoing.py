@@ -19,6 +19,7 @@ import httpx2
 
 from skillhub.errors import UsageError
 from skillhub_registry import limits
+from skillhub_registry.errors import INVALID_CREDENTIALS
 
 MIRROR: Final = "skillhub-mirror"
 """Sent along as ``Via``: a mirror asks nobody for another mirror, so none waits for itself, by whatever detour."""
@@ -136,6 +137,8 @@ class Outgoing:
         if response.status_code == 200 and "Content-Encoding" not in response.headers:
             return
         path, status = response.request.url.path, response.status_code
+        if status == 401 and response.headers.get("X-Error-Message") == INVALID_CREDENTIALS:
+            raise UpstreamError(f"{self.address} does not take the token that the operator gave for it")
         if status in (401, 403, 404, 410, 451):
             code = response.headers.get("X-Error-Code", "")
             raise MissingUpstreamError(f"{self.address} answers {path} with {status} {ascii(code)[1:81]}", code)

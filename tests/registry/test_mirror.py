@@ -23,9 +23,10 @@ from skillhub_registry import git
 from skillhub_registry.errors import HubError, busy
 from skillhub_registry.garbage import collect_garbage
 from skillhub_registry.inspection import inspect_registry
-from skillhub_registry.outgoing import open_way
+from skillhub_registry.outgoing import MissingUpstreamError, UpstreamError, open_way
 from skillhub_registry.recency import Recent
 from skillhub_registry.registry import open_storage
+from skillhub_registry.upstream import Upstream
 from tests.registry.sites import publish_releases
 from tests.registry.test_upkeep import DAY, place_of
 from tests.support.commands import Shell
@@ -134,15 +135,15 @@ def test_the_stock_client_reads_through_it_and_goes_on_when_the_other_hub_is_gon
     name = f"{organize(upstream, f'team{len(either.place)}')}/model"
     publish(author, name, {"README.md": b"---\nlicense: mit\n---\n# Hi\n", "config.json": b'{"model_type": "tiny"}'})
     head = publish(author, name, {"deep/weights.safetensors": make_content(1, SIZE), "b/x.bin": make_content(2, 99)})
-    expected = run_client(upstream, tmp_path / "there", "download_all", xet=False, repository=name)
+    there = {path: get(upstream, f"/{name}/resolve/main/{path}").content for path in author.list_repo_files(name)}
+    expected = {path: hashlib.sha256(content).hexdigest() for path, content in there.items()}
     assert run_client(either, tmp_path / "a", "download_all", xet=True, repository=name) == expected
     info = reader(either).model_info(name, files_metadata=True)
     assert info.sha == head and info.card_data is not None and info.card_data.license == "mit"
     assert info.siblings == author.model_info(name, files_metadata=True).siblings
     way.reset(lambda number, method, path: DROP)
-    for place, xet, revision in (("b", False, None), ("c", True, head)):
-        found = run_client(either, tmp_path / place, "download_all", xet=xet, repository=name, revision=revision)
-        assert found == expected
+    assert run_client(either, tmp_path / "b", "download_all", xet=False, repository=name) == expected
+    assert {path: get(either, f"/{name}/resolve/{head}/{path}").content for path in there} == there
     assert [one.id for one in reader(either).list_models(search=name)] == [name]
     page = get(either, f"/{name}", Accept="text/html").text
     assert f'<span class="badge" title="of {way.endpoint}">mirror</span>' in page and "<h1>Hi" in page.replace(
@@ -377,11 +378,20 @@ def test_what_is_too_large_here_is_not_fetched(
     assert asked(way, "/w.bin") == []
 
 
-def test_a_mirror_of_itself_finds_nothing_and_does_not_wait_for_it(trusted: RegistryProcess, way: FaultyProxy) -> None:
-    there, way.upstream = way.upstream, trusted.endpoint
+def test_a_token_that_is_worthless_there_is_not_taken_for_repositories_that_are_missing(way: FaultyProxy) -> None:
+    hub = Upstream(open_way(way.endpoint, "hf_expired"))
+    with pytest.raises(UpstreamError, match="does not take the token") as caught:
+        hub.find_head("nobody/nothing", "main")
+    assert not isinstance(caught.value, MissingUpstreamError)
+    assert "hf_expired" not in repr(hub) + str(caught.value)
+    hub.close()
+
+
+def test_a_mirror_of_itself_finds_nothing_and_does_not_wait_for_it(mirror: RegistryProcess, way: FaultyProxy) -> None:
+    there, way.upstream = way.upstream, mirror.endpoint
     try:
         with pytest.raises(RepositoryNotFoundError):
-            reader(trusted).model_info("round/about")
+            reader(mirror).model_info("round/about")
     finally:
         way.upstream = there
     assert len(way.seen) == 1
