@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from skillhub_registry.commits import store_files
+from skillhub_registry.database import Connection, Rows
 from skillhub_registry.schema import MIGRATIONS
 from skillhub_registry.sqlite import open_sqlite
+from skillhub_registry.trees import File, find_files
 from skillhub_registry.uploads import find_upload
 from tests.support.registry_process import running_registry
 
@@ -48,3 +53,30 @@ def test_a_folder_that_was_served_before_is_served_again(tmp_path: Path) -> None
         api.merge_pull_request(repository, 1)
         fetched = api.hf_hub_download(repository, "a.txt", local_dir=tmp_path / "fetched")
         assert Path(fetched).read_bytes() == b"1"
+
+
+def test_files_are_looked_up_by_few_statements_however_many_they_are(tmp_path: Path) -> None:
+    """Every connection keeps the statements that it saw: one for each number of files would be a leak."""
+    statements: set[str] = set()
+
+    class Listening:
+        """A transaction whose statements are noted."""
+
+        def __init__(self, connection: Connection) -> None:
+            self.connection = connection
+            self.executemany = connection.executemany
+
+        def execute(self, statement: str, values: Sequence[Any] = (), /) -> Rows:
+            statements.add(statement)
+            return self.connection.execute(statement, values)
+
+    files = [File(f"{number:040}", f"{number:064}", number, bool(number % 2)) for number in range(1100)]
+    database = open_sqlite(tmp_path / "registry.sqlite3")
+    with database.write() as connection:
+        store_files(connection, files)
+    with database.read() as connection:
+        for count in (0, *range(1, 40), 511, 512, 513, 1024, 1025, 1100):
+            found = find_files(Listening(connection), [file.id for file in files[:count]])
+            assert found == {file.id: file for file in files[:count]}
+    database.close()
+    assert len(statements) <= 10
