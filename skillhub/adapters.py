@@ -39,6 +39,16 @@ MAX_PATTERNS = 4096
 _SAVE_AGAIN = "Ask its publisher for it as saved by peft with save_pretrained(…)."
 _NOT_ADDITIVE = "Merge it into its base with peft (merge_and_unload), then pack the result: skillhub pack."
 
+_ACTS_LATE = (
+    "It acts on what follows its invocation alone, as no change of the weights does: train a plain LoRA instead."
+)
+_NO_WEIGHTS = "It changes what a model is given, not its weights, and a pack holds weights: train a LoRA instead."
+
+_PROMPT_KINDS = frozenset(
+    {"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
+)
+"""Kinds that peft cannot merge."""
+
 _REFUSED = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -226,7 +236,9 @@ def _check_type(document: Mapping[str, Any], where: str) -> None:
     kind = msgspec.convert(document.get("peft_type"), Label)
     if kind.upper() != "LORA":
         raise UsageError(
-            f"{where} is of an adapter of the type {kind}; only LoRA adapters are read.", hint=_NOT_ADDITIVE, type=kind
+            f"{where} is of an adapter of the type {kind}; only LoRA adapters are read.",
+            hint=_NO_WEIGHTS if kind.upper() in _PROMPT_KINDS else _NOT_ADDITIVE,
+            type=kind,
         )
 
 
@@ -241,8 +253,11 @@ def _refuse_other_kinds(document: Mapping[str, Any], config: AdapterConfig, wher
     if _is_unread(config.alpha_pattern or {}):
         kinds.append("an alpha_pattern of more than names and simple expressions")
     if kinds:
+        acts_late = "alora_invocation_tokens" in document and kinds[0] == _REFUSED["alora_invocation_tokens"]
         raise UsageError(
-            f"{where} is of an adapter with {kinds[0]}, which is not read.", hint=_NOT_ADDITIVE, feature=kinds[0]
+            f"{where} is of an adapter with {kinds[0]}, which is not read.",
+            hint=_ACTS_LATE if acts_late else _NOT_ADDITIVE,
+            feature=kinds[0],
         )
 
 

@@ -6,7 +6,7 @@ the whole model, then the second pass encodes. So a byte goes where it removes m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 from skillhub.calibration.moments import Calibration
 from skillhub.codecs import EncodedTensor, content_digest, decode, exact, lowrank, restoration
 from skillhub.codecs.allocation import (
+    SMALL_TENSOR,
     Analysis,
     ErrorRecord,
     analyse,
@@ -122,7 +123,23 @@ class DeltaEncoder:
         own = self._do_own("Analysing", self._analysed)
         found = {name: own[name] if name in own else self._analysed(name) for name in self.names}
         set_bytes = sum(one for one in found.values() if isinstance(one, int))
+        self._tell_what_is_whole(found)
         return {name: one for name, one in found.items() if not isinstance(one, int)}, set_bytes
+
+    def _tell_what_is_whole(self, found: Mapping[str, Analysis | int]) -> None:
+        """Tell which matrices are stored bit for bit, and so take most of a pack."""
+        sizes = {
+            name: one if isinstance(one, int) else one.fixed_bytes
+            for name, one in found.items()
+            if isinstance(one, int) or (one.is_whole and len(one.shape) > 1)
+        }
+        largest = sorted((name for name, size in sizes.items() if size > SMALL_TENSOR), key=lambda name: -sizes[name])
+        if largest and self.ranks.leads:
+            more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
+            self.notice(
+                f"Stored as they are, in {sum(sizes.values()) / 1e6:.2f} MB: {', '.join(largest[:3])}{more}. They are added, of a dtype that has "
+                "no differences, or hold values that are infinite, no numbers or out of all proportion."
+            )
 
     def _analysed(self, name: str) -> Analysis | int:
         """Return what the bits of a difference would buy; of another change the bytes that it takes."""
@@ -327,12 +344,12 @@ def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: 
         encoder: of the fine-tune.
         folder: the variant's.
         budget: bytes of payload.
-        may_grow: whether what must be stored exactly is stored even where it alone takes more (a preset never fails).
+        may_grow: whether there is to be :func:`with_room` (a preset never fails).
     """
     analyses, set_bytes = encoder.analyse()
     exact_bytes = set_bytes + sum(analysis.fixed_bytes for analysis in analyses.values())
     if may_grow:
-        budget = max(budget, exact_bytes)
+        budget = with_room(budget, exact_bytes)
     differences = list(analyses.values())
     price = choose_lambda(differences, budget, set_bytes=set_bytes)
     may_lower = True
@@ -352,6 +369,14 @@ def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: 
         hint=f"Choose a budget of at least {payload} bytes.",
         minimum=payload,
     )
+
+
+def with_room(budget: int, exact_bytes: int) -> int:
+    """Return the bytes of a preset's payload: what must be stored exactly comes on top where it takes more than half.
+
+    So an output head of its own, say, does not take what the rest of the fine-tune needs.
+    """
+    return budget + exact_bytes if 2 * exact_bytes > budget else budget
 
 
 def _set_values(delta: Delta, name: str) -> EncodedTensor:

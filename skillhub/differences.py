@@ -21,6 +21,7 @@ from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import exact
 from skillhub.codecs.allocation import Analysis, analyse, choose_lambda
 from skillhub.codecs.candidates import Values
+from skillhub.deltaencoding import with_room
 from skillhub.deltas import Delta, shapes_fit
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.goals import SIZES
@@ -270,7 +271,8 @@ def _predict_sizes(
             sizes[one.name] = exact.encode(delta.values(one.name), operation="set").nbytes
     as_they_are = sum(sizes.values())
     least = as_they_are + sum(analysis.fixed_bytes for analysis in analyses.values())
-    price = choose_lambda(list(analyses.values()), max(base_size // SIZES[PRESET], least), set_bytes=as_they_are)
+    budget = with_room(base_size // SIZES[PRESET], least)
+    price = choose_lambda(list(analyses.values()), budget, set_bytes=as_they_are)
     return sizes | {name: _bytes_at(analysis, price) for name, analysis in analyses.items()}
 
 

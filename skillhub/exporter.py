@@ -202,10 +202,10 @@ def _check_fit(one: Contribution, fit: Fit, *, partial: bool, rank: int | None) 
     is_dense = any(misfit.reason == Reason.DENSE for misfit in fit.misfits)
     approximate = " Approximate what is stored densely with --rank 64 (rank=64)." if is_dense and rank is None else ""
     listed = [{"tensor": misfit.tensor, "reason": misfit.reason.value} for misfit in fit.misfits]
-    what = counted(fit.misfits) or "no tensor at all"
+    what = counted(fit.misfits)
     if not fit.layers:
         raise UsageError(
-            f"Nothing that {one.delta.pack} changes fits a LoRA adapter: {what}.",
+            f"Nothing that {one.delta.pack} changes fits a LoRA adapter: {what or 'it takes one matrix of low rank at least'}.",
             hint=f"Fuse it into a checkpoint instead: skillhub fuse.{approximate}",
             misfits=listed,
         )

@@ -31,6 +31,7 @@ from skillhub.partials import Partial, digest_inputs, partial_pack
 from skillhub.progress import Notice, Progress, silence
 from skillhub.prompts import check_prompts
 from skillhub.ranks import joined_ranks, shared_stage
+from skillhub.relatedness import doubt, relative_norm
 from skillhub.routingcards import RouterInfo
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def pack(
     draft = _Draft(goal, structs.replace(manifest, provenance=goal.facts), found, fingerprint_checkpoint(found.folder))
     examples = to_read if calibrate and goal.is_calibrated and len(asked) >= FEWEST_PROMPTS else ()
     tell = notice or silence
+    if doubts := doubt(relative_norm(delta, changed), base):
+        tell(doubts)
 
     def inputs() -> str:
         return digest_inputs(delta, preset, budget_bytes, dict(recipe_options or {}), list(examples))

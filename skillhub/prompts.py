@@ -20,6 +20,8 @@ def read_prompts(path: Path) -> list[str]:
         UsageError: the file has no prompts, is far too long, or a line has none (the message has its number).
         DiskError: the file may not be read.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.", hint="Give a JSON-lines file with one prompt a line.")
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.", hint="Give a JSON-lines file with one prompt a line.")
     with disk_errors(path), path.open("rb") as stream:
@@ -37,7 +39,7 @@ def _parse(line: bytes, where: str) -> str:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON.", hint='Write one {"prompt": "…"} a line.') from error
+        raise UsageError(f"{where} is not JSON.", hint='Write one {"prompt": "…"} a line, in UTF-8.') from error
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"{where} has no prompt.", hint='Write one {"prompt": "…"} a line.')

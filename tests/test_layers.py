@@ -55,7 +55,7 @@ COLUMNS = [
     (WEIGHTS, "calibration"),
     (WEIGHTS, "partials"),
     (WEIGHTS, "deltaencoding"),
-    (WEIGHTS, "goals scoring"),
+    (WEIGHTS, "goals relatedness scoring"),
     (WEIGHTS, "measures"),
     (WEIGHTS, "compose"),
     (WEIGHTS, "nearness"),

@@ -365,3 +365,45 @@ def test_a_budget_is_used_where_the_first_price_left_some_of_it(
     monkeypatch.setattr(allocation, "_estimate_bits", lambda *args: 1.5 * estimate(*args))
     built = pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=20_000)
     assert 0.9 * 20_000 <= payload(built) <= (1 + BUDGET_TOLERANCE) * 20_000
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small model and a fine-tune of it, large enough that a preset's size buys something."""
+    folder = tmp_path_factory.mktemp("pair")
+    sizes = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    base = save_model("tied", folder / "base", initializer_range=0.1, **sizes)
+    return base, tune(base, folder / "tuned", size=0.01)
+
+
+def kept(built: Pack) -> set[str]:
+    return {name for name, entry in built.only_variant().codec.tensors.items() if entry.relative_error < 1}
+
+
+def test_what_is_stored_as_it_is_does_not_take_the_rest_s_bytes_and_is_told(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A head of its own, or one NaN, once left every other matrix nothing, without a word."""
+    base, tuned = pair
+    name, other = "layers.1.mlp.up_proj.weight", "layers.0.mlp.up_proj.weight"
+
+    def spoil(tensors: Tensors) -> Tensors:
+        tensors[f"model.{name}"][0, 0] = NAN
+        return tensors
+
+    told: list[str] = []
+    plain = pack(tuned, base, tmp_path / "plain", metadata=METADATA, notice=told.append)
+    assert not told and other in kept(plain)
+    broken = rewrite(tuned, tmp_path / "broken", spoil)
+    built = pack(broken, base, tmp_path / "pack", metadata=METADATA, notice=told.append)
+    assert kept(plain) - {name} <= kept(built)
+    assert len(told) == 1 and name in told[0] and "no numbers" in told[0]
+
+
+def test_a_base_of_other_weights_is_doubted(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    _, tuned = pair
+    sizes = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    other = save_model("tied", tmp_path / "other", initializer_range=0.1, seed=7, **sizes)
+    told: list[str] = []
+    pack(tuned, other, tmp_path / "pack", metadata=METADATA, notice=told.append)
+    assert any(f"Is {other} what the fine-tune started from?" in text for text in told)

@@ -31,6 +31,14 @@ def test_a_recipe_is_named_with_its_options(shell: Shell, models: tuple[Path, Pa
     assert "no option 'alpha'" in shell.fail(2, *asked, "--recipe-option", "alpha=0.1", "-o", "other")
 
 
+def test_a_finished_pack_is_not_packed_again(shell: Shell, models: tuple[Path, Path]) -> None:
+    """Whoever interrupted its measuring was told to remove it."""
+    base, tuned = models
+    asked = ("pack", tuned, "--base", base, *NAMED, "-o", "pack")
+    shell.succeed(*asked)
+    assert "skillhub evaluate pack" in shell.fail(2, *asked)
+
+
 @pytest.fixture(scope="module")
 def skilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A tiny language model with a chat template, a fine-tune of it, and a file of prompts."""

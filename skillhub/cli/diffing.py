@@ -48,6 +48,7 @@ def diff_command(base: str, tuned: str, quick: bool, picture: Path | None, as_js
       skillhub diff ./SmolLM2-135M-Instruct ./tuned --heat-map difference.png
     """
     from skillhub.differences import compare_checkpoints
+    from skillhub.relatedness import doubt
 
     if picture is not None:
         from skillhub.compose.heatmaps import check_drawable
@@ -67,6 +68,8 @@ def diff_command(base: str, tuned: str, quick: bool, picture: Path | None, as_js
         click.echo(f"{base} and {tuned} have the same weights." + (" Nothing was drawn." if picture else ""))
         return
     _print(found, quick=quick)
+    if doubts := doubt(found.total().relative_norm or 0.0, base):
+        console.say(doubts)
     if drawn:
         click.echo(f"Drawn in {drawn}.")
 
@@ -117,6 +120,7 @@ def _print(found: Difference, *, quick: bool) -> None:
         checkpoint = console.size_text(found.base_size)
         ratio = f"1/{found.base_size / size:.0f} of" if 2 * size <= found.base_size else "beside"
         click.echo(f"A pack of it takes about {console.size_text(size)} (preset near), {ratio} the {checkpoint} base.")
+        click.echo("Names and digests come on top, some hundred bytes a tensor.")
 
 
 def _listed(names: list[str]) -> str:

@@ -15,6 +15,7 @@ from skillhub.cli import console, options
 from skillhub.cli.evaluating import Examples, print_scores, read_examples, scores_json
 from skillhub.configuration import parse_size
 from skillhub.errors import SkillhubError, UsageError
+from skillhub.manifest import MANIFEST_FILE
 from skillhub.packs import Pack, open_pack
 from skillhub.prompts import read_prompts
 
@@ -162,6 +163,8 @@ def pack_command(
     from skillhub.adapterpacker import pack_adapter
     from skillhub.packer import pack
 
+    _refuse_finished(out)
+
     if prompts or author.skills.prompts or examples or lora is not None:
         console.quiet_transformers()
     with console.progress("tensors") as progress:
@@ -180,12 +183,25 @@ def pack_command(
     _print_summary(built, out, as_json=as_json)
 
 
+def _refuse_finished(out: Path) -> None:
+    """Refuse to go on with a run that ended; nothing but its measuring can have been interrupted.
+
+    Raises:
+        UsageError: there is a pack.
+    """
+    if (out / MANIFEST_FILE).is_file():
+        raise UsageError(
+            f"There is a finished pack in {out}.",
+            hint=f"Measure it with skillhub evaluate {out}; or choose another folder with -o, or remove that one.",
+        )
+
+
 def _evaluate(built: Pack, examples: Examples, base: str, tuned: str | None) -> Pack:
     """Measure a pack that was just built, and return it as it is then."""
     try:
         examples.measure(built, base, tuned)
-    except SkillhubError:
-        console.say(f"The pack is in {built.folder}, and was not measured.")
+    except (SkillhubError, KeyboardInterrupt):
+        console.say(f"The pack in {built.folder} is finished, and was not measured: skillhub evaluate does that.")
         raise
     return open_pack(built.folder)
 

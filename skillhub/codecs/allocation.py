@@ -86,6 +86,11 @@ class Analysis:
         """Payload bytes that the tensor costs at every price."""
         return EncodedTensor(self.shape, self.fixed).nbytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is stored exactly at every price."""
+        return self.factors is None and any(part.codec == exact.ID for part in self.fixed)
+
     def kind_at(self, price: float) -> str:
         """Return which candidate stores the tensor at a price: that of the nearest price of the ladder."""
         if not self.kinds:
