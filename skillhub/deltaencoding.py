@@ -6,6 +6,7 @@ the whole model, then the second pass encodes. So a byte goes where it removes m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,15 +132,19 @@ class DeltaEncoder:
         sizes = {
             name: one if isinstance(one, int) else one.fixed_bytes
             for name, one in found.items()
-            if isinstance(one, int) or (one.is_whole and len(one.shape) > 1)
+            if (isinstance(one, int) or one.is_whole) and self._is_large_matrix(name)
         }
-        largest = sorted((name for name, size in sizes.items() if size > SMALL_TENSOR), key=lambda name: -sizes[name])
+        largest = sorted(sizes, key=lambda name: -sizes[name])
         if largest and self.ranks.leads:
             more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
             self.notice(
                 f"Stored as they are, in {sum(sizes.values()) / 1e6:.2f} MB: {', '.join(largest[:3])}{more}. They are added, of a dtype that has "
                 "no differences, or hold values that are infinite, no numbers or out of all proportion."
             )
+
+    def _is_large_matrix(self, name: str) -> bool:
+        found = self.delta.tuned.tensors.get(name)  # what is removed is not there
+        return found is not None and len(found.shape) > 1 and math.prod(found.shape) > SMALL_TENSOR
 
     def _analysed(self, name: str) -> Analysis | int:
         """Return what the bits of a difference would buy; of another change the bytes that it takes."""

@@ -78,7 +78,7 @@ def pack(
             smallest of about five packs that were tried is written, and the manifest has its divergence; rounding weights takes random
             bits from a pack's digest, so that measured again it may differ by some 3 %, which is kept clear of the bound.
         recipe_options: of a recipe, other options than its paper's, as for :func:`skillhub.recipes.choose_recipe`.
-        prompts: what users of the pack might write: 32 to 128, worded in several ways. They make its routing card, and the fine-tune reads
+        prompts: what users of the pack might write: 32 to 128, worded in several ways, and up to 256 for a broad skill. They make its routing card, and the fine-tune reads
             them to tell which errors matter (:mod:`skillhub.calibration`; a minute on a core for 135M parameters). Without them the
             prompts of ``metadata.skills`` are taken, where there are enough; else the pack has no card and all weights count alike.
         calibrate: whether prompts are also read by the fine-tune; otherwise all weights count alike, and they make the routing card only.

@@ -132,7 +132,8 @@ def pack_command(
 
     With 16 or more example inputs the pack gets a routing card, by which a model with several packs tells which one an input is
     for (see `skillhub route`). The fine-tune also reads and answers them, to tell which errors matter: a minute or two on a core for
-    135M parameters. 32 to 128 of them do best, worded as differently as users would.
+    135M parameters. 32 to 128 of them do for most skills, worded as differently as users would; for a broad one, such as a language, 256 do
+    better and take longer.
 
     With --max-kl the divergence is measured, on the fine-tune's answers to every fourth example input, with weights as the model's dtype
     stores them: some five packs are tried, and the smallest within the bound is written.
