@@ -17,11 +17,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from skillhub.budgets import with_room
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import exact
 from skillhub.codecs.allocation import Analysis, analyse, choose_lambda
 from skillhub.codecs.candidates import Values
-from skillhub.deltaencoding import with_room
 from skillhub.deltas import Delta, shapes_fit
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.goals import SIZES

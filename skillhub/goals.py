@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skillhub.budgets import write_within
 from skillhub.checkpoints import Checkpoint
-from skillhub.deltaencoding import DeltaEncoder, write_within
+from skillhub.deltaencoding import DeltaEncoder
 from skillhub.deltafiles import DeltaWriter
 from skillhub.errors import UsageError
 from skillhub.manifest import TensorEntry

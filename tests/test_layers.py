@@ -55,6 +55,7 @@ COLUMNS = [
     (WEIGHTS, "calibration"),
     (WEIGHTS, "partials"),
     (WEIGHTS, "deltaencoding"),
+    (WEIGHTS, "budgets"),
     (WEIGHTS, "goals relatedness scoring"),
     (WEIGHTS, "measures"),
     (WEIGHTS, "compose"),

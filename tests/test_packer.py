@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from skillhub.adapterpacker import pack_adapter
 from skillhub.authorfile import AuthorFile
 from skillhub.bfloat16 import FLOATS
+from skillhub.budgets import TOLERANCE
 from skillhub.checkpoints import DTYPES, open_checkpoint
 from skillhub.codecs import allocation
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
-from skillhub.deltaencoding import BUDGET_TOLERANCE
 from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.manifest import Skill
@@ -186,7 +186,7 @@ def test_a_budget_is_kept_whatever_rows_stand_out(
     folder = tmp_path_factory.mktemp("budget")
     folders = save(folder / "base", base), save(folder / "tuned", tuned)
     built = pack(folders[1], folders[0], folder / "pack", metadata=METADATA, budget_bytes=budget)
-    assert payload(built) <= (1 + BUDGET_TOLERANCE) * budget
+    assert payload(built) <= (1 + TOLERANCE) * budget
     assert len(list((folder / "pack").rglob("delta-*"))) == 1
 
 
@@ -364,7 +364,7 @@ def test_a_budget_is_used_where_the_first_price_left_some_of_it(
     estimate = allocation._estimate_bits
     monkeypatch.setattr(allocation, "_estimate_bits", lambda *args: 1.5 * estimate(*args))
     built = pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=20_000)
-    assert 0.9 * 20_000 <= payload(built) <= (1 + BUDGET_TOLERANCE) * 20_000
+    assert 0.9 * 20_000 <= payload(built) <= (1 + TOLERANCE) * 20_000
 
 
 @pytest.fixture(scope="module")
