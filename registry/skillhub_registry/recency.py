@@ -49,10 +49,10 @@ class Recent:
                 try:
                     action()
                 except HubError as error:
-                    attempt.error = error
+                    attempt.error = _without_traces(error)
                 attempt.ended_at = self._clock()
             if attempt.error is not None:
-                raise attempt.error.with_traceback(None)
+                raise _without_traces(attempt.error)
 
     def _find(self, key: Hashable) -> _Attempt:
         with self._lock:
@@ -61,3 +61,15 @@ class Recent:
             if len(self._attempts) > _REMEMBERED:
                 del self._attempts[next(iter(self._attempts))]
             return attempt
+
+
+def _without_traces(error: HubError) -> HubError:
+    """Return another error that says the same: tracebacks keep all that the failing functions held, such as large answers."""
+    return HubError(
+        error.status,
+        error.code,
+        error.message,
+        header_message=error.header_message,
+        headers=error.headers,
+        body=error.body,
+    )
