@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import string
 import time
@@ -112,12 +113,28 @@ class Caller:
 
 
 def add_account(connection: Connection, name: str, kind: str = "user") -> Account:
-    """Make a user or organisation.
+    """Make a user or organisation. Names below it that mirrored repositories had lead to them no more.
 
     Raises:
         HubError: 400, an invalid name.
         UsageError: the name is taken.
     """
+    account = _insert_account(connection, name, kind)
+    forget_mirrored_names(connection, account.name)
+    return account
+
+
+def forget_mirrored_names(connection: Connection, namespace: str) -> list[str]:
+    """Let former names below a namespace lead to no mirrors any more; return these names."""
+    rows = connection.execute(
+        "DELETE FROM former_names WHERE full_name LIKE ? ESCAPE '!' "
+        "AND repository_id IN (SELECT id FROM repositories WHERE upstream <> '') RETURNING full_name",
+        (re.sub("[!%_]", r"!\g<0>", fold_name(namespace)) + "/%",),
+    ).fetchall()
+    return sorted(row[0] for row in rows)
+
+
+def _insert_account(connection: Connection, name: str, kind: str) -> Account:
     checked = check_account_name(name)
     if find_account(connection, checked) is not None:
         hint = "Names are compared without regard to case; `skillhub-registry mirror list` names those of mirrors."
@@ -136,7 +153,7 @@ def add_mirrored_namespace(connection: Connection, name: str) -> Account:
         HubError: 400, an invalid name.
         UsageError: the name is taken.
     """
-    account = add_account(connection, name, "organization")
+    account = _insert_account(connection, name, "organization")
     connection.execute("UPDATE accounts SET mirrored = 1 WHERE id = ?", (account.id,))
     return account
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skillhub_registry.accounts import Account
+from skillhub_registry.accounts import Account, forget_mirrored_names
 from skillhub_registry.database import Connection
 from skillhub_registry.names import fold_name
 from skillhub_registry.repositories import Repository, delete_repository, get_repository, insert_repository
@@ -35,13 +35,19 @@ def list_mirrors(connection: Connection) -> list[Repository]:
 
 
 def drop_mirrors(connection: Connection, name: str) -> list[str]:
-    """Forget a mirror (``acme/pack``), or all of a namespace, and mirrored namespaces without any; return whose names went."""
+    """Forget a mirror (``acme/pack``), or all of a namespace, which is free then; return the names that went.
+
+    A namespace goes with its last mirror, and with it the names that mirrors elsewhere once had there.
+    """
     wanted = fold_name(name)
+    namespace = wanted.partition("/")[0]
     found = [one for one in list_mirrors(connection) if wanted in map(fold_name, (one.full_name, one.namespace))]
     for repository in found:
         delete_repository(connection, repository)
-    connection.execute(
-        "DELETE FROM accounts WHERE mirrored = 1 "
-        "AND NOT EXISTS (SELECT 1 FROM repositories r WHERE r.namespace_id = accounts.id)"
-    )
-    return [repository.full_name for repository in found]
+    former = forget_mirrored_names(connection, namespace) if wanted == namespace else []
+    freed = connection.execute(
+        "DELETE FROM accounts WHERE mirrored = 1 AND lower(name) = ? "
+        "AND NOT EXISTS (SELECT 1 FROM repositories r WHERE r.namespace_id = accounts.id) RETURNING name",
+        (namespace,),
+    ).fetchall()
+    return [*(repository.full_name for repository in found), *former, *(row["name"] for row in freed)]
