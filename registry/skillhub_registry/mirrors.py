@@ -196,7 +196,7 @@ class Mirror:
             if not asking:  # somebody took the name meanwhile
                 return
             repository = repository or self._create(connection, head)
-            if fold_name(full_name) != fold_name(head.full_name):
+            if fold_name(full_name) != fold_name(head.full_name) and self._find(connection, *full_name.split("/"))[1]:
                 keep_former_name(connection, repository, full_name)
             self._record(connection, repository, head, mirrored, ref)
 
@@ -226,8 +226,7 @@ class Mirror:
 
     def _is_recorded(self, connection: Connection, repository: Repository, head: Head, revision: str) -> bool:
         """Say whether nothing is new; raises where the name is another repository's there by now."""
-        if head.public_id not in (None, repository.public_id):
-            raise UpstreamError(f"{repository.full_name} is another repository there than the one that was mirrored")
+        _check_same(repository, head)
         if repository.gated != head.gated:
             return False
         if is_short_id(revision) and head.commit.startswith(revision):
@@ -261,12 +260,18 @@ class Mirror:
         return Arrival(
             file.sha256,
             file.size,
-            partial(self._open, repository.full_name, commit.id, listed),
+            partial(self._open, repository, commit.id, listed),
             partial(self._note_arrival, repository, path, file),
         )
 
     @contextmanager
-    def _open(self, full_name: str, commit: str, listed: Listed) -> Iterator[Iterator[bytes]]:
+    def _open(self, repository: Repository, commit: str, listed: Listed) -> Iterator[Iterator[bytes]]:
+        full_name = repository.full_name
+        try:
+            self._look_at_gate(repository)
+        except UpstreamError as error:
+            logger.warning("%s of %s is not fetched: %s", listed.path, full_name, error)
+            raise _to_answer(error, DEFAULT_BRANCH, here=False) from error
         try:
             with ExitStack() as stack:
                 try:
@@ -277,6 +282,17 @@ class Mirror:
         except UpstreamError as error:
             logger.warning("%s of %s does not arrive: %s", listed.path, full_name, error)
             raise upstream_failed(str(error)) from error
+
+    def _look_at_gate(self, repository: Repository) -> None:
+        """Record how a repository is gated there now; raises where it is not public any more, though the token may see it."""
+        head = self._ask(repository.full_name, DEFAULT_BRANCH)
+        _check_same(repository, head)
+        if head.gated == repository.gated:
+            return
+        told = {"gated": head.gated}
+        change = Change("(mirror)", self.upstream.address, "mirror", repository.full_name, told)
+        with making_change(change), self._database.write(repository.id) as connection:
+            set_gated(connection, repository, head.gated)
 
     def _note_arrival(self, repository: Repository, path: str, file: File) -> None:
         with self._database.write(repository.id) as connection:
@@ -295,6 +311,11 @@ def _is_valid(namespace: str, name: str, revision: str) -> bool:
     except HubError:
         return False
     return True
+
+
+def _check_same(repository: Repository, head: Head) -> None:
+    if head.public_id not in (None, repository.public_id):
+        raise UpstreamError(f"{repository.full_name} is another repository there than the one that was mirrored")
 
 
 def _resolves(connection: Connection, repository: Repository, revision: str) -> bool:

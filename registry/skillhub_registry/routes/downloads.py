@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from skillhub_registry.blobs import PIECE
-from skillhub_registry.calls import Call
+from skillhub_registry.calls import Call, Permission, admit
 from skillhub_registry.errors import HubError, entry_not_found
 from skillhub_registry.largefiles import is_deleted
 from skillhub_registry.names import check_path
@@ -109,12 +109,18 @@ def _follow_arrival(
 ) -> AsyncIterator[bytes] | None:
     """Return bytes of a large file as they come from the mirrored Hub, or None where the file has come by now."""
     mirror = call.registry.mirror
-    arrival = mirror.fetch(call.target, commit, path, file) if mirror is not None else None
-    if mirror is None or arrival is None:
-        return None
-    with mirror.waiting():
-        opened = arrival.open(to_its_end=start + length == file.size)
-    return None if opened is None else arrival.follow(opened, start, length, mirror.threads)
+    assert mirror is not None
+    arrival, opened = mirror.fetch(call.target, commit, path, file), None
+    if arrival is not None:
+        with mirror.waiting():
+            opened = arrival.open(to_its_end=start + length == file.size)
+    try:
+        admit(call, Permission.DOWNLOAD, sessions=True)  # fetching it may have told that it is gated by now
+    except HubError:
+        if opened is not None:
+            opened.close()
+        raise
+    return arrival.follow(opened, start, length, mirror.threads) if arrival and opened else None
 
 
 def _send_on(call: Call) -> Response:
