@@ -28,7 +28,10 @@ from skillhub_registry.references import CommitKey, Reachable, find_blobs, find_
 GRACE_SECONDS: Final = 24 * 3600
 XORB_SECONDS: Final = 30 * 24 * 3600
 _BATCH: Final = 2000
-"""How much is removed while others wait."""
+"""How many rows are removed while others wait."""
+
+_BLOB_BATCH: Final = 100
+"""How many blobs: each is a request where they are in a bucket."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,10 @@ def _judge_blobs(
 def _remove_blobs(database: Database, store: BlobStore, condemned: Sequence[str]) -> list[str]:
     """Remove blobs that are still marked, and return which."""
     removed = []
-    for start in range(0, len(condemned), _BATCH):
+    for start in range(0, len(condemned), _BLOB_BATCH):
         with database.write() as connection:
             marked = _marks(connection, "blob")
-            batch = [sha256 for sha256 in condemned[start : start + _BATCH] if sha256 in marked]
+            batch = [sha256 for sha256 in condemned[start : start + _BLOB_BATCH] if sha256 in marked]
             for sha256 in batch:
                 store.remove(sha256)
             _drop_marks(connection, "blob", batch)
