@@ -131,7 +131,8 @@ async def _let_in(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
             return admitted
     namespace, name = call.parameters["namespace"], call.parameters["name"]
     revision = call.parameters.get("revision", DEFAULT_BRANCH)
-    await run_sync(mirror.follow, namespace, name, revision, limiter=mirror.threads)
+    if not await run_reading(mirror.is_followed, namespace, name, revision):
+        await run_sync(mirror.follow, namespace, name, revision, limiter=mirror.asking)
     admitted = await run_reading(admit, call, endpoint.permission, sessions=endpoint.sessions)
     return _note(admitted, seen)
 

@@ -23,8 +23,11 @@ from skillhub_registry.errors import HubError, busy, disk_full, upstream_failed
 
 logger = logging.getLogger("skillhub_registry")
 
-_PART_SECONDS: Final = 5
-"""How long somebody waits who wants a part of a file; less than clients do."""
+_BEGIN_SECONDS: Final = 5
+"""How long somebody waits for the first byte of an answer; less than clients do."""
+
+_TURN_SECONDS: Final = 1
+"""How long a thread waits for the next ones, before it looks after others and whether the client is still there."""
 
 Source = Callable[[], AbstractContextManager[Iterator[bytes]]]
 """Opens a file that lies elsewhere, to be read once; fails with a :class:`HubError`."""
@@ -99,15 +102,15 @@ class Arrival:
     def open(self, *, to_its_end: bool) -> BinaryIO | None:
         """Wait until there is something to read and return a file for :meth:`follow`; None for what is in the store by now.
 
-        ``to_its_end``: it is read with its last byte, before which nobody relies on it.
+        ``to_its_end``: the file is read with its last byte, before which nobody relies on it.
 
         Raises:
-            HubError: it could not be fetched; 503, it takes longer than this waits for the whole.
+            HubError: it could not be fetched; 503, it takes longer than this waits.
         """
         with self._changed:
-            if to_its_end:
-                self._changed.wait_for(lambda: self._ended or (self._path is not None and self._readable > 0))
-            elif not self._changed.wait_for(lambda: self._ended, _PART_SECONDS):
+            if not self._changed.wait_for(
+                lambda: self._ended or (to_its_end and self._path is not None and self._readable > 0), _BEGIN_SECONDS
+            ):
                 raise busy("The file is being fetched from the mirrored Hub; try again")
             if self._error is not None:
                 raise self._error.with_traceback(None)
@@ -120,11 +123,14 @@ class Arrival:
             while length > 0:
                 piece = await run_sync(self._read, file, start, min(PIECE, length), limiter=threads)
                 start, length = start + len(piece), length - len(piece)
-                yield piece
+                if piece:
+                    yield piece
 
     def _read(self, file: BinaryIO, start: int, length: int) -> bytes:
+        """Return the next bytes, none where there are none yet."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._readable > start)
+            if not self._changed.wait_for(lambda: self._ended or self._readable > start, _TURN_SECONDS):
+                return b""
             if self._readable <= start:
                 raise OSError("the mirrored file stopped arriving, or is not what it should be")
             length = min(length, self._readable - start)

@@ -21,7 +21,8 @@ from skillhub_registry import limits
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-_ZERO_COPY: Final = "http.response.zerocopysend"
+ZERO_COPY: Final = "http.response.zerocopysend"
+"""The extension of ASGI by which a server sends files."""
 
 _TURN: Final = 64 * limits.MIB
 """Bytes of a file that go out before other connections have a turn."""
@@ -90,12 +91,12 @@ class Connection(HttpToolsProtocol):
         assert isinstance(cycle, RequestResponseCycle)
 
         async def send_files_too(message: Message) -> None:
-            if message["type"] == _ZERO_COPY:
+            if message["type"] == ZERO_COPY:
                 await self._send_file(cycle, message)
             else:
                 await send(message)
 
-        scope["extensions"] = {**scope.get("extensions", {}), _ZERO_COPY: {}}
+        scope["extensions"] = {**scope.get("extensions", {}), ZERO_COPY: {}}
         await self._answer(cast(Any, scope), cast(Any, receive), cast(Any, send_files_too))
 
     async def _send_file(self, cycle: RequestResponseCycle, message: Message) -> None:

@@ -38,7 +38,7 @@ from skillhub_registry.mirroredcommits import (
     move_mirrored_ref,
 )
 from skillhub_registry.mirrorrecords import create_mirror, find_mirror
-from skillhub_registry.names import check_account_name, check_ref_name, check_repository_name, fold_name, is_commit_id
+from skillhub_registry.names import fold_name, is_commit_id, is_possible
 from skillhub_registry.observation import making_change
 from skillhub_registry.outgoing import MissingUpstreamError, UnreachableUpstreamError, UpstreamError
 from skillhub_registry.recency import Recent
@@ -66,8 +66,11 @@ from skillhub_registry.upstream import Head, Listed, Upstream
 
 logger = logging.getLogger("skillhub_registry")
 
-_THREADS = 32
-"""Of those that wait for the other Hub: however slow it is, what is here is served by others."""
+_ASKING = 32
+"""Threads that wait for the API of the other Hub: however slow it is, what is here is served by others."""
+
+_SENDING = 16
+"""Threads that send on what arrives, in turns."""
 
 
 class Mirror:
@@ -85,7 +88,8 @@ class Mirror:
         self, upstream: Upstream, database: Database, store: BlobStore, quotas: limits.Quotas, refresh: float
     ) -> None:
         self.upstream = upstream
-        self.threads = CapacityLimiter(_THREADS)
+        self.asking = CapacityLimiter(_ASKING)
+        self.sending = CapacityLimiter(_SENDING)
         self._database = database
         self._store = store
         self._quotas = quotas
@@ -95,6 +99,16 @@ class Mirror:
         self._arrivals = Arrivals(store)
         self._waiting = threading.BoundedSemaphore(limits.MIRRORED_FILES)
 
+    def is_followed(self, namespace: str, name: str, revision: str) -> bool:
+        """Say, without waiting for the other Hub, whether it need not be asked what a revision stands for.
+
+        Raises:
+            HubError: as :meth:`follow` did lately.
+        """
+        revision = _simplify(revision)
+        full_name, _ = self._choose(namespace, name, revision)
+        return full_name is None or self._recent.recall((fold_name(full_name), revision))
+
     def follow(self, namespace: str, name: str, revision: str) -> None:
         """Have here what a revision of a repository stands for on the other Hub, as far as it tells.
 
@@ -102,17 +116,11 @@ class Mirror:
             HubError: 404, it is neither there nor here; 403, it is there for others; 502, it is not here, and the other
                 Hub does not answer.
         """
-        revision = revision.lower() if is_commit_id(revision.lower()) else revision.removeprefix(BRANCH)
-        if not _is_valid(namespace, name, revision):
+        revision = _simplify(revision)
+        full_name, is_here = self._choose(namespace, name, revision)
+        if full_name is None:
             return
-        with self._database.read() as connection:
-            repository, asking = self._find(connection, namespace, name)
-            if not asking or (repository is not None and has_commit(connection, repository.id, revision)):
-                return
-            if repository is not None and self._is_away() and _resolves(connection, repository, revision):
-                return
-        full_name = f"{namespace}/{name}" if repository is None else repository.full_name
-        if repository is None and revision != DEFAULT_BRANCH:
+        if not is_here and revision != DEFAULT_BRANCH:
             self.follow(namespace, name, DEFAULT_BRANCH)  # every repository has one
         self._recent.run((fold_name(full_name), revision), partial(self._follow, full_name, revision))
 
@@ -147,6 +155,19 @@ class Mirror:
         """Say whether the other Hub did not answer lately: then nobody waits for it who can be answered from what is here."""
         return time.monotonic() < self._away_until
 
+    def _choose(self, namespace: str, name: str, revision: str) -> tuple[str | None, bool]:
+        """Return the name by which the other Hub is to be asked, None for not at all, and whether the repository is here."""
+        if not is_possible(namespace, name, revision):
+            return None, False
+        with self._database.read() as connection:
+            repository, asking = self._find(connection, namespace, name)
+            if repository is None:
+                return (f"{namespace}/{name}" if asking else None), False
+            here = has_commit(connection, repository.id, revision)
+            if not asking or here or (self._is_away() and _resolves(connection, repository, revision)):
+                return None, True
+        return repository.full_name, True
+
     def _find(self, connection: Connection, namespace: str, name: str) -> tuple[Repository | None, bool]:
         """Return the repository, if it is here, and whether the other Hub is to be asked for it."""
         account = find_account(connection, namespace)
@@ -173,7 +194,7 @@ class Mirror:
         head = self.upstream.find_head(full_name, revision)
         if head.private:
             raise MissingUpstreamError(f"{full_name} is private there", "RepoNotFound")
-        if not _is_valid(*head.full_name.partition("/")[::2], DEFAULT_BRANCH):
+        if not is_possible(*head.full_name.partition("/")[::2], DEFAULT_BRANCH):
             raise MissingUpstreamError(f"{full_name} has a name there that none has here", "RepoNotFound")
         if is_commit_id(revision) and head.commit != revision:
             raise UpstreamError(f"{self.upstream.address} answers with another commit than {revision}")
@@ -289,8 +310,7 @@ class Mirror:
         _check_same(repository, head)
         if head.gated == repository.gated:
             return
-        told = {"gated": head.gated}
-        change = Change("(mirror)", self.upstream.address, "mirror", repository.full_name, told)
+        change = Change("(mirror)", self.upstream.address, "mirror", repository.full_name, {"gated": head.gated})
         with making_change(change), self._database.write(repository.id) as connection:
             set_gated(connection, repository, head.gated)
 
@@ -301,16 +321,8 @@ class Mirror:
             record_large_files(connection, repository.id, DEFAULT_REF, {path: file})
 
 
-def _is_valid(namespace: str, name: str, revision: str) -> bool:
-    """Say whether there can be such a thing on any Hub; only then is it asked for."""
-    try:
-        check_account_name(namespace)
-        check_repository_name(name)
-        if not is_commit_id(revision):
-            check_ref_name(revision.removeprefix("refs/"))
-    except HubError:
-        return False
-    return True
+def _simplify(revision: str) -> str:
+    return revision.lower() if is_commit_id(revision.lower()) else revision.removeprefix(BRANCH)
 
 
 def _check_same(repository: Repository, head: Head) -> None:

@@ -121,6 +121,18 @@ def check_ref_name(name: object) -> str:
     return name
 
 
+def is_possible(namespace: str, name: str, revision: str) -> bool:
+    """Say whether there can be such a repository, and such a revision of it, on any Hub."""
+    try:
+        check_account_name(namespace)
+        check_repository_name(name)
+        if not is_commit_id(revision):
+            check_ref_name(revision.removeprefix("refs/"))
+    except HubError:
+        return False
+    return True
+
+
 def is_sha256(value: object) -> bool:
     """Say whether the value is 64 lower-case hexadecimal digits."""
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None

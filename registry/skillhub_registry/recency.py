@@ -54,6 +54,20 @@ class Recent:
             if attempt.error is not None:
                 raise _without_traces(attempt.error)
 
+    def recall(self, key: Hashable) -> bool:
+        """Say, without waiting for anybody, whether something was done lately.
+
+        Raises:
+            HubError: it failed lately, with that.
+        """
+        with self._lock:
+            attempt = self._attempts.get(key)
+        if attempt is None or attempt.ended_at is None or attempt.ended_at + self._seconds <= self._clock():
+            return False
+        if (error := attempt.error) is not None:
+            raise _without_traces(error)
+        return True
+
     def _find(self, key: Hashable) -> _Attempt:
         with self._lock:
             attempt = self._attempts.pop(key, None) or _Attempt()

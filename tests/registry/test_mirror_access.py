@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import hashlib
+import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+from anyio import CapacityLimiter
 from huggingface_hub import HfApi
 
+from skillhub_registry.arrivals import Arrival
 from skillhub_registry.errors import HubError, busy
+from skillhub_registry.folderstore import FolderStore
 from skillhub_registry.recency import Recent
 from tests.registry.test_mirror import get, organize, publish, reader
 from tests.support.hub_client import make_content
@@ -121,3 +129,69 @@ def test_what_failed_lately_is_remembered_without_what_the_failing_functions_hel
         del caught
     gc.collect()
     assert [one() for one in held] == [None]
+
+
+def test_readers_of_what_does_not_go_on_arriving_take_turns_and_those_who_leave_hold_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skillhub_registry.arrivals._TURN_SECONDS", 0.01)
+    monkeypatch.setattr("skillhub_registry.arrivals._BEGIN_SECONDS", 0.1)
+    more, store = threading.Event(), FolderStore(tmp_path, tmp_path)
+
+    def pieces() -> Iterator[bytes]:
+        yield CONTENT[:2000]
+        more.wait(60)
+        yield CONTENT[2000:]
+
+    def arrive() -> Arrival:
+        return Arrival(hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), lambda: nullcontext(pieces()), lambda: None)
+
+    async def read(arrival: Arrival, file: BinaryIO, got: bytearray, begun: asyncio.Event) -> None:
+        async for piece in arrival.follow(file, 0, len(CONTENT), limiter):
+            got += piece
+            begun.set()
+
+    async def run() -> None:
+        arrival = arrive()
+        fetching = threading.Thread(target=arrival.run, args=(store,))
+        fetching.start()
+        tasks, contents = [], [bytearray() for _ in range(2)]
+        try:
+            for got in contents:
+                file, begun = await asyncio.to_thread(arrival.open, to_its_end=True), asyncio.Event()
+                assert file is not None
+                tasks.append(asyncio.create_task(read(arrival, file, got, begun)))
+                await asyncio.wait_for(begun.wait(), 10)
+            tasks[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[0]
+        finally:
+            more.set()
+        await asyncio.wait_for(tasks[1], 10)
+        assert (contents[0], contents[1]) == (CONTENT[:2000], CONTENT)
+        await asyncio.to_thread(fetching.join)
+
+    limiter = CapacityLimiter(1)
+    asyncio.run(run())
+    with pytest.raises(HubError, match="try again") as caught:
+        arrive().open(to_its_end=True)  # nobody fetches it
+    assert caught.value.status == 503
+
+
+def test_what_the_other_hub_need_not_be_asked_holds_no_thread_that_waits_for_it() -> None:
+    now = [0.0]
+    recent = Recent(60, lambda: now[0])
+    assert not recent.recall("done")
+    recent.run("done", lambda: None)
+    assert recent.recall("done")
+    with pytest.raises(HubError, match="busy"):
+        recent.run("failed", raise_busy)
+    with pytest.raises(HubError, match="busy"):
+        recent.recall("failed")
+    now[0] = 60.0
+    assert not recent.recall("done") and not recent.recall("failed")
+
+
+def raise_busy() -> None:
+    """Fail."""
+    raise busy()

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from skillhub_registry.blobs import PIECE
 from skillhub_registry.calls import Call, Permission, admit
+from skillhub_registry.connections import ZERO_COPY
 from skillhub_registry.errors import HubError, entry_not_found
 from skillhub_registry.largefiles import is_deleted
 from skillhub_registry.names import check_path
@@ -27,9 +28,6 @@ COUNTED_FILES = frozenset(["adapter_config.json", "config.json", "skillpack.json
 
 _LARGE: Final = 64 * 1024
 """Bytes from which on it costs less to have the kernel send a file than to read it."""
-
-_ZERO_COPY: Final = "http.response.zerocopysend"
-"""The extension of ASGI by which a server sends files; see ``connections.py``."""
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -82,12 +80,12 @@ class _FileResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._file:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await send({"type": _ZERO_COPY, "file": self._file, **self._part})
+            await send({"type": ZERO_COPY, "file": self._file, **self._part})
 
 
 def _send(call: Call, sha256: str, first: int, count: int, status_code: int, headers: Mapping[str, str]) -> Response:
     store = call.registry.blobs
-    if count >= _LARGE and _ZERO_COPY in call.request.scope.get("extensions", {}):
+    if count >= _LARGE and ZERO_COPY in call.request.scope.get("extensions", {}):
         file = store.open_local(sha256)
         if file is not None:
             return _FileResponse(file, first, count, status_code, headers)
@@ -120,7 +118,7 @@ def _follow_arrival(
         if opened is not None:
             opened.close()
         raise
-    return arrival.follow(opened, start, length, mirror.threads) if arrival and opened else None
+    return arrival.follow(opened, start, length, mirror.sending) if arrival and opened else None
 
 
 def _send_on(call: Call) -> Response:
