@@ -6,12 +6,14 @@ Files go out by ``http.response.zerocopysend``, an extension of ASGI
 
 from __future__ import annotations
 
+import errno
 import os
 import select
-from asyncio import AbstractEventLoop
+import threading
+from asyncio import AbstractEventLoop, TimerHandle, Transport
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from anyio import CapacityLimiter, to_thread, wait_writable
+from anyio import CapacityLimiter, fail_after, to_thread, wait_writable
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -29,6 +31,14 @@ _TURN: Final = 64 * limits.MIB
 
 _PATIENCE_MILLISECONDS: Final = 5
 """How long a thread waits for a client to take more; for a slower one, the event loop waits."""
+
+_STALLED_SECONDS: Final = 60
+"""How long a client may take nothing of a file that it asked for."""
+
+_HEAD_SECONDS: Final = 60
+"""How long a client may take for the head of a request; before another one begins, uvicorn waits for less."""
+
+_UNREACHABLE: Final = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN)
 
 _SENDERS: Final = CapacityLimiter(8)
 """The threads that send files: not those that answer requests, so that downloads never hold these up."""
@@ -50,6 +60,17 @@ class Connection(HttpToolsProtocol):
             self.app = cast(Any, self._offer_files)
         self._unread = 0
         self._head = 0
+        self._patience: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """Wait for a request, though not for ever."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing any more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; what never comes to an end is refused, as the parser would keep it all."""
@@ -61,6 +82,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to count a head."""
         self._head = 0
+        self._wait_for_head()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -73,6 +95,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer."""
         self._unread = 0
+        self._stop_waiting()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -84,6 +107,21 @@ class Connection(HttpToolsProtocol):
         """End the request."""
         self._unread = 0
         super().on_message_complete()
+
+    def _wait_for_head(self) -> None:
+        self._stop_waiting()
+        self._patience = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_for_head()  # while an answer goes out, nothing need be read of what follows
+        else:
+            self.transport.abort()
 
     async def _offer_files(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, and send the files that it names."""
@@ -100,43 +138,80 @@ class Connection(HttpToolsProtocol):
         await self._answer(cast(Any, scope), cast(Any, receive), cast(Any, send_files_too))
 
     async def _send_file(self, cycle: RequestResponseCycle, message: Message) -> None:
-        file, offset, left = message["file"].fileno(), message["offset"], message["count"]
+        offset, left = message["offset"], message["count"]
         self.transport.set_write_buffer_limits(0)  # so that draining means that the head has left
-        await cycle.flow.drain()
-        if self.transport.is_closing():
-            return
-        # A number of its own stays this connection's, whatever the event loop does with the socket meanwhile.
-        client = os.dup(self.transport.get_extra_info("socket").fileno())
         try:
-            while left:
-                sent = await to_thread.run_sync(_send_while_taken, client, file, offset, left, limiter=_SENDERS)
-                offset, left = offset + sent, left - sent
-                if left:
-                    await wait_writable(client)
-        except ConnectionError:
+            with fail_after(_STALLED_SECONDS):
+                await cycle.flow.drain()
+            if self.transport.is_closing():
+                return
+            with _Ends(self.transport.get_extra_info("socket").fileno(), message["file"].fileno()) as ends:
+                while left:
+                    sent = await to_thread.run_sync(_send_while_taken, ends, offset, left, limiter=_SENDERS)
+                    offset, left = offset + sent, left - sent
+                    if left:
+                        with fail_after(_STALLED_SECONDS):
+                            await wait_writable(ends.client)
+        except OSError as error:
+            if not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _UNREACHABLE:
+                raise
             cycle.disconnected = True
             self.transport.abort()
             return
         finally:
-            os.close(client)
             self.transport.set_write_buffer_limits()
         cycle.expected_content_length = 0
         await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _send_while_taken(client: int, file: int, offset: int, count: int) -> int:
+class _Ends:
+    """A client's socket and a file, by numbers of their own, which stay theirs until everybody who entered has left.
+
+    Nobody can end a thread: where its connection ends by force it goes on for a moment, and must not send something else to
+    somebody else by numbers that were given away.
+    """
+
+    def __init__(self, client: int, file: int) -> None:
+        self.client = os.dup(client)
+        try:
+            self.file = os.dup(file)
+        except OSError:
+            os.close(self.client)
+            raise
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._closed = False
+
+    def __enter__(self) -> _Ends:
+        with self._lock:
+            if self._closed:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "the connection has ended")
+            self._inside += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            self._closed = self._inside == 0
+            if self._closed:
+                os.close(self.client)
+                os.close(self.file)
+
+
+def _send_while_taken(ends: _Ends, offset: int, count: int) -> int:
     """Send a part of a file until the client has been busy for a moment, or others should have a turn; return the bytes sent."""
     count, sent = min(count, _TURN), 0
     writable = select.poll()
-    writable.register(client, select.POLLOUT)
-    while sent < count:
-        try:
-            piece = os.sendfile(client, file, offset + sent, count - sent)
-        except BlockingIOError:
-            if not writable.poll(_PATIENCE_MILLISECONDS):
-                break
-            continue
-        if not piece:
-            raise OSError("a file ended before what was recorded as its end")
-        sent += piece
+    with ends:
+        writable.register(ends.client, select.POLLOUT)
+        while sent < count:
+            try:
+                piece = os.sendfile(ends.client, ends.file, offset + sent, count - sent)
+            except BlockingIOError:
+                if not writable.poll(_PATIENCE_MILLISECONDS):
+                    break
+                continue
+            if not piece:
+                raise OSError("a file ended before what was recorded as its end")
+            sent += piece
     return sent
