@@ -100,6 +100,9 @@ SHOWN_CHANGES: Final = 500
 UPSTREAM_ANSWER: Final = 64 * MIB
 """Bytes of one answer of the API of the Hub that is mirrored."""
 
+UPSTREAM_PAGES: Final = 1000
+"""Pages of one of its lists: enough for as many files as a commit may have, at 50 on each."""
+
 MIRRORED_REGULAR: Final = 2000 * MIB
 """Bytes of all files of a mirrored commit that are fetched before it is shown."""
 

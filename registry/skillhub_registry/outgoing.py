@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
@@ -66,18 +67,28 @@ class Outgoing:
     token: str | None = field(default=None, repr=False)
     client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=_TIMEOUT))
 
-    def ask(self, path: str, query: tuple[tuple[str, str], ...] = ()) -> tuple[Any, str | None]:
+    def ask(
+        self, path: str, query: tuple[tuple[str, str], ...] = (), deadline: float = float("inf")
+    ) -> tuple[Any, str | None]:
         """Return the JSON that a route of the API answers, and the address of the next page, if there is one.
+
+        Args:
+            path: of the route, or an address that came as that of a next page.
+            query: names and values.
+            deadline: when the answer must be here at the latest, by ``time.monotonic``.
 
         Raises:
             UpstreamError: it does not answer, or not well.
         """
         url = httpx2.URL(urljoin(self.address, path))
-        with self._reach(str(url.copy_merge_params(query) if query else url), only_here=True) as response:
-            data = b"".join(self._read(response, limits.UPSTREAM_ANSWER, time.monotonic() + _ANSWER_SECONDS))
+        deadline = min(deadline, time.monotonic() + _ANSWER_SECONDS)
+        asked = str(url.copy_merge_params(query) if query else url)
+        with self._reach(asked, deadline, only_here=True) as response:
+            data = b"".join(self._read(response, limits.UPSTREAM_ANSWER, deadline))
             following = response.links.get("next", {}).get("url")
         try:
-            document = json.loads(data)
+            document = json.loads(data.decode())
+            json.dumps(document, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be kept
         except (ValueError, RecursionError) as error:
             raise UpstreamError(f"{self.address} answers {path} with no JSON") from error
         return document, urljoin(str(url), following) if following else None
@@ -89,19 +100,21 @@ class Outgoing:
         Raises:
             UpstreamError: it does not answer, or not well.
         """
-        seconds = max(600, size // _SLOWEST)
-        with self._reach(self.address + path, only_here=False) as response:
-            yield self._read(response, size, time.monotonic() + seconds)
+        deadline = time.monotonic() + max(600, size // _SLOWEST)
+        with self._reach(self.address + path, deadline, only_here=False) as response:
+            yield self._read(response, size, deadline)
 
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
 
     @contextmanager
-    def _reach(self, url: str, *, only_here: bool) -> Iterator[httpx2.Response]:
+    def _reach(self, url: str, deadline: float, *, only_here: bool) -> Iterator[httpx2.Response]:
         """Yield the successful answer to a GET, after redirections; ``only_here``: within the Hub's own address."""
         try:
             for _ in range(_REDIRECTS + 1):
+                if time.monotonic() > deadline:
+                    raise UpstreamError(f"{self.address} answers too slowly")
                 if not self.may_go(url, only_here):
                     raise UpstreamError(f"{self.address} leads elsewhere, to {_origin(url)}: not followed")
                 with self.client.stream("GET", url, headers=self.make_headers(url)) as response:
@@ -131,7 +144,7 @@ class Outgoing:
         own, other = urlsplit(self.address), urlsplit(url)
         if only_here or other.scheme not in ("https", own.scheme) or other.username is not None:
             return False
-        return not is_private(other.hostname or "") or is_private(own.hostname or "")
+        return is_private(own.hostname or "") or not _leads_inside(other.hostname or "")
 
     def _check(self, response: httpx2.Response) -> None:
         if response.status_code == 200 and "Content-Encoding" not in response.headers:
@@ -165,10 +178,10 @@ def open_way(address: str, token: str | None) -> Outgoing:
         UsageError: it is no address, or the token would travel unencrypted.
     """
     parts = urlsplit(address.rstrip("/"))
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise UsageError(
-            f"{_origin(address)} is no address of a Hub.", hint="Write https://host, without user, password and query."
-        )
+    rest = parts.username or parts.path or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.hostname or rest:
+        hint = "Write https://host, without user, password, path and query."
+        raise UsageError(f"{_origin(address)} is no address of a Hub.", hint=hint)
     if token and parts.scheme == "http" and not is_private(parts.hostname):
         raise UsageError(
             "The token for the mirrored Hub would be sent unencrypted.", hint="Mirror https://…, or without a token."
@@ -178,10 +191,31 @@ def open_way(address: str, token: str | None) -> Outgoing:
 
 def is_private(host: str) -> bool:
     """Say whether a host is this machine or has an address that is not of the internet; names are not looked up."""
+    host = host.removesuffix(".").lower()
+    with suppress(ValueError):
+        return _is_inside(host)
+    with suppress(OSError, UnicodeEncodeError):  # 127.1 and 2130706433 are addresses as well
+        return _is_inside(socket.inet_ntoa(socket.inet_aton(host)))
+    return host == "localhost" or host.endswith(".localhost")
+
+
+def _leads_inside(host: str) -> bool:
+    """Say whether a host is private, or a name of a private address.
+
+    A name that cannot be looked up here leads nowhere, or to where a proxy leads it.
+    """
+    if is_private(host):
+        return True
     try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(_is_inside(str(address[0])) for *_, address in found)
+
+
+def _is_inside(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return not (getattr(parsed, "ipv4_mapped", None) or parsed).is_global
 
 
 def _origin(url: str) -> str:

@@ -7,6 +7,7 @@ where requests may go.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from skillhub_registry import git, limits
 from skillhub_registry.errors import HubError
 from skillhub_registry.names import check_path, is_commit_id, is_sha256
 from skillhub_registry.outgoing import Outgoing, UpstreamError
+
+_LISTING_SECONDS: Final = 600
+"""How long all pages of a list may take together."""
 
 _PUBLIC_ID: Final = re.compile(r"[0-9a-f]{24}")
 
@@ -166,9 +170,10 @@ class Upstream:
 
     def _list_entries(self, path: str, query: tuple[tuple[str, str], ...]) -> Iterator[dict[str, Any]]:
         """Yield the entries of a list that comes in pages."""
-        page, following = self.way.ask(path, query)
-        total = 0
-        while True:
+        deadline = time.monotonic() + _LISTING_SECONDS
+        asked, total = path, 0
+        for _ in range(limits.UPSTREAM_PAGES):
+            page, following = self.way.ask(asked, query, deadline)
             if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
                 raise UpstreamError(f"{self.address} answers {path} with no list")
             total += len(page)
@@ -177,7 +182,8 @@ class Upstream:
             yield from page
             if following is None or not page:
                 return
-            page, following = self.way.ask(following)
+            asked, query = following, ()
+        raise UpstreamError(f"{self.address} lists {path} on more than {limits.UPSTREAM_PAGES} pages: too many")
 
 
 def _read_file(entry: Mapping[str, Any]) -> Listed | None:
