@@ -14,7 +14,7 @@ async def check_everything(stage: Stage) -> None:
     """Check what was written since the last check, while no client does anything; what is wrong, the record then says."""
     record = stage.record
     interrupted, merges = list(record.interrupted), list(record.merges)
-    touched = {*record.acknowledged, *record.latest, *(write.repository for write in interrupted)}
+    touched = {*record.acknowledged, *record.latest, *(write.repository for write in [*interrupted, *record.denied])}
     touched |= {repository for repository, _, _ in merges}
     checks = [
         _check_repository(
@@ -26,7 +26,7 @@ async def check_everything(stage: Stage) -> None:
         for repository in sorted(touched)
     ]
     await asyncio.gather(*checks, *(_read_all_back(stage) for _ in range(8)))
-    for known in (record.interrupted, record.merges, record.acknowledged, record.latest):
+    for known in (record.interrupted, record.denied, record.merges, record.acknowledged, record.latest):
         known.clear()
 
 
@@ -53,6 +53,9 @@ async def _check_repository(
             await read_back(client, write, commit)
             if write.ref == "main" and not write.proposes:
                 latest.update(write.files)
+    for write in record.denied:
+        if write.repository == repository and await _find(client, write, new):
+            record.wrong.append(f"{repository}: {write.title} was refused and is there")
     for number, files in merges:
         answer = await client.ask("discussion", "GET", f"/api/models/{repository}/discussions/{number}")
         merged = answer.json()["status"] == "merged"

@@ -48,7 +48,8 @@ class Record:
         acknowledged: repository → ids of commits on its main branch, since they were last looked for in its history.
         latest: repository → path → SHA-256 of what was last acknowledged on its main branch, as far as it was written since the last check.
         interrupted: writes that nobody answered.
-        merges: the same of merges: repository, number, files.
+        denied: writes that were refused, and must not be there.
+        merges: the same as ``interrupted`` of merges: repository, number, files.
         done: kind of call → how many were answered.
         refused: status and kind → how many were answered with an error.
         seconds: kind → how long each answer took.
@@ -60,6 +61,7 @@ class Record:
     acknowledged: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     latest: defaultdict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     interrupted: list[Write] = field(default_factory=list)
+    denied: list[Write] = field(default_factory=list)
     merges: list[tuple[str, int, Mapping[str, str]]] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -298,7 +300,13 @@ class Writer(Client):
         record = self.stage.record
         record.interrupted.append(write)  # until somebody says what came of it
         target = f"/api/models/{repository}/commit/{ref}{'?create_pr=1' if proposes else ''}"
-        answer = await self.ask(kind, "POST", target, b"".join(json.dumps(one).encode() + b"\n" for one in lines))
+        try:
+            answer = await self.ask(kind, "POST", target, b"".join(json.dumps(one).encode() + b"\n" for one in lines))
+        except RefusedError as error:
+            if str(error).startswith("4"):  # a failure of the registry's own says less
+                record.interrupted.remove(write)
+                record.denied.append(write)
+            raise
         record.interrupted.remove(write)
         record.acknowledge(write, answer.json()["commitOid"])
         return answer

@@ -35,7 +35,7 @@ def test_what_is_acknowledged_under_load_outlives_kills_and_nothing_is_there_by_
 def test_the_soak_notices_what_is_lost_and_what_is_torn(tmp_path: Path) -> None:
     """Commits that somebody made are told of as others than they were."""
     from registry_checks import check_everything
-    from registry_load import Writer
+    from registry_load import RefusedError, Writer
     from registry_soak import Soak
 
     async def run() -> list[str]:
@@ -52,7 +52,10 @@ def test_the_soak_notices_what_is_lost_and_what_is_torn(tmp_path: Path) -> None:
         writer = Writer(stage, 1, 0)
         while sum(record.done[kind] for kind in ("commit", "pull request")) < 4:
             await writer.turn()
+        with pytest.raises(RefusedError, match="400"):
+            await writer._commit("commit", stage.repositories[0], "main", {"../outside.txt": b""})
         writer.wire.close()
+        assert (len(record.denied), record.interrupted) == (1, [])
         made = list(record.unread)
         await check_everything(stage)
         assert record.wrong == []
@@ -67,9 +70,12 @@ def test_the_soak_notices_what_is_lost_and_what_is_torn(tmp_path: Path) -> None:
         lies = [*record.wrong]
         record.acknowledged[on_main[0].repository].add("0" * 40)
         record.latest[on_main[0].repository]["w1/absent.txt"] = "0" * 64
+        record.denied.append(on_main[0])
+        stage.heads.clear()
         await check_everything(stage)
         return record.wrong[len(lies) :]
 
     found = asyncio.run(run())
     assert any("is not in main's history" in one for one in found)
     assert any("on main: 404" in one for one in found)
+    assert any("was refused and is there" in one for one in found)
