@@ -147,18 +147,21 @@ class Arrivals:
     def __init__(self, store: BlobStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._running: dict[Hashable, tuple[Arrival, threading.Thread]] = {}
+        self._running: dict[tuple[Hashable, str], tuple[Arrival, threading.Thread]] = {}
 
-    def join(self, key: Hashable, make: Callable[[], Arrival | None]) -> Arrival | None:
-        """Return the arrival of that key; where there is none it is made and begun, unless ``make`` sees that it is over.
+    def join(self, owner: Hashable, sha256: str, make: Callable[[int], Arrival | None]) -> Arrival | None:
+        """Return the arrival of an owner's file; where there is none it is made and begun, unless ``make`` sees that it is over.
+
+        ``make`` is told how many bytes are arriving for the owner already, each file counted whole.
 
         Raises:
             HubError: 503, as many as may be are running.
         """
+        key = (owner, sha256)
         with self._lock:
             if key in self._running:
                 return self._running[key][0]
-            arrival = make()
+            arrival = make(sum(one.size for (other, _), (one, _) in self._running.items() if other == owner))
             if arrival is None:
                 return None
             if len(self._running) >= limits.MIRRORED_FILES:
@@ -168,7 +171,7 @@ class Arrivals:
             thread.start()
             return arrival
 
-    def _run(self, key: Hashable, arrival: Arrival) -> None:
+    def _run(self, key: tuple[Hashable, str], arrival: Arrival) -> None:
         try:
             arrival.run(self._store)
         finally:

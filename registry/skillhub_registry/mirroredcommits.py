@@ -8,7 +8,7 @@ computed from. Of what came before a commit, those commits are known that are he
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +19,7 @@ from skillhub_registry import git, limits
 from skillhub_registry.blobs import BlobStore, keep_blob, write_blob
 from skillhub_registry.commits import store_files, store_trees
 from skillhub_registry.database import Connection
+from skillhub_registry.errors import too_large
 from skillhub_registry.indexing import index_files
 from skillhub_registry.largefiles import expect_large_files, find_large_files, record_large_files
 from skillhub_registry.outgoing import UpstreamError
@@ -74,7 +75,7 @@ def find_mirrored_files(connection: Connection, repository_id: int) -> dict[str,
 
 
 def fetch_commit(
-    upstream: Upstream, store: BlobStore, full_name: str, commit: str, known: Mapping[str, File]
+    upstream: Upstream, store: BlobStore, full_name: str, commit: str, known: Mapping[str, File], quotas: limits.Quotas
 ) -> MirroredCommit:
     """Return a commit, the files that come with it being in the store.
 
@@ -84,16 +85,18 @@ def fetch_commit(
         full_name: the repository's.
         commit: its full id.
         known: what was fetched for the repository before, by git id.
+        quotas: how large files, and a repository's large files together, may be.
 
     Raises:
         UpstreamError: it cannot be had.
-        HubError: the store cannot take it.
+        HubError: 413, it is larger than the quotas allow; the store cannot take it.
     """
     listed = upstream.list_files(full_name, commit)
     wanted = {one.id: one for one in listed if one.id not in known and _comes_along(one)}
     size = sum(one.size for one in wanted.values())
     if size > limits.MIRRORED_REGULAR:
         raise UpstreamError(f"The files of {full_name} that are kept in git have {size} bytes: too many")
+    _check_sizes(full_name, wanted.values(), known.values(), quotas)
     described = upstream.describe_commit(full_name, commit)
     paths = {one.path for one in listed}
     is_pack = RELEASES_FILE in paths and any(path.startswith(f"{_RELEASES}/") for path in paths)
@@ -104,6 +107,13 @@ def fetch_commit(
     found = {one.path: files.get(one.id) or File(one.id, str(one.sha256), one.size, True) for one in listed}
     here = frozenset(file.sha256 for file in files.values() if file.lfs)
     return MirroredCommit(commit, described, found, here, changes)
+
+
+def _check_sizes(full_name: str, wanted: Collection[Listed], known: Collection[File], quotas: limits.Quotas) -> None:
+    coming = sum(one.size for one in wanted if one.sha256)
+    total = coming + sum(file.size for file in known if file.lfs)
+    if any(one.size > quotas.file for one in wanted) or (coming and 0 < quotas.repository < total):
+        raise too_large(f"Files that come with the mirrored {full_name} are larger than is allowed here")
 
 
 def _comes_along(listed: Listed) -> bool:

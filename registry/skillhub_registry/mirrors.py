@@ -130,7 +130,7 @@ class Mirror:
         Raises:
             HubError: 503, too many arrive already; 413, it may not be so large.
         """
-        return self._arrivals.join((repository.id, file.sha256), partial(self._begin, repository, commit, path, file))
+        return self._arrivals.join(repository.id, file.sha256, partial(self._begin, repository, commit, path, file))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -209,7 +209,8 @@ class Mirror:
             known = find_mirrored_files(connection, repository.id) if repository else {}
             has = repository is not None and has_commit(connection, repository.id, head.commit)
         ref = self._find_ref(repository, head, revision)
-        mirrored = None if has else fetch_commit(self.upstream, self._store, head.full_name, head.commit, known)
+        store, name, quotas = self._store, head.full_name, self._quotas
+        mirrored = None if has else fetch_commit(self.upstream, store, name, head.commit, known, quotas)
         told = {"revision": revision, "commit": head.commit}
         change = Change("(mirror)", self.upstream.address, "mirror", head.full_name, told)
         with making_change(change), self._database.write(repository.id if repository else None) as connection:
@@ -270,18 +271,17 @@ class Mirror:
                         return name
         return (TAG if self.upstream.is_tag(head.full_name, revision) else BRANCH) + revision
 
-    def _begin(self, repository: Repository, commit: Commit, path: str, file: File) -> Arrival | None:
+    def _begin(self, repository: Repository, commit: Commit, path: str, file: File, arriving: int) -> Arrival | None:
         with self._database.read() as connection:
             if find_large_files(connection, repository.id, [file.sha256]):
                 return None
-            limit = self._quotas.repository
-            if file.size > self._quotas.file or (limit and sum_sizes(connection, repository.id) + file.size > limit):
+            total, limit = sum_sizes(connection, repository.id) + arriving + file.size, self._quotas.repository
+            if file.size > self._quotas.file or 0 < limit < total:
                 raise too_large(f"{path} of the mirrored {repository.full_name} is larger than is allowed here")
-        listed = Listed(path, file.id, file.size, file.sha256)
         return Arrival(
             file.sha256,
             file.size,
-            partial(self._open, repository, commit.id, listed),
+            partial(self._open, repository, commit.id, Listed(path, file.id, file.size, file.sha256)),
             partial(self._note_arrival, repository, path, file),
         )
 

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ import pytest
 from anyio import CapacityLimiter
 from huggingface_hub import HfApi
 
-from skillhub_registry.arrivals import Arrival
+from skillhub_registry.arrivals import Arrival, Arrivals
 from skillhub_registry.errors import HubError, busy
 from skillhub_registry.folderstore import FolderStore
 from skillhub_registry.recency import Recent
@@ -42,7 +43,7 @@ def author(upstream: RegistryProcess) -> HfApi:
 @pytest.fixture(scope="module")
 def mirror(upstream: RegistryProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
     """A mirror whose operator's token sees everything there, and that does not ask for a branch again for an hour."""
-    options = ("--mirror", upstream.endpoint, "--mirror-refresh", "1h")
+    options = ("--mirror", upstream.endpoint, "--mirror-refresh", "1h", "--max-file-size", "1")
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:  # for that process alone
             patch.setenv("SKILLHUB_REGISTRY_MIRROR_TOKEN", upstream.token)
@@ -195,3 +196,39 @@ def test_what_the_other_hub_need_not_be_asked_holds_no_thread_that_waits_for_it(
 def raise_busy() -> None:
     """Fail."""
     raise busy()
+
+
+def test_what_comes_with_a_commit_may_be_no_larger_than_other_files(
+    mirror: RegistryProcess, upstream: RegistryProcess, author: HfApi
+) -> None:
+    name = f"{organize(upstream, 'wordy')}/model"
+    publish(author, name, {"a.txt": b"words\n" * 200_000})
+    (file,) = author.get_paths_info(name, ["a.txt"])
+    assert file.lfs is None  # type: ignore[union-attr]
+    assert get(mirror, f"/api/models/{name}").status_code == 413
+
+
+def test_what_is_arriving_counts_as_if_it_were_here(tmp_path: Path) -> None:
+    told, over, arrivals = [], threading.Event(), Arrivals(FolderStore(tmp_path, tmp_path))
+
+    def pieces() -> Iterator[bytes]:
+        over.wait(60)
+        yield from ()
+
+    def make(size: int, arriving: int) -> Arrival:
+        told.append(arriving)
+        return Arrival("0" * 64, size, lambda: nullcontext(pieces()), lambda: None)
+
+    try:
+        for owner, name, size in (
+            ("one", "a", 5),
+            ("one", "b", 7),
+            ("other", "a", 9),
+            ("one", "c", 1),
+            ("one", "a", 5),
+        ):
+            arrivals.join(owner, name, partial(make, size))
+    finally:
+        over.set()
+        arrivals.close()
+    assert told == [0, 5, 0, 12]
