@@ -51,7 +51,7 @@ def find_base(source: str | Path) -> LocatedBase:
     well_formed = _REPOSITORY.fullmatch(repository) and _REVISION.fullmatch(revision or "main")
     if not well_formed or folder.suffix == ".safetensors":
         raise NotFoundError(
-            f"There is no model in {source or repr(source)}.",
+            f"There is no base model in {source or repr(source)}.",
             hint="Give the folder that holds config.json and the weights, or a repository such as org/model.",
             source=str(source),
         )

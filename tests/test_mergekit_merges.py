@@ -242,7 +242,7 @@ def test_an_installed_pack_is_a_model_too(here: Path, tmp_path: Path) -> None:
     assert all(torch.allclose(merged[name], (one[name] + base[name]) / 2, atol=1e-6) for name in merged)
     with pytest.raises(SkillhubError) as caught:
         run(tmp_path / "project", text.replace("acme/maths", "./no/such"), environment=environment)
-    assert "There is no model in ./no/such" in caught.value.message and "As a pack:" in caught.value.message
+    assert "There is no base model in ./no/such" in caught.value.message and "As a pack:" in caught.value.message
 
 
 def test_a_pack_whose_base_is_not_there_says_so(here: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _refuse_finished(out: Path) -> None:
     """
     if (out / MANIFEST_FILE).is_file():
         raise UsageError(
-            f"There is a finished pack in {out}.",
+            f"{out} exists already: it is a finished pack.",
             hint=f"Measure it with skillhub evaluate {out}; or choose another folder with -o, or remove that one.",
         )
 

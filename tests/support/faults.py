@@ -88,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes, fault: str | None) -> None:
         upstream = http.client.HTTPConnection(urlsplit(self.state.upstream).netloc, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
+        measures = ("content-length", "transfer-encoding")
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in measures}
         upstream.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
         answer = upstream.getresponse()
         data = answer.read()
