@@ -16,14 +16,15 @@ TOLERANCE = 0.02
 WASTE = 0.05
 """How much of a budget may be left over where estimates promised that it would be used."""
 
-ATTEMPTS = 8
+ATTEMPTS, LOWERINGS = 8, 3
+"""How often the price is raised, and lowered, at most."""
 
 
 def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: bool) -> dict[str, TensorEntry]:
     """Encode every changed tensor into the variant's files; return what the manifest says of each.
 
     The analysis estimates what a price costs. Where the bytes turn out to be more than the budget, all is encoded again at
-    a higher price; where they are fewer than it said, once at a lower one.
+    a higher price; where they are fewer than it said, at a lower one.
 
     Args:
         encoder: of the fine-tune.
@@ -37,18 +38,20 @@ def write_within(encoder: DeltaEncoder, folder: Path, budget: int, *, may_grow: 
         budget = with_room(budget, exact_bytes)
     differences = list(analyses.values())
     price = choose_lambda(differences, budget, set_bytes=set_bytes)
-    may_lower = True
-    for attempt in range(ATTEMPTS):
-        payload = encoder.payload(analyses, price)
+    lowered = raised = payload = 0
+    while raised < ATTEMPTS:
+        before, payload = payload, encoder.payload(analyses, price)
         expected = set_bytes + estimate_payload(differences, price)
-        if may_lower and payload < (1 - WASTE) * min(expected, budget):
+        grows = payload > (1 + TOLERANCE) * before  # not so where nothing is left to be bought
+        if lowered < LOWERINGS and not raised and grows and payload < (1 - WASTE) * min(expected, budget):
+            lowered += 1
             aim = int((1 - TOLERANCE) * budget * expected / max(payload, 1))
             price = choose_lambda(differences, aim, set_bytes=set_bytes)
         elif payload <= budget * (1 + TOLERANCE):
             return encoder.encode(analyses, price, DeltaWriter(folder))
         else:
-            price *= (1.1 + attempt) * (payload - exact_bytes) / max(budget - exact_bytes, 1)
-        may_lower = False
+            price *= (1.1 + raised) * (payload - exact_bytes) / max(budget - exact_bytes, 1)
+            raised += 1
     raise UsageError(
         f"The pack does not fit {budget} bytes: its smallest form that was found takes {payload}.",
         hint=f"Choose a budget of at least {payload} bytes.",

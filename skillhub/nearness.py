@@ -48,6 +48,9 @@ AIM, LAST_AIM = 0.92, 0.85
 USUAL_SLOPE = -1.25
 """Of the logarithm of the divergence over that of the size, on real fine-tunes between 1/100 and 1/20 of the weights."""
 
+CLIMBS = 1.1, 1.5, 2.5, 4.0
+"""By which factor the size grows at least while no trial has met the bound: the more of them there were, the less a line through them tells."""
+
 LARGEST_JUMP = 4.0
 """By which factor one trial's size may differ from another's."""
 
@@ -265,7 +268,8 @@ def propose_budget(trials: Sequence[Trial], bound: float, floor: int, ceiling: i
             return None
         if len(trials) == MOST_TRIALS - 1:
             return ceiling
-        return min(max(_meet(trials, bound, beyond), math.ceil(1.1 * beyond.size)), ceiling)
+        least = CLIMBS[min(len(trials), len(CLIMBS)) - 1]
+        return min(max(_meet(trials, bound, beyond), math.ceil(least * beyond.size)), ceiling)
     if len(trials) >= MOST_TRIALS or within.divergence >= NEAR_ENOUGH * bound or within.size <= 1.02 * floor:
         return None
     lowest = floor if beyond is None else math.ceil(1.03 * beyond.size)

@@ -353,16 +353,17 @@ def test_a_fine_tune_that_changes_few_weights_is_packed_to_the_bit_in_few_bytes(
     assert payload(built) < sum(one.nbytes for one in base.values()) / 45
 
 
+@pytest.mark.parametrize("more", [0.0, 1e-5])
 def test_a_budget_is_used_where_the_first_price_left_some_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: float
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     change = 1e-3 * torch.randn(400, 300, generator=generator)
     base = save(tmp_path / "base", {"w": torch.zeros(400, 300)})
     tuned = save(tmp_path / "tuned", {"w": change})
-    # An analysis that takes all for half as large again as it is.
+    # An analysis that takes all for half as large again as it is, and what is large for more than that.
     estimate = allocation._estimate_bits
-    monkeypatch.setattr(allocation, "_estimate_bits", lambda *args: 1.5 * estimate(*args))
+    monkeypatch.setattr(allocation, "_estimate_bits", lambda *args: estimate(*args) * (1.5 + more * estimate(*args)))
     built = pack(tuned, base, tmp_path / "pack", metadata=METADATA, budget_bytes=20_000)
     assert 0.9 * 20_000 <= payload(built) <= (1 + TOLERANCE) * 20_000
 
