@@ -50,7 +50,6 @@ def test_access_is_asked_for_and_given(
     assert "config.json" in client.list_repo_files(repository)
     assert repository in [model.id for model in client.list_models(author=registry.user, gated=True)]
     assert repository not in [model.id for model in client.list_models(author=registry.user, gated=False)]
-    assert repository not in [model.id for model in client.list_models(author=registry.user, gated=False)]
     for token in (None, client.token):
         answer = requests.get(
             f"{registry.endpoint}/{repository}/resolve/main/config.json",
