@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -165,6 +165,7 @@ class PackDelta:
     _files: DeltaFiles
     files_checked: bool = False
     base: BaseValues | None = None
+    _operations: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -316,11 +317,18 @@ class PackDelta:
 
     def sets_values(self, name: str) -> bool:
         """Say whether :meth:`decode` gives the tuned tensor itself instead of a difference."""
-        return self.entry(name).change != "removed" and self.encoded(name).operation == "set"
+        return self._operation(name) == "set"
 
     def restores(self, name: str) -> bool:
         """Say whether :meth:`restored` gives the tuned tensor, bit for bit, for the price of having the base's."""
-        return self.entry(name).change != "removed" and self.encoded(name).operation == "restore"
+        return self._operation(name) == "restore"
+
+    def _operation(self, name: str) -> str:
+        """Return what decoding a tensor gives; it is asked for many times, and each look at a tensor maps its arrays."""
+        if name not in self._operations:
+            removed = self.entry(name).change == "removed"
+            self._operations[name] = "remove" if removed else self.encoded(name).operation
+        return self._operations[name]
 
 
 def open_delta(pack: Pack, fingerprint: str | None = None, base: BaseValues | None = None) -> PackDelta:

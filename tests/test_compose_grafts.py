@@ -123,9 +123,22 @@ def test_a_pack_that_is_damaged_at_tensor_k_changes_nothing(llama: Path, tmp_pat
             graft(model, already)
         before = bits(model)
         with pytest.raises(IntegrityError, match=name.replace(".", r"\.")):
-            graft(model, [tmp_path / "bad"])
+            graft(model, [tmp_path / "bad"], verify="full")
         assert bits(model) == before
         assert len(grafted_packs(model)) == len(already)
+
+
+def test_a_byte_that_changed_in_a_pack_is_found_before_a_tensor_is_written(llama: Path, tmp_path: Path):
+    build_pack(llama / "tuned2", llama / "base", tmp_path / "bad", name="bad", lossy=True)
+    (file,) = tmp_path.glob("bad/**/delta-*.safetensors")
+    payload = bytearray(file.read_bytes())
+    payload[-1] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(payload)
+    model, written = load_model(llama / "base"), []
+    with pytest.raises(IntegrityError, match=r"delta-00001\.safetensors"):
+        graft(model, [tmp_path / "bad"], progress=lambda *done: written.append(done))
+    assert not written and grafted_packs(model) == ()
 
 
 def test_an_interruption_from_the_progress_callback_changes_nothing(llama: Path):

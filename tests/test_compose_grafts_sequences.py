@@ -116,7 +116,7 @@ class GraftedModel(RuleBasedStateMachine):
     @rule(at=st.sampled_from([0.0, 0.4, 1.0]))
     def fail(self, at: float) -> None:
         with pytest.raises(IntegrityError):
-            graft(self.model, [damaged_pack(self.folder, at)], method=self.method)
+            graft(self.model, [damaged_pack(self.folder, at)], method=self.method, verify="full")
 
     @rule(after=st.integers(1, 12), kind=st.sampled_from([KeyboardInterrupt, MemoryError]))
     def interrupt(self, after: int, kind: type[BaseException]) -> None:

@@ -181,7 +181,8 @@ def test_a_graft_that_fails_leaves_no_side_path(place: Path, model: Any, tmp_pat
             before = logits(model)
         kept = held(model)
         with pytest.raises(IntegrityError if stop == "damage" else KeyboardInterrupt):
-            graft(model, [tmp_path / "bad"], trust_base=True, progress=interrupt if stop == "interrupt" else None)
+            listen = interrupt if stop == "interrupt" else None
+            graft(model, [tmp_path / "bad"], trust_base=True, verify="full", progress=listen)
         assert torch.equal(logits(model), before) and len(grafted_packs(model)) == len(already)
         assert all(held(model)[name] is buffer for name, buffer in kept.items()) and len(held(model)) == len(kept)
 

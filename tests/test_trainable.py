@@ -146,7 +146,8 @@ def test_a_failure_leaves_no_parameters_and_no_frozen_ones(place: Path, model: A
         with_entry(pack, names[-2], digest="0" * 64)
     original, flags = bits(model), gradients(model)
     with pytest.raises(IntegrityError if stop == "damage" else KeyboardInterrupt):
-        graft(model, [tmp_path / "bad"], trainable=True, progress=interrupt if stop == "interrupt" else None)
+        listen = interrupt if stop == "interrupt" else None
+        graft(model, [tmp_path / "bad"], trainable=True, verify="full", progress=listen)
     assert bits(model) == original and gradients(model) == flags and grafted_packs(model) == ()
 
 

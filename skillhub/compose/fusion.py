@@ -11,12 +11,10 @@ from skillhub.basemodel import CONFIG_FILE
 from skillhub.compose.companions import adapt_config, choose_tokenizer, copy_companions
 from skillhub.compose.declarations import tell_declared_bases
 from skillhub.compose.lineage import CARD_FILE, model_card
-from skillhub.compose.merging import Contribution
 from skillhub.compose.packsources import EnvironmentSource, PackSource
 from skillhub.compose.plans import FusionPlan, plan_fusion
 from skillhub.compose.schedules import Amount
 from skillhub.compose.sharding import SHARD_BYTES, fused_pieces, own_shards, write_index, write_shards
-from skillhub.deltas import PackDelta
 from skillhub.devices import choose_device
 from skillhub.errors import UsageError
 from skillhub.files import new_folder
@@ -111,7 +109,7 @@ def fuse(
     )
     plan.check()
     if verify == "files":
-        plan = replace(plan, contributions=tuple(map(_with_checked_files, plan.contributions)))
+        plan = replace(plan, contributions=tuple(one.with_checked_files() for one in plan.contributions))
     pieces = partial(fused_pieces, base=plan.base, recipe=plan.recipe, contributions=plan.contributions, device=place)
     with joined_ranks() as ranks:
         tell = notice if ranks.leads else silence
@@ -123,10 +121,6 @@ def fuse(
             heard = progress if ranks.leads else None
             write_shards(staged, own_shards(ranks, plan.shards), pieces, progress=heard)
     return folder
-
-
-def _with_checked_files(one: Contribution) -> Contribution:
-    return replace(one, delta=one.delta.with_checked_files()) if isinstance(one.delta, PackDelta) else one
 
 
 def _write_companions(staged: Path, plan: FusionPlan, tokenizer: Path) -> None:

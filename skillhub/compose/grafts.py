@@ -85,7 +85,8 @@ def graft(
         densities: one per pack, for methods that drop elements; 1 by default.
         options: what else the method is told, by name; ``skillhub.compose.methods`` has them.
         seed: of the random masks of methods that drop elements at random.
-        verify: ``full`` hashes all weights of the model, ``sample`` some; ``auto`` samples over 8 GB.
+        verify: ``full`` hashes all weights of the model, ``sample`` some; ``auto`` samples over 8 GB. The packs' files are hashed too;
+            with ``full`` every tensor that is decoded of them is, instead.
         trust_base: skip hashing (names and shapes are still checked) when you know that the model is the packs' base.
         rounding: ``auto`` (to nearest where the packs hold a tensor exactly, else stochastic, seeded by packs and tensor name),
             ``nearest`` or ``stochastic``.

@@ -66,6 +66,15 @@ class Contribution:
         """Canonical names of the tensors that the pack removes; without those of weight 0."""
         return frozenset(self._weighed) - self.names
 
+    def with_checked_files(self) -> Contribution:
+        """Return this one after a pack's files were compared with its manifest: what is decoded of them is then as promised.
+
+        Raises:
+            IntegrityError: a file is missing or was altered.
+            DiskError: one may not be read.
+        """
+        return replace(self, delta=self.delta.with_checked_files()) if isinstance(self.delta, PackDelta) else self
+
     @cached_property
     def _weighed(self) -> list[str]:
         return [name for name in self.delta.names if self.item.weight_at(name, self.layers)]

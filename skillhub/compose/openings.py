@@ -23,21 +23,25 @@ from skillhub.interop.adapterdeltas import Target
 from skillhub.layout import Layout
 
 
-def open_grafts(model: nn.Module, layout: Layout, wanted: Grafts) -> list[Contribution]:
+def open_grafts(model: nn.Module, layout: Layout, wanted: Grafts, *, verify: str = "auto") -> list[Contribution]:
     """Open the deltas of the packs that are to count on a model.
+
+    Their files are compared with the manifests here; with ``verify="full"`` what is decoded of them is, tensor by tensor, instead.
 
     Raises:
         SkillhubError: as :func:`skillhub.compose.compatibility.open_contributions`.
+        IntegrityError: a pack's file was altered.
     """
     state = state_of(model)
     originals = state.originals if state else {}
-    return open_contributions(
+    opened = open_contributions(
         wanted.active,
         wanted.fingerprint,
         layout.names,
         lambda: _target(model, layout, originals, wanted.repeats),
         None if is_hidden(layout) else ModelBase(layout, originals, wanted.repeats),
     )
+    return opened if verify == "full" else [one.with_checked_files() for one in opened]
 
 
 def _target(
@@ -80,7 +84,7 @@ def open_more(
         trust_base=trust_base,
     )
     wanted = replace(state or Grafts(recipe, None, graft_repeats(layout)), recipe=recipe, fingerprint=fingerprint)
-    contributions = open_grafts(model, layout, wanted)
+    contributions = open_grafts(model, layout, wanted, verify=verify)
     check_packs(contributions, {name: tuple(slot.shape) for name, slot in layout.slots.items()}, in_memory=True)
     check_dtypes(contributions, layout)
     check_hidden(recipe, contributions, layout)
