@@ -1,7 +1,7 @@
 """Fine-tuning a causal language model on a skill, in one loop without a framework.
 
-Every weight is trained (AdamW, fp32 weights, bf16 arithmetic); only the answer's tokens count in the loss. Nothing
-here knows of SkillPacks: ``skillhub pack`` takes what any trainer wrote.
+Every weight is trained (AdamW, fp32 weights, bf16 arithmetic where the machine has it); only the answer's tokens count in the
+loss. Nothing here knows of SkillPacks: ``skillhub pack`` takes what any trainer wrote.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from skills import Row, Skill
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from skillhub.halves import multiplies
 
 IGNORED = -100
 """The label of a token that is not part of the answer (what torch's cross entropy leaves out)."""
@@ -46,6 +48,7 @@ def fine_tune(
     drawing = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
+    is_quick = model.device.type != "cpu" or multiplies(torch.bfloat16)
     model.train()
     for step in range(1, steps + 1):
         rows = drawing.sample(skill.training_rows, min(batch_size, len(skill.training_rows)))
@@ -53,7 +56,7 @@ def fine_tune(
         tokens, mask, labels = tokenized(tokenizer, rows, prompts)
         # Only the logits that predict the answers, a fifth of a step's time less; answers end at the last position.
         answer_length = int((labels != IGNORED).sum(1).max())
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_quick):
             output = model(input_ids=tokens, attention_mask=mask, logits_to_keep=answer_length + 1, use_cache=False)
         logits, expected = output.logits[:, :-1].float(), labels[:, -answer_length:]
         loss = F.cross_entropy(logits.flatten(0, 1), expected.flatten(), ignore_index=IGNORED)

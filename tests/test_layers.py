@@ -45,7 +45,7 @@ COLUMNS = [
     (DISTRIBUTION, "sessions diagnosis downloading"),
     (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer basechange"),
-    (WEIGHTS, "codecs rounding checkpoints conversions devices ranks"),
+    (WEIGHTS, "codecs rounding checkpoints conversions devices halves ranks"),
     (WEIGHTS, "tensorreaders deltafiles recipes"),
     (WEIGHTS, "deltareaders"),
     (WEIGHTS, "layout deltas"),

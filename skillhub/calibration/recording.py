@@ -21,6 +21,7 @@ from skillhub.calibration.moments import Calibration, LayerRecord
 from skillhub.calibration.texts import Row, answered_rows, batches, encoder_rows, padded
 from skillhub.devices import give_memory_back
 from skillhub.files import disk_errors
+from skillhub.halves import quick_products
 from skillhub.layout import Layout, ViewSlot, layout_of
 from skillhub.progress import Progress
 
@@ -117,7 +118,7 @@ class _Recorder:
             self._seen[:, 0] = False
         self._scale = torch.tensor([row.weight for row in rows])[:, None].expand(ids.shape)
         device = self.model.device
-        with torch.enable_grad():
+        with torch.enable_grad(), quick_products():
             outputs = self.model(
                 input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=self.generates
             )

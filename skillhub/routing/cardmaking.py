@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from skillhub.errors import UsageError
+from skillhub.halves import quick_products
 from skillhub.interop.modules import check_tokens
 from skillhub.progress import Progress
 from skillhub.routing.background import background_digest, background_prompts, background_weights
@@ -168,7 +169,8 @@ def _run(
     parts = []
     for begin in range(0, len(order), BATCH):
         prefill = prefill_of(model, [encoded[place] for place in order[begin : begin + BATCH]])
-        parts.append(pooled_states(prefill, layers, markers))
+        with quick_products():
+            parts.append(pooled_states(prefill, layers, markers))
         if progress:
             progress("prompts", done + min(begin + BATCH, len(order)), total)
     pooled = torch.cat(parts, dim=1)
