@@ -1,24 +1,20 @@
-"""Accounts: users, organisations and their members, and the tokens that stand for a user."""
+"""Accounts: users, organisations and their members, and who a token stands for."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import secrets
-import string
 import time
 from dataclasses import dataclass
 from typing import Final
 
 from skillhub.errors import NotFoundError, UsageError
 from skillhub_registry.database import Connection
-from skillhub_registry.errors import unauthorized
+from skillhub_registry.errors import ExpiredTokenError
 from skillhub_registry.names import check_account_name, fold_name
 
 ROLES: Final = ("read", "contributor", "write", "admin")
 """Of an organisation's members, from the least to the most; ``rights.py`` says what each may do."""
-
-_TOKEN_ALPHABET = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -238,97 +234,25 @@ def list_memberships(connection: Connection, user: Account) -> tuple[Membership,
     return tuple(Membership(Account(*tuple(row)[:4]), row["role"]) for row in rows)
 
 
-def create_token(
-    connection: Connection,
-    user: Account,
-    scope: str,
-    name: str,
-    *,
-    expires_at: int | None = None,
-    reach: Reach | None = None,
-) -> str:
-    """Make a token for a user and return its secret, which is stored nowhere: only its digest is.
-
-    ``scope`` is ``read`` or ``write``; ``expires_at`` is in seconds since 1970, UTC.
-    """
-    secret = "hf_" + "".join(secrets.choice(_TOKEN_ALPHABET) for _ in range(34))
-    (number,) = connection.execute(
-        "INSERT INTO tokens (account_id, name, scope, digest, created_at, expires_at, limited) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
-        (user.id, name, scope, _digest(secret), int(time.time()), expires_at, int(reach is not None)),
-    ).fetchone()
-    if reach is not None:
-        for column, ids in (("namespace_id", reach.namespaces), ("repository_id", reach.repositories)):
-            statement = f"INSERT INTO token_limits (token_id, {column}) VALUES (?, ?)"
-            connection.executemany(statement, [(number, one) for one in sorted(ids)])
-    return secret
-
-
-def list_tokens(connection: Connection, user: Account | None = None) -> list[Token]:
-    """Return one user's tokens, or all; those that have expired, too."""
-    condition, values = ("WHERE t.account_id = ?", (user.id,)) if user else ("", ())
-    rows = connection.execute(
-        "SELECT t.id, a.name, t.name, t.scope, t.created_at, t.expires_at, t.limited "
-        f"FROM tokens t JOIN accounts a ON a.id = t.account_id {condition} ORDER BY t.id",
-        values,
-    ).fetchall()
-    return [
-        Token(
-            id=row[0],
-            account=row[1],
-            name=row[2],
-            scope=row[3],
-            created_at=row[4],
-            expires_at=row[5],
-            limits=_name_limits(connection, row[0]) if row[6] else None,
-        )
-        for row in rows
-    ]
-
-
-def _name_limits(connection: Connection, token_id: int) -> tuple[str, ...]:
-    namespaces = connection.execute(
-        "SELECT a.name FROM token_limits l JOIN accounts a ON a.id = l.namespace_id WHERE l.token_id = ?", (token_id,)
-    )
-    repositories = connection.execute(
-        "SELECT a.name || '/' || r.name FROM token_limits l JOIN repositories r ON r.id = l.repository_id "
-        "JOIN accounts a ON a.id = r.namespace_id WHERE l.token_id = ?",
-        (token_id,),
-    )
-    return (*sorted(row[0] for row in namespaces), *sorted(row[0] for row in repositories))
-
-
-def revoke_token(connection: Connection, token_id: int) -> None:
-    """Make a token worthless.
-
-    Raises:
-        NotFoundError: there is no such token.
-    """
-    if connection.execute("DELETE FROM tokens WHERE id = ?", (token_id,)).rowcount == 0:
-        raise NotFoundError(
-            f"There is no token number {token_id}.", hint="`skillhub-registry token list` shows the numbers."
-        )
-
-
 def find_caller(connection: Connection, secret: str) -> Caller | None:
     """Return who a token's secret stands for, or None for an unknown one.
 
     The secret has about 200 random bits, so a plain digest is enough to store and to look it up.
 
     Raises:
-        HubError: 401, the token has expired.
+        ExpiredTokenError: 401, the token has expired.
     """
     row = connection.execute(
-        "SELECT t.id, t.name, t.scope, t.created_at, t.expires_at, t.limited, a.id, a.name, a.kind, a.created_at "
-        "FROM tokens t JOIN accounts a ON a.id = t.account_id WHERE t.digest = ?",
-        (_digest(secret),),
+        "SELECT t.id, t.name, t.scope, t.created_at, t.expires_at, t.limited, t.refused_at, "
+        "a.id, a.name, a.kind, a.created_at FROM tokens t JOIN accounts a ON a.id = t.account_id WHERE t.digest = ?",
+        (digest_token(secret),),
     ).fetchone()
     if row is None:
         return None
-    if row["expires_at"] is not None and row["expires_at"] <= time.time():
-        raise unauthorized(f"The token {row[1]!r} has expired: ask for another")
-    account = Account(*tuple(row)[6:])
+    account = Account(*tuple(row)[7:])
     token = Token(row[0], account.name, *tuple(row)[1:5])
+    if token.expires_at is not None and token.expires_at <= time.time():
+        raise ExpiredTokenError(token.id, token.name, account.name, row["refused_at"])
     reach = _read_reach(connection, token.id) if row["limited"] else None
     return Caller(account, token, list_memberships(connection, account), reach)
 
@@ -341,5 +265,6 @@ def _read_reach(connection: Connection, token_id: int) -> Reach:
     return Reach(namespaces, repositories)
 
 
-def _digest(secret: str) -> str:
+def digest_token(secret: str) -> str:
+    """Return what is stored of a token's secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

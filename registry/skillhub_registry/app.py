@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skillhub_registry.audit import Change, choose_details
 from skillhub_registry.calls import Call, Endpoint, Permission, admit, decode_parameters, read_body
-from skillhub_registry.errors import HubError, disk_full
+from skillhub_registry.errors import ExpiredTokenError, HubError, disk_full
 from skillhub_registry.forms import check_form
 from skillhub_registry.logs import log_request
 from skillhub_registry.observation import Observation, Observer, making_change
@@ -33,6 +33,7 @@ from skillhub_registry.revisions import DEFAULT_BRANCH
 from skillhub_registry.routes.table import ENDPOINTS
 from skillhub_registry.statistics import FLUSH_SECONDS
 from skillhub_registry.threads import run_changing, run_reading
+from skillhub_registry.tokens import note_expired_use
 
 logger = logging.getLogger("skillhub_registry")
 
@@ -146,6 +147,8 @@ def _admit(call: Call, endpoint: Endpoint, seen: Observation) -> Call:
     except HubError as error:
         if error.status == 401:  # guessing tokens
             limiter.check(kind, "", call.address)
+        if isinstance(error, ExpiredTokenError):
+            note_expired_use(call.registry.database, error, call.address)
         raise
     if endpoint.permission is not Permission.GRANT and endpoint.path not in _UNCOUNTED:
         limiter.check(kind, admitted.caller.account.name if admitted.caller else "", call.address)

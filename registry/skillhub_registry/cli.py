@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from skillhub.errors import MissingExtraError, SkillhubError, UsageError
-from skillhub_registry import accounts, limits
+from skillhub_registry import accounts, limits, tokens
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.options import (
@@ -226,7 +226,7 @@ def create_token(
         skillhub-registry token create ann --expires 90d --repository acme/math-pack
     """
     with database.write() as connection:
-        secret = accounts.create_token(
+        secret = tokens.create_token(
             connection,
             accounts.get_account(connection, user_name, "user"),
             scope,
@@ -245,11 +245,11 @@ def list_tokens(user_name: str | None, database: Database, as_json: bool) -> Non
     """List tokens, without their secrets: when they were made and expire, and what they are limited to."""
     with database.read() as connection:
         owner = accounts.get_account(connection, user_name, "user") if user_name else None
-        tokens = accounts.list_tokens(connection, owner)
+        listed = tokens.list_tokens(connection, owner)
     if as_json:
-        click.echo(json.dumps([vars(token) for token in tokens]))
+        click.echo(json.dumps([vars(token) for token in listed]))
         return
-    for entry in tokens:
+    for entry in listed:
         made, until = _format_day(entry.created_at), "never"
         if entry.expires_at is not None:
             until = "expired" if entry.expires_at <= time.time() else _format_day(entry.expires_at)
@@ -267,7 +267,7 @@ def _format_day(seconds: int) -> str:
 def revoke_token(number: int, database: Database) -> None:
     """Make a token worthless, by its number in `token list`."""
     with database.write() as connection:
-        accounts.revoke_token(connection, number)
+        tokens.revoke_token(connection, number)
     click.echo(f"Revoked token {number}.", err=True)
 
 

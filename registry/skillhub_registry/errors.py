@@ -79,6 +79,25 @@ def unauthorized(message: str) -> HubError:
     return HubError(401, "Unauthorized", message, header_message=INVALID_CREDENTIALS, headers=challenge)
 
 
+class ExpiredTokenError(HubError):
+    """The answer to a token after its end.
+
+    Args:
+        number: of the token, as lists tell it.
+        name: what its user calls it.
+        account: the name of its user.
+        refused_at: when the audit log last told that it was used.
+    """
+
+    def __init__(self, number: int, name: str, account: str, refused_at: int) -> None:
+        said = unauthorized(f"The token {name!r} has expired: ask for another")
+        super().__init__(said.status, said.code, said.message, header_message=said.header_message, headers=said.headers)
+        self.number = number
+        self.name = name
+        self.account = account
+        self.refused_at = refused_at
+
+
 def forbidden(message: str) -> HubError:
     """Return the error for a valid token that is not allowed to do this."""
     return HubError(403, "Forbidden", message)

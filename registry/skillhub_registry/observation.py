@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skillhub_registry.audit import Change, record_change
 from skillhub_registry.database import Connection, Database
@@ -140,9 +140,16 @@ class ObservedDatabase(Database):
             self._note_seconds(time.perf_counter() - began)
 
 
+def describe_change(**detail: Any) -> None:
+    """Have the audit log tell more of the change that is being made."""
+    change = current_change.get()
+    if change is not None:
+        change.detail = {**change.detail, **detail}
+
+
 @contextmanager
-def making_change(change: Change) -> Iterator[None]:
-    """Record a change with the first transaction that writes."""
+def making_change(change: Change | None) -> Iterator[None]:
+    """Record a change with the first transaction that writes; None for what records itself what it does."""
     token = current_change.set(change)
     try:
         yield

@@ -283,6 +283,13 @@ CREATE TABLE mirrored_changes (
 ) WITHOUT ROWID;
 """
 
+FAILURES = """
+-- What was tried in vain is told among the changes, and only so much of it is kept; a token's use after its end, once a day.
+ALTER TABLE audit ADD COLUMN failed INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX audit_failures ON audit (id) WHERE failed = 1;
+ALTER TABLE tokens ADD COLUMN refused_at INTEGER NOT NULL DEFAULT 0;
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     SCHEMA,
     PULL_REQUESTS,
@@ -296,6 +303,7 @@ MIGRATIONS: tuple[str, ...] = (
     AUDIT,
     SIGN_IN,
     MIRRORS,
+    FAILURES,
 )
 """Scripts that lead from version N to N + 1. Append only."""
 

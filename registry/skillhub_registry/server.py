@@ -16,8 +16,9 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from skillhub.errors import NetworkError, UsageError
-from skillhub_registry import accounts, limits
+from skillhub_registry import accounts, limits, tokens
 from skillhub_registry.app import make_app
+from skillhub_registry.audit import Change, record_change
 from skillhub_registry.connections import Connection
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
@@ -142,7 +143,10 @@ def _first_account(database: Database) -> tuple[str, str | None]:
         if users:
             return min(users, key=lambda user: user.id).name, None
         user = accounts.add_account(connection, _own_name())
-        return user.name, accounts.create_token(connection, user, "write", "first")
+        secret = tokens.create_token(connection, user, "write", "first")
+        told = {"user": user.name, "name": "first", "scope": "write"}
+        record_change(connection, Change("(command line)", "", "skillhub-registry serve", detail=told))
+        return user.name, secret
 
 
 def _own_name() -> str:

@@ -106,11 +106,14 @@ def _describe(done: Collected, dry_run: bool) -> str:
 @click.command("audit")
 @click.option("--repository", metavar="NAME", help="Of one repository (acme/pack), under the name that it had then.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="How many, the latest first.")
+@click.option("--failures/--no-failures", default=None, help="Only what was tried in vain, or none of it.")
 @data_option
 @database_option
 @json_option
-def audit(repository: str | None, limit: int, data: Path, database: str | None, as_json: bool) -> None:
-    """Tell who changed what, when and from where.
+def audit(
+    repository: str | None, limit: int, failures: bool | None, data: Path, database: str | None, as_json: bool
+) -> None:
+    """Tell who changed what, who signed in and out, and who tried to in vain, when and from where.
 
     \b
     Example:
@@ -119,7 +122,7 @@ def audit(repository: str | None, limit: int, data: Path, database: str | None, 
     opened = open_database(Place(data, database))
     try:
         with opened.read() as connection:
-            entries = list_changes(connection, target=repository, limit=limit)
+            entries = list_changes(connection, target=repository, failed=failures, limit=limit)
     finally:
         opened.close()
     if as_json:
@@ -127,8 +130,9 @@ def audit(repository: str | None, limit: int, data: Path, database: str | None, 
         return
     for entry in entries:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(entry.made_at))
+        mark = "  FAILED" if entry.failed else ""
         click.echo(
-            f"{when}  {entry.account} {entry.address}\n    {entry.action}  {entry.target} {entry.detail}".rstrip()
+            f"{when}  {entry.account} {entry.address}{mark}\n    {entry.action}  {entry.target} {entry.detail}".rstrip()
         )
 
 

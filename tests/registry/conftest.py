@@ -16,7 +16,7 @@ REPLICATED = frozenset(
     f"tests.registry.test_{name}"
     for name in (
         *("access", "commits", "discussions", "gates", "large_files", "models"),
-        *("moving", "packs", "pull_requests", "signin", "stock_client", "xet"),
+        *("moving", "packs", "pull_requests", "signin", "signin_log", "stock_client", "xet"),
     )
 )
 """The modules whose tests run twice: on a registry in a folder, and on two replicas with PostgreSQL and S3."""

@@ -16,6 +16,7 @@ from skillhub.manifest import CodecInfo, Evaluation, Manifest, TensorEntry
 from skillhub.packs import write_manifest
 from skillhub.releases import RELEASES_SCHEMA, Event, event_line, release_event
 from skillhub_registry import accounts, passwords
+from skillhub_registry.tokens import create_token
 from tests.support.packs import make_pack
 from tests.support.registry_process import RegistryProcess
 
@@ -85,7 +86,7 @@ def add_user(registry: RegistryProcess, name: str) -> None:
     """Make a user with a token and a password, as it is done on the command line, but quicker."""
     with registry.open_database() as database, database.write() as connection:
         user = accounts.add_account(connection, name)
-        registry.tokens[name] = accounts.create_token(connection, user, "write", "default")
+        registry.tokens[name] = create_token(connection, user, "write", "default")
         passwords.set_password(connection, user, PASSWORD)
 
 

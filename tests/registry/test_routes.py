@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from skillhub_registry import accounts
 from skillhub_registry.calls import Endpoint, Permission
 from skillhub_registry.routes.table import ENDPOINTS
+from skillhub_registry.tokens import create_token
 from tests.registry.test_access import send
 from tests.support.registry_process import RegistryProcess
 
@@ -38,10 +39,10 @@ def tokens(registry: RegistryProcess) -> dict[str, str | None]:
         organization = accounts.add_account(connection, ORGANIZATION, "organization")
         for caller in ("stranger", *MEMBERS):
             account = accounts.add_account(connection, f"routes-{caller}")
-            found[caller] = accounts.create_token(connection, account, "write", "walking")
+            found[caller] = create_token(connection, account, "write", "walking")
             if caller in MEMBERS:
                 accounts.add_member(connection, organization, account, MEMBERS[caller])
-        found["expired"] = accounts.create_token(connection, account, "write", "over", expires_at=int(time.time()))
+        found["expired"] = create_token(connection, account, "write", "over", expires_at=int(time.time()))
     api = HfApi(endpoint=registry.endpoint, token=found["admin"])
     for kind in ("public", "private"):
         api.create_repo(f"{ORGANIZATION}/{kind}", private=kind == "private")

@@ -89,20 +89,24 @@ def test_wrong_names_and_passwords_are_told_the_same(site: Site) -> None:
 def test_tries_are_limited_by_account_and_address(site: Site, registry: RegistryProcess) -> None:
     add_user(registry, "pages-guarded")
     with registry.open_database() as database:
+
+        def try_it(name: str, password: str, address: str) -> str:
+            return passwords.sign_in(database, passwords.Attempt(name, address, "POST /login"), password)
+
         for _ in range(passwords.TRIES_HERE):
             with pytest.raises(Exception, match="no user of that name"):
-                passwords.sign_in(database, "pages-guarded", "wrong", "192.0.2.1")
+                try_it("pages-guarded", "wrong", "192.0.2.1")
         with pytest.raises(Exception, match="Too many tries"):
-            passwords.sign_in(database, "Pages-Guarded", PASSWORD, "192.0.2.1")
-        assert passwords.sign_in(database, "pages-guarded", PASSWORD, "192.0.2.2")
+            try_it("Pages-Guarded", PASSWORD, "192.0.2.1")
+        assert try_it("pages-guarded", PASSWORD, "192.0.2.2")
         for number in range(passwords.TRIES_OF_ADDRESS):
             with database.write() as connection:
                 passwords._count_try(connection, passwords._subjects(f"somebody-{number}", f"2001:db8::{number:x}"))
         with pytest.raises(Exception, match="Too many tries"):
-            passwords.sign_in(database, "pages-guarded", PASSWORD, "2001:db8::ffff")
+            try_it("pages-guarded", PASSWORD, "2001:db8::ffff")
         with database.write() as connection:
             connection.execute("UPDATE sign_in_tries SET since = since - ?", (passwords.WINDOW_SECONDS,))
-        assert passwords.sign_in(database, "pages-guarded", PASSWORD, "192.0.2.1")
+        assert try_it("pages-guarded", PASSWORD, "192.0.2.1")
 
 
 def test_sessions_expire_and_end_with_the_password(site: Site, registry: RegistryProcess) -> None:

@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from skillhub_registry import accounts
+from skillhub_registry.tokens import create_token
 from tests.registry.test_access import client
 from tests.support.registry_process import RegistryProcess
 
@@ -43,7 +44,7 @@ def limited(registry: RegistryProcess, owner: HfApi) -> Callable[..., HfApi]:
 def expired_token(registry: RegistryProcess, user: str) -> str:
     with registry.open_database() as database, database.write() as connection:
         account = accounts.get_account(connection, user, "user")
-        return accounts.create_token(connection, account, "write", "over", expires_at=int(time.time()))
+        return create_token(connection, account, "write", "over", expires_at=int(time.time()))
 
 
 def refused(call: Callable[[], object]) -> int:

@@ -9,17 +9,19 @@ from typing import Final
 from starlette.responses import RedirectResponse, Response
 
 from skillhub.errors import NotFoundError
-from skillhub_registry.accounts import Reach, create_token, list_tokens, revoke_token
+from skillhub_registry.accounts import Reach
 from skillhub_registry.calls import Call
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, bad_request
 from skillhub_registry.forms import make_form_token, read_form
+from skillhub_registry.observation import describe_change, making_change
 from skillhub_registry.pages.rendering import render, wants_page
-from skillhub_registry.passwords import sign_in
+from skillhub_registry.passwords import LONGEST, SHORTEST, Attempt, change_password, sign_in
 from skillhub_registry.reaches import find_reach
 from skillhub_registry.repositories import find_repository
 from skillhub_registry.rights import may_read
 from skillhub_registry.sessions import COOKIE, SECONDS, end_session, make_secret
+from skillhub_registry.tokens import create_token, list_tokens, revoke_token
 
 _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 _LIFETIMES: Final = ("30", "90", "365", "0")
@@ -58,13 +60,16 @@ def enter(call: Call) -> Response:
     """Answer ``POST /login``. The cookie is another one afterwards, so that none from before is worth anything."""
     form = read_form(call)
     name, following = form.get("name", "").strip(), _safe_path(form.get("next", "/"))
+    attempt = Attempt(name, call.address, "POST /login")
     try:
-        secret = sign_in(call.registry.database, name, form.get("password", ""), call.address)
+        with making_change(None):
+            secret = sign_in(call.registry.database, attempt, form.get("password", ""))
     except HubError as error:
         if not wants_page(call.request):
             raise
         return _answer_form(call, following, name=name, error=error)
-    _end(call)
+    with making_change(None):  # whoever was signed in here before is not signing out
+        _end(call)
     answer = RedirectResponse(following, status_code=303)
     _set_cookie(call, answer, secret)
     return answer
@@ -75,6 +80,51 @@ def leave(call: Call) -> Response:
     _end(call)
     answer = RedirectResponse("/", status_code=303)
     answer.delete_cookie(COOKIE, path="/")
+    return answer
+
+
+def show_password(call: Call) -> Response:
+    """Answer ``GET /settings/password``."""
+    done = call.request.query_params.get("done")
+    return _answer_password(call, done=done if done in ("password", "tokens") else None)
+
+
+def renew_password(call: Call) -> Response:
+    """Answer ``POST /settings/password``. All sessions end but this one, whose cookie is another one afterwards."""
+    form, account = read_form(call), call.account.account
+    attempt = Attempt(account.name, call.address, "POST /settings/password", account.name)
+    with_tokens, password = form.get("tokens") == "revoke", form.get("password", "")
+    try:
+        if password != form.get("again", ""):
+            raise bad_request("The new password and its repetition differ")
+        with making_change(None):
+            secret = change_password(
+                call.registry.database, account, attempt, form.get("current", ""), password, with_tokens=with_tokens
+            )
+    except HubError as error:
+        if not wants_page(call.request):
+            raise
+        return _answer_password(call, error=error, with_tokens=with_tokens)
+    answer = RedirectResponse(f"/settings/password?done={'tokens' if with_tokens else 'password'}", status_code=303)
+    _set_cookie(call, answer, secret)
+    return answer
+
+
+def _answer_password(
+    call: Call, *, done: str | None = None, error: HubError | None = None, with_tokens: bool = False
+) -> Response:
+    answer = render(
+        call,
+        "password.html",
+        status=error.status if error else 200,
+        done=done,
+        error=error.message if error else None,
+        with_tokens=with_tokens,
+        shortest=SHORTEST,
+        longest=LONGEST,
+    )
+    answer.headers.update(error.headers if error else {})
+    answer.headers["Cache-Control"] = "no-store"
     return answer
 
 
@@ -95,8 +145,10 @@ def make_token(call: Call) -> Response:
     if days not in _LIFETIMES:
         raise bad_request(f"days must be one of {', '.join(_LIFETIMES)}")
     expires_at = int(time.time()) + int(days) * 24 * 3600 if days != "0" else None
+    limits = form.get("limits", "")
+    describe_change(name=name, scope=scope, days=int(days), limits=limits.replace(",", " ").split())
     with call.registry.database.write() as connection:
-        reach = _read_reach(call, connection, form.get("limits", ""))
+        reach = _read_reach(call, connection, limits)
         secret = create_token(connection, call.account.account, scope, name, expires_at=expires_at, reach=reach)
     return _answer_tokens(call, secret)
 

@@ -127,6 +127,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     _page("GET", "/login", ANYONE, signin.show_sign_in),
     _page("POST", "/login", ANYONE, signin.enter),
     _page("POST", "/logout", ANYONE, signin.leave),
+    _page("GET", "/settings/password", SESSION, signin.show_password),
+    _page("POST", "/settings/password", SESSION, signin.renew_password),
     _page("GET", "/settings/tokens", SESSION, signin.show_tokens),
     _page("POST", "/settings/tokens", SESSION, signin.make_token),
     _page("POST", "/settings/tokens/{number}/revoke", SESSION, signin.revoke),
