@@ -157,4 +157,4 @@ def list_changes(
         f"WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",
         [*values, limit],
     )
-    return [Entry(*tuple(row)[:7], bool(row["failed"])) for row in rows]
+    return [Entry(*(*tuple(row)[:7], bool(row["failed"]))) for row in rows]
