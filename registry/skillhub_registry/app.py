@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skillhub_registry.audit import Change, choose_details
-from skillhub_registry.calls import Call, Endpoint, Permission, admit, decode_parameters, read_body
+from skillhub_registry.calls import Call, Endpoint, Permission, admit, decode_parameters, read_body, recognise
 from skillhub_registry.errors import ExpiredTokenError, HubError, disk_full
 from skillhub_registry.forms import check_form
 from skillhub_registry.logs import log_request
@@ -56,6 +56,7 @@ def make_app(registry: Registry) -> ASGIApp:
     )
     app.router.redirect_slashes = False
     app.state.endpoints = ENDPOINTS
+    app.state.registry = registry
     return Observer(_RawPaths(app), registry.metrics.begin, partial(_end, registry))
 
 
@@ -206,12 +207,13 @@ async def _flush_downloads(registry: Registry) -> None:
             logger.warning("downloads are not counted yet: %s", error)
 
 
-def _make_error_response(request: Request, error: HubError) -> Response:
+async def _make_error_response(request: Request, error: HubError) -> Response:
     """Return the answer for an error: a page for browsers, JSON for everybody else."""
     printable = "".join(c if " " <= c <= "~" else "?" for c in error.header_message)
     headers = {**error.headers, "X-Error-Code": error.code, "X-Error-Message": printable[:1000]}
     if wants_page(request):
-        page = render_error(request, error)
+        call = Call(request.app.state.registry, request, {})
+        page = render_error(await run_reading(recognise, call) if error.status < 500 else call, error)
         page.headers.update(headers)
         return page
     return JSONResponse({**error.body, "error": error.message}, status_code=error.status, headers=headers)
@@ -219,13 +221,13 @@ def _make_error_response(request: Request, error: HubError) -> Response:
 
 async def _answer_hub_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HubError)
-    return _make_error_response(request, error)
+    return await _make_error_response(request, error)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "".join(word.capitalize() for word in error.detail.split())
-    return _make_error_response(request, HubError(error.status_code, code, error.detail, headers=error.headers))
+    return await _make_error_response(request, HubError(error.status_code, code, error.detail, headers=error.headers))
 
 
 async def _answer_disconnect(_: Request, error: Exception) -> Response:
@@ -237,10 +239,10 @@ async def _answer_os_error(request: Request, error: Exception) -> Response:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise error
     logger.error("the disk is full: %s", error)
-    return _make_error_response(request, disk_full())
+    return await _make_error_response(request, disk_full())
 
 
 async def _answer_crash(request: Request, error: Exception) -> Response:
     # The server logs it, with the traceback.
     failure = HubError(500, "InternalError", "The registry failed to answer; its log says why")
-    return _make_error_response(request, failure)
+    return await _make_error_response(request, failure)

@@ -19,6 +19,7 @@ from skillhub_registry import limits
 from skillhub_registry.accounts import Caller, find_caller
 from skillhub_registry.errors import (
     INVALID_CREDENTIALS,
+    HubError,
     bad_request,
     forbidden,
     repository_not_found,
@@ -202,6 +203,18 @@ def admit(call: Call, permission: Permission, *, sessions: bool = False) -> Call
     if permission in _REQUIREMENTS:
         _REQUIREMENTS[permission](caller, repository)
     return _with(call, caller, repository)
+
+
+def recognise(call: Call) -> Call:
+    """Return the call with whoever has signed in as its caller, for a page that tells of an error and nothing else."""
+    secret = call.request.cookies.get(COOKIE)
+    if not secret or "authorization" in call.request.headers:
+        return call
+    try:
+        with call.registry.database.read() as connection:
+            return _with(call, find_session(connection, secret), None)
+    except HubError:
+        return call  # the page tells of the first error
 
 
 _WITHOUT_REPOSITORY = (Permission.ANYONE, Permission.ACCOUNT, Permission.OPERATE, Permission.SESSION)

@@ -16,6 +16,7 @@ from markupsafe import escape
 from skillhub_registry.pages.markup import render_card, render_comment
 from skillhub_registry.pages.moduleclasses import classify
 from skillhub_registry.pages.rendering import PAGE_HEADERS
+from skillhub_registry.sessions import COOKIE
 from tests.registry.sites import HARM, Forms, Site, find_site
 from tests.support.browser import Browser, running_browser
 from tests.support.packs import BASE
@@ -46,6 +47,19 @@ PATHS = [
     "/pages/a-model/commits/main",
     "/pages/a-model/discussions",
     "/pages/a-model/discussions/1",
+]
+
+SIGNED_IN_PATHS = [
+    "/",
+    "/settings/tokens",
+    "/settings/password",
+    "/settings/password?done=tokens",
+    "/pages/secret-pack",
+    "/pages/gated-pack/access-requests",
+    "/pages/a-model/discussions",
+    "/pages/a-model/discussions/1",
+    "/pages/nothing-here",
+    "/models?sort=odd",
 ]
 
 
@@ -159,6 +173,22 @@ def test_errors_are_pages_for_browsers_and_json_for_clients(site: Site) -> None:
             Forms(answer.text)
             plain = client.get(path, headers={"Accept": "*/*"})
             assert (plain.status_code, plain.headers["content-type"]) == (status, "application/json")
+
+
+def test_error_pages_know_who_has_signed_in_and_tell_no_more_for_it(site: Site) -> None:
+    with site.sign_in("pages-guest") as client:
+        missing = client.get("/pages/nothing-here")
+        private = client.get(f"/{site.private}")
+        refused = client.get(f"/{site.gated}/access-requests")
+        odd = client.get("/models?sort=odd")
+    answers = (missing, private, refused, odd)
+    assert [answer.status_code for answer in answers] == [404, 404, 403, 400]
+    assert missing.text == private.text
+    for answer in answers:
+        assert ">pages-guest</a>" in answer.text
+        assert "Sign in" not in answer.text
+        assert 'action="/logout"' in answer.text
+        Forms(answer.text)
 
 
 def test_files_that_hold_programs_are_never_shown(site: Site, registry: RegistryProcess) -> None:
@@ -301,15 +331,34 @@ CONTRASTS = """
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_pages_look_well(site: Site, browser: Browser, width: int, dark: bool) -> None:
-    for number, path in enumerate(PATHS):
-        browser.show(site.registry.endpoint + path, width=width, dark=dark)
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width, path
-        assert browser.evaluate(CONTRASTS) == [], path
-        assert browser.evaluate("document.styleSheets.length") == 1
-        origins = browser.evaluate("performance.getEntriesByType('resource').map(e => new URL(e.name).origin)")
-        assert set(origins) == {site.registry.endpoint}, path
-        if PICTURES:
-            browser.take_picture(Path(PICTURES) / f"{number}-{width}-{'dark' if dark else 'light'}.png")
+    for path in PATHS:
+        look_at(site, browser, path, width, dark)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_pages_of_somebody_who_has_signed_in_look_well(site: Site, browser: Browser, width: int, dark: bool) -> None:
+    with site.sign_in("pages-owner") as client:
+        browser.take_cookie(site.registry.endpoint, COOKIE, client.cookies[COOKIE])
+    try:
+        for path in SIGNED_IN_PATHS:
+            look_at(site, browser, path, width, dark)
+            assert browser.evaluate("document.querySelector('.account').textContent.includes('pages-owner')"), path
+    finally:
+        browser.take_cookie(site.registry.endpoint, COOKIE, None)
+
+
+def look_at(site: Site, browser: Browser, path: str, width: int, dark: bool) -> None:
+    """Check that a page fits its window, can be read, and loads nothing from elsewhere."""
+    browser.show(site.registry.endpoint + path, width=width, dark=dark)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width, path
+    assert browser.evaluate(CONTRASTS) == [], path
+    assert browser.evaluate("document.styleSheets.length") == 1
+    origins = browser.evaluate("performance.getEntriesByType('resource').map(e => new URL(e.name).origin)")
+    assert set(origins) == {site.registry.endpoint}, path
+    if PICTURES:
+        name = re.sub(r"\W+", "-", path)[:60]
+        browser.take_picture(Path(PICTURES) / f"{name}-{width}-{'dark' if dark else 'light'}.png")
 
 
 def test_commands_get_a_button_that_copies_and_need_none(site: Site, browser: Browser) -> None:

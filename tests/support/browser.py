@@ -53,6 +53,12 @@ class Browser:
         if "Page.loadEventFired" not in self._passed:
             self._wait("method", "Page.loadEventFired")
 
+    def take_cookie(self, url: str, name: str, value: str | None) -> None:
+        """Have the browser send a cookie to an address from now on, and no other; None for no cookie at all."""
+        self.call("Network.clearBrowserCookies")
+        if value is not None:
+            self.call("Network.setCookie", url=url, name=name, value=value)
+
     def evaluate(self, expression: str) -> Any:
         """Return the value of an expression of JavaScript on the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -60,18 +60,20 @@ def render(call: Call, template: str, *, status: int = 200, token: str | None = 
     return HTMLResponse(page, status, headers=PAGE_HEADERS)
 
 
-def render_error(request: Request, error: HubError) -> Response:
-    """Return the page for an error. It is the same for everybody, so that what is private looks like what is missing."""
-    is_gated = error.code == "GatedRepo"
+def render_error(call: Call, error: HubError) -> Response:
+    """Return the page for an error. It is the same for what is private and what is missing, whoever looks."""
+    request, viewer = call.request, call.caller.account.name if call.caller else None
+    is_gated, is_missing = error.code == "GatedRepo", error.code == "RepoNotFound"
     parts = request.scope["path"].split("/")
     page = _TEMPLATES.get_template("error.html").render(
         status=error.status,
         title=_TITLES.get(error.status, "That did not work"),
         message=error.message,
         gated="/".join(parts[:3]) if is_gated else None,
-        sign_in=error.status == 401 or error.code == "RepoNotFound",
-        viewer=None,
-        form_token=None,
+        missing=is_missing,
+        sign_in=viewer is None and (error.status == 401 or is_missing),
+        viewer=viewer,
+        form_token=form_token(call) if viewer else None,
         here=_path_of(request) if request.method == "GET" else "/",
     )
     return HTMLResponse(page, error.status, headers=PAGE_HEADERS)
