@@ -81,5 +81,17 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def add_up(self, statement: str, rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """Run a statement that adds to one row, once for each of these values, and yield those that are kept.
+
+        It takes no part in the order that :meth:`write` keeps: whoever changes something else waits for it no more than it
+        for them. So what it adds to must depend on nothing else, and nothing on that. Values that are not yielded are not
+        kept; somebody may have been changing their row for long.
+
+        Raises:
+            HubError: 503 or 507, as :meth:`write`. What was yielded is kept.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Close the idle connections."""

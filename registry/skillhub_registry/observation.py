@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -126,6 +126,11 @@ class ObservedDatabase(Database):
                 record_change(connection, change)
         if change is not None:
             change.recorded = True
+
+    def add_up(self, statement: str, rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """See :meth:`Database.add_up`."""
+        with self._timing():
+            yield from self._database.add_up(statement, rows)
 
     def close(self) -> None:
         """See :meth:`Database.close`."""

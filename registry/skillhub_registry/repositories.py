@@ -8,13 +8,13 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from skillhub_registry.accounts import Account
 from skillhub_registry.cards import Card
-from skillhub_registry.database import Connection, Row
+from skillhub_registry.database import Connection, Database, Row
 from skillhub_registry.errors import bad_request, conflict
 from skillhub_registry.names import check_repository_name, fold_name
 
@@ -215,12 +215,11 @@ def read_tags(connection: Connection, repository_id: int) -> list[str]:
     return [row["tag"] for row in rows]
 
 
-def add_downloads(connection: Connection, counts: dict[int, int]) -> None:
-    """Add to the download counts, given by repository number."""
-    connection.executemany(
-        "UPDATE repositories SET downloads = downloads + ? WHERE id = ?",
-        [(count, repository_id) for repository_id, count in counts.items()],
-    )
+def add_downloads(database: Database, counts: Mapping[int, int]) -> Iterator[int]:
+    """Add to the download counts, given by repository number; yield the numbers of those that were added."""
+    statement = "UPDATE repositories SET downloads = downloads + ? WHERE id = ?"
+    for _, repository_id in database.add_up(statement, [(count, number) for number, count in counts.items()]):
+        yield repository_id
 
 
 def readable_condition(readable: Collection[int]) -> tuple[str, list[Any]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from skillhub.errors import DiskError, NewerSchemaError
 from skillhub_registry.database import Connection, Database
@@ -51,6 +52,12 @@ class SQLiteDatabase(Database):
                 _roll_back(connection)
                 raise
             connection.execute("COMMIT")
+
+    def add_up(self, statement: str, rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """See :meth:`Database.add_up`; here one transaction, so that the disk is waited for once."""
+        with self.write() as connection:
+            connection.executemany(statement, rows)
+        yield from rows
 
     def close(self) -> None:
         """See :meth:`Database.close`."""

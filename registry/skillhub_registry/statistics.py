@@ -25,7 +25,7 @@ class DownloadCounter:
             self._counts[repository_id] += 1
 
     def flush(self, database: Database) -> None:
-        """Write what was noted, or keep it where that fails.
+        """Write what was noted, or keep what of it cannot be written now. Nobody who changes something waits for it.
 
         Raises:
             HubError: 503 or 507, as :meth:`Database.write`.
@@ -35,9 +35,8 @@ class DownloadCounter:
         if not counts:
             return
         try:
-            with database.write() as connection:
-                add_downloads(connection, counts)
-        except BaseException:
+            for repository_id in add_downloads(database, dict(counts)):
+                del counts[repository_id]
+        finally:
             with self._lock:
                 self._counts += counts
-            raise
