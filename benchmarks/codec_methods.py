@@ -23,7 +23,8 @@ from skillhub.canonical import canonical_names, is_vocabulary_tensor
 from skillhub.checkpoints import Checkpoint, open_checkpoint
 from skillhub.codecs import EncodedTensor, decode
 from skillhub.deltafiles import DeltaWriter
-from skillhub.deltas import Delta, PackDelta, difference, open_delta
+from skillhub.deltas import Delta, difference
+from skillhub.packdeltas import PackDelta, open_delta
 from skillhub.recipes import RECIPES, svdlora
 from skillhub.recipes.encoding import Compressed, keep_exactly
 from skillhub.tensorfiles import raw_bytes

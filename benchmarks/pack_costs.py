@@ -108,7 +108,7 @@ def _watch_own_memory() -> list[int]:
 def _mean_components(pack: Any) -> float:
     """Return how many components a weight of the pack's low-rank tensors has on average."""
     from skillhub.codecs import lowrank
-    from skillhub.deltas import open_delta
+    from skillhub.packdeltas import open_delta
 
     opened, components, weights = open_delta(pack), 0.0, 0
     for name in opened.tensors:

@@ -30,7 +30,7 @@ import torch
 from measuring import REPORTS, write_report
 from routing_texts import WORDINGS, Questions, asked, near_misses, questions, unrelated_texts
 
-from skillhub.deltas import open_delta
+from skillhub.packdeltas import open_delta
 from skillhub.packs import open_pack
 from skillhub.routing.arrow import make_arrow
 from skillhub.routing.basecards import load_reader

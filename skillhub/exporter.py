@@ -22,7 +22,6 @@ from skillhub.compose.recipes import Recipe, make_recipe
 from skillhub.compose.schedules import Amount
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base
-from skillhub.deltas import PackDelta
 from skillhub.errors import UsageError
 from skillhub.files import new_folder, staged_folder
 from skillhub.fingerprint import fingerprint_checkpoint
@@ -32,6 +31,7 @@ from skillhub.interop.exports import ROUNDING, Measured, adapter_config, write_p
 from skillhub.interop.fits import Fit, Fitting, Reader, Reason, fit_adapter, fit_pack, needs_patterns
 from skillhub.interop.launching import MAX_RANK, SCRIPT_FILE, launch_script
 from skillhub.interop.modules import Modules, empty_model, modules_of
+from skillhub.packdeltas import PackDelta
 from skillhub.progress import Notice, Progress
 
 FORMATS = {"peft": Reader(), "vllm": Reader(linear_only=True, highest_rank=MAX_RANK)}

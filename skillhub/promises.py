@@ -88,7 +88,7 @@ def _decode(
         WrongBaseError: the base's tensors are not bit for bit those that the pack was made with.
     """
     from skillhub.checkpoints import open_checkpoint
-    from skillhub.deltas import open_delta
+    from skillhub.packdeltas import open_delta
 
     delta, findings = open_delta(pack, fingerprint, open_checkpoint(base)), []
     for number, name in enumerate(names):

@@ -22,9 +22,9 @@ from skillhub.compose.merging import Contribution
 from skillhub.compose.recipes import make_recipe
 from skillhub.compose.routed import graft_routed
 from skillhub.compose.routed.factors import read_factors
-from skillhub.deltas import open_delta
 from skillhub.errors import IntegrityError, SkillhubError, UsageError, WrongBaseError
 from skillhub.exporter import export_adapters
+from skillhub.packdeltas import open_delta
 from skillhub.packs import Pack
 from skillhub.progress import silence
 from tests.support.commands import Shell

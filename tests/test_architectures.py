@@ -17,7 +17,7 @@ from skillhub.authorfile import AuthorFile
 from skillhub.checkpoints import open_checkpoint
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft, ungraft
-from skillhub.deltas import open_delta
+from skillhub.packdeltas import open_delta
 from skillhub.packs import Pack
 from tests.support.tiny_models import KINDS, bits, build_pack, raw, save_model, tune
 

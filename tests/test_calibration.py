@@ -16,10 +16,11 @@ from skillhub.calibration.moments import LayerRecord
 from skillhub.calibration.recording import ROOM
 from skillhub.calibration.texts import BATCH_TOKENS, Row, answered_rows, batches, padded, thinned
 from skillhub.checkpoints import open_checkpoint
-from skillhub.deltas import Delta, open_delta
+from skillhub.deltas import Delta
 from skillhub.devices import device_for
 from skillhub.errors import DiskError, UsageError
 from skillhub.manifest import Skill
+from skillhub.packdeltas import open_delta
 from skillhub.packer import pack
 from skillhub.packs import Pack
 from tests.routing_examples import add_byte_tokenizer, save_base, sums, tuned

@@ -14,8 +14,8 @@ from skillhub.compose.merging import Contribution
 from skillhub.compose.packsources import find_pack
 from skillhub.compose.recipes import make_recipe
 from skillhub.deltafiles import DeltaFiles
-from skillhub.deltas import PackDelta
 from skillhub.errors import NotFoundError, UnsafeContentError
+from skillhub.packdeltas import PackDelta
 from skillhub.packs import Pack
 from tests.support.tiny_models import build_pack, save_model, tune, with_entry
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import EncodedTensor, exact
 from skillhub.deltafiles import DeltaWriter
-from skillhub.deltas import Delta, open_delta
+from skillhub.deltas import Delta
 from skillhub.errors import IntegrityError, NewerSchemaError, WrongBaseError
+from skillhub.packdeltas import open_delta
 from skillhub.packs import Pack
 from skillhub.tensorfiles import read_header, write_tensors
 from tests.support.tiny_models import build_pack, save_model, tune, with_entry

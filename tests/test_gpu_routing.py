@@ -14,9 +14,9 @@ import torch
 from skillhub.authorfile import AuthorFile
 from skillhub.compose.grafts import graft, ungraft
 from skillhub.compose.routed import decide, graft_routed, last_decision, ungraft_routed
-from skillhub.deltas import open_delta
 from skillhub.devices import available_bytes, choose_device, device_for
 from skillhub.errors import UsageError
+from skillhub.packdeltas import open_delta
 from skillhub.packer import pack
 from skillhub.packs import open_pack
 from skillhub.routing import find_router

@@ -22,7 +22,6 @@ from skillhub.checkpoints import open_checkpoint
 from skillhub.codecs import EncodedTensor, decode, exact, lowrank, rows, zero
 from skillhub.codecs.allocation import analyse, encode
 from skillhub.compose.grafts import graft
-from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.exporter import export_adapters
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
@@ -30,6 +29,7 @@ from skillhub.interop.factors import read_changes
 from skillhub.interop.launching import RANKS, launch_script
 from skillhub.interop.modules import empty_model, modules_of
 from skillhub.interop.products import nearest_product, product_of, product_rank
+from skillhub.packdeltas import open_delta
 from skillhub.packs import Pack, open_pack
 from tests.support.commands import Shell
 from tests.support.peft_adapters import make_adapter, merged_model

@@ -48,7 +48,7 @@ COLUMNS = [
     (WEIGHTS, "codecs rounding checkpoints conversions devices halves ranks"),
     (WEIGHTS, "tensorreaders deltafiles recipes"),
     (WEIGHTS, "deltareaders"),
-    (WEIGHTS, "layout deltas"),
+    (WEIGHTS, "layout deltas packdeltas"),
     (WEIGHTS, "promises"),
     (WEIGHTS, "interop"),
     (WEIGHTS, "routing"),

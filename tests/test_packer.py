@@ -20,9 +20,9 @@ from skillhub.checkpoints import DTYPES, open_checkpoint
 from skillhub.codecs import allocation
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft
-from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.manifest import Skill
+from skillhub.packdeltas import open_delta
 from skillhub.packer import pack
 from skillhub.packs import Pack, open_pack
 from skillhub.tensorfiles import write_tensors

@@ -18,9 +18,10 @@ from skillhub.codecs import restoration
 from skillhub.compose.fusion import fuse
 from skillhub.compose.grafts import graft, ungraft
 from skillhub.compose.routed import choose
-from skillhub.deltas import Delta, open_delta
+from skillhub.deltas import Delta
 from skillhub.errors import IntegrityError, UsageError, WrongBaseError
 from skillhub.fingerprint import fingerprint_checkpoint
+from skillhub.packdeltas import open_delta
 from skillhub.packs import Pack, open_pack
 from skillhub.promises import check_restored
 from tests.support.handmade_packs import Handmade, write_pack

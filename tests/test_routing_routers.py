@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from skillhub.deltas import open_delta
 from skillhub.errors import UsageError, WrongBaseError
 from skillhub.layout import layout_of
+from skillhub.packdeltas import open_delta
 from skillhub.packer import pack
 from skillhub.packs import Pack
 from skillhub.routing import find_router

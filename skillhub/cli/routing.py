@@ -86,8 +86,8 @@ def _router(base: str, sources: Sequence[str], environment: Any) -> tuple[Any, A
     from skillhub.bases import locate_base
     from skillhub.checkpoints import open_checkpoint
     from skillhub.compose.packsources import find_pack
-    from skillhub.deltas import open_delta
     from skillhub.fingerprint import fingerprint_checkpoint
+    from skillhub.packdeltas import open_delta
     from skillhub.packs import Pack
     from skillhub.routing import find_router
     from skillhub.routing.basecards import load_reader

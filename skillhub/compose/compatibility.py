@@ -14,10 +14,10 @@ from skillhub.compose.packsources import AnyPack
 from skillhub.compose.recipes import Recipe
 from skillhub.compose.schedules import Schedule, count_layers
 from skillhub.compose.tunedcheckpoints import BaseTensors, CheckpointDelta, TunedCheckpoint, open_checkpoint_delta
-from skillhub.deltas import PackDelta, open_delta
 from skillhub.errors import SkillhubError, UnsafeContentError, UsageError, WrongBaseError
 from skillhub.interop.adapterdeltas import Target, open_adapter_delta
 from skillhub.layout import Layout
+from skillhub.packdeltas import PackDelta, open_delta
 from skillhub.packs import Pack, describe_base
 from skillhub.rounding import TARGETS
 

@@ -20,9 +20,9 @@ from skillhub.compose.methods.linear import LINEAR
 from skillhub.compose.recipes import Recipe, WeightedPack
 from skillhub.compose.sums import add_delta, check_finite, fits, put_back_nan, rounded
 from skillhub.compose.tunedcheckpoints import CheckpointDelta
-from skillhub.deltas import PackDelta
 from skillhub.errors import IntegrityError
 from skillhub.interop.adapterdeltas import AdapterDelta
+from skillhub.packdeltas import PackDelta
 from skillhub.rounding import TARGETS, rounding_key
 from skillhub.tensorreaders import (
     FactorReader,

@@ -13,13 +13,13 @@ from skillhub.canonical import alias_candidates
 from skillhub.checkpoints import DTYPES, Checkpoint, dtype_tag, open_checkpoint
 from skillhub.compose.merging import AnyDelta
 from skillhub.compose.packsources import EnvironmentSource, find_pack
-from skillhub.deltas import PackDelta, open_delta
 from skillhub.errors import NetworkError, NotFoundError, UsageError, WrongBaseError, located
 from skillhub.files import expanded
 from skillhub.fingerprint import fingerprint_checkpoint
 from skillhub.interop.adapterdeltas import open_adapter_delta, target_of
 from skillhub.interop.mergekit.models import ModelName
 from skillhub.manifest import MANIFEST_FILE
+from skillhub.packdeltas import PackDelta, open_delta
 from skillhub.packs import Pack, describe_base
 from skillhub.tensorreaders import (
     DifferenceReader,

@@ -22,11 +22,11 @@ from skillhub.compose.recipes import Composition, Recipe, make_recipe
 from skillhub.compose.sharding import SHARD_BYTES, Shard, plan_tensors, room_error, split_shards
 from skillhub.compose.tunedcheckpoints import CheckpointBase
 from skillhub.compose.verification import base_records, wrong_base
-from skillhub.deltas import PackDelta
 from skillhub.errors import SkillhubError, UsageError
 from skillhub.files import expanded
 from skillhub.fingerprint import BaseRecord, fingerprint_checkpoint, known_fingerprint
 from skillhub.interop.adapterdeltas import AdapterDelta, target_of
+from skillhub.packdeltas import PackDelta
 from skillhub.tensorfiles import BITS
 
 DTYPE_TAGS: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from skillhub.compose.merging import Contribution, contributing, merge_tensor
 from skillhub.compose.recipes import Recipe
-from skillhub.deltas import PackDelta
 from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import AdapterDelta
 from skillhub.interop.products import balanced, product_of
 from skillhub.layout import Layout, Slot
+from skillhub.packdeltas import PackDelta
 from skillhub.rounding import TARGETS
 
 DELTA = "_skillhub_delta"

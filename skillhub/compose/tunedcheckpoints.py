@@ -149,7 +149,7 @@ class CheckpointBase:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointDelta:
-    """The delta of a fine-tuned checkpoint; it answers what :class:`skillhub.deltas.PackDelta` does.
+    """The delta of a fine-tuned checkpoint; it answers what :class:`skillhub.packdeltas.PackDelta` does.
 
     Every tensor of both counts as changed, since only reading could tell; what is equal differs by zeros, which change no bits.
 

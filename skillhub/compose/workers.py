@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 
 from skillhub.compose.merging import Contribution
-from skillhub.deltas import PackDelta
 from skillhub.fingerprint import processors
+from skillhub.packdeltas import PackDelta
 
 MOST_WORKERS = 8
 

@@ -76,7 +76,7 @@ class StoredDelta:
 
 @dataclass(frozen=True, eq=False)
 class AdapterDelta:
-    """The delta of an adapter for a model; it answers what :class:`skillhub.deltas.PackDelta` does.
+    """The delta of an adapter for a model; it answers what :class:`skillhub.packdeltas.PackDelta` does.
 
     Attributes:
         pack: the adapter.

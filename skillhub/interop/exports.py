@@ -17,10 +17,10 @@ from torch import nn
 from skillhub.adapters import CONFIG_FILE, Adapter
 from skillhub.checkpointfiles import ADAPTER_FILE
 from skillhub.codecs.streams import Bytes, tensor_bytes
-from skillhub.deltas import PackDelta
 from skillhub.interop.factors import PREFIX, read_changes, read_values
 from skillhub.interop.fits import Fit, Layer, Reason, Whole
 from skillhub.interop.products import Product, nearest_product, product_of
+from skillhub.packdeltas import PackDelta
 from skillhub.tensorfiles import write_tensors
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}

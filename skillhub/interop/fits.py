@@ -16,11 +16,11 @@ from torch import nn
 
 from skillhub.adapters import CONFIG_FILE, Adapter
 from skillhub.canonical import is_vocabulary_tensor
-from skillhub.deltas import PackDelta
 from skillhub.interop.factors import read_changes
 from skillhub.interop.modules import Modules
 from skillhub.interop.products import product_rank
 from skillhub.layout import ViewSlot
+from skillhub.packdeltas import PackDelta
 
 
 class Reason(StrEnum):

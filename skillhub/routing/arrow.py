@@ -35,7 +35,7 @@ Prototypes = Mapping[str, torch.Tensor]
 
 
 class RoutableDelta(Protocol):
-    """What is read of a pack: see :class:`skillhub.deltas.PackDelta`."""
+    """What is read of a pack: see :class:`skillhub.packdeltas.PackDelta`."""
 
     @property
     def names(self) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from skillhub.deltas import PackDelta
 from skillhub.errors import WrongBaseError
 from skillhub.interop.modules import HERE_ALONE
+from skillhub.packdeltas import PackDelta
 from skillhub.progress import Notice
 from skillhub.routing.arrow import RoutableDelta, make_arrow
 from skillhub.routing.cardrouter import CardRouter

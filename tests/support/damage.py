@@ -30,8 +30,8 @@ from skillhub.codecs import (
     zero,
 )
 from skillhub.codecs.lowrank import LineExponents
-from skillhub.deltas import open_delta
 from skillhub.errors import SkillhubError
+from skillhub.packdeltas import open_delta
 from skillhub.packs import Pack, file_entry, open_pack, verify_pack, write_manifest
 from skillhub.routing.cards import CardLayer, RoutingCard, read_card
 from skillhub.routing.contents import ChatMarkers

@@ -14,7 +14,7 @@ from skillhub.compose.merging import Contribution
 from skillhub.compose.routed.batches import Batch, Widths
 from skillhub.compose.routed.weights import size_of
 from skillhub.compose.sidepaths import weighted_factors
-from skillhub.deltas import PackDelta
+from skillhub.packdeltas import PackDelta
 
 SMALL_PRODUCT = 1 << 21
 """Multiplications up to which fp32 is faster than bf16 (measured with AMX, which is bf16's best case)."""

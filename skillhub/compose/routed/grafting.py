@@ -34,12 +34,12 @@ from skillhub.compose.routed.weights import PackWeights, check_room, parameter_f
 from skillhub.compose.schedules import Amount
 from skillhub.compose.verification import verify_base
 from skillhub.compose.workers import made_ahead, worker_count
-from skillhub.deltas import PackDelta
 from skillhub.devices import available_bytes
 from skillhub.errors import UsageError
 from skillhub.interop.adapterdeltas import Target
 from skillhub.interop.modules import modules_of
 from skillhub.layout import Layout, fingerprint_slots, layout_of
+from skillhub.packdeltas import PackDelta
 from skillhub.packs import Pack, check_file
 from skillhub.progress import Notice, Progress
 from skillhub.routing.decisions import Router
