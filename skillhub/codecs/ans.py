@@ -48,7 +48,11 @@ USUAL_LANES_EXPONENT, MAX_LANES_EXPONENT = 4, 13
 """Lanes that even a short stream has, unless it has fewer symbols; and that the longest has."""
 
 BYTES_A_LANE = 384
-"""A lane costs four bytes a chunk: one for at least so many bytes of words keeps that at 1 %."""
+"""A lane costs four bytes a chunk, half of which hold symbols: one for at least so many bytes of words keeps that at 1 %."""
+
+BYTES_A_NEEDED_LANE, NEEDED_LANES = 24, 512
+"""Up to so many lanes, however, a step takes hardly longer for more of them: there a lane is worth its bytes, of few as well. Where a
+preference-tuned model was stored so, it became 6 % larger and was decoded in less than a third of the time."""
 
 MAX_STEPS = 1 << 14
 """A chunk has enough lanes to be decoded in so many steps, of about ten microseconds each where they are few."""
@@ -117,6 +121,8 @@ class Stream:
             entries &= TOTAL - 1
             states += entries
             low = (states < LEAST_STATE).nonzero()[0]
+            if not low.size:  # so it is half the time where hardly anything changed
+                continue
             taken = words[used : used + low.size]
             if taken.size < low.size:
                 raise damaged("has entropy-coded symbols that end early")
@@ -261,7 +267,8 @@ def _choose_lanes(counts: npt.NDArray[np.int64], chunk: int) -> int:
     """Return the exponent of two of the number of lanes, for chunks of ``chunk`` symbols of the entropy of ``counts``."""
     totals = counts.sum(axis=1, keepdims=True)
     bits = -float((counts * np.log2(np.maximum(counts, 1) / np.maximum(totals, 1))).sum())
-    lanes = bits / 8 * chunk / max(int(counts.sum()), 1) / BYTES_A_LANE
+    size = bits / 8 * chunk / max(int(counts.sum()), 1)
+    lanes = max(size / BYTES_A_LANE, min(size / BYTES_A_NEEDED_LANE, NEEDED_LANES))
     least = max(_least_lanes(chunk), min(USUAL_LANES_EXPONENT, (chunk - 1).bit_length()))
     return min(max(int(np.log2(max(lanes, 1))), least), MAX_LANES_EXPONENT)
 
