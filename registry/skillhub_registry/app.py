@@ -162,7 +162,12 @@ def _note(admitted: Call, seen: Observation) -> Call:
     return admitted
 
 
-_UNCOUNTED = ("/healthz", "/readyz", "/metrics")
+_UNCOUNTED = (
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/static/{file}",
+)  # the last is what the page that says to wait is made with
 
 
 def _observing_change(call: Call, endpoint: Endpoint) -> AbstractContextManager[None]:

@@ -102,6 +102,15 @@ def test_who_asks_too_often_has_to_wait_as_long_as_told(watched: RegistryProcess
     assert requests.get(f"{watched.endpoint}/api/models/{repository}").status_code == 200  # as the API is
 
 
+def test_the_page_that_says_to_wait_has_its_style(tmp_path: Path) -> None:
+    with running_registry(tmp_path, ["--limit-local", "--api-limit", "1"]) as process:
+        answers = [requests.get(f"{process.endpoint}/models", headers={"Accept": "text/html"}) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 429]
+        found = re.findall(r'(?:href|src)="(/static/[^"]+)"', answers[1].text)
+        assert len(found) >= 3
+        assert {requests.get(process.endpoint + path).status_code for path in found} == {200}
+
+
 def test_a_bucket_fills_up_steadily() -> None:
     time = 0.0
     limiter = RateLimiter(Rates(api=300), clock=lambda: time)  # one a second

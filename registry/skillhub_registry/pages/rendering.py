@@ -163,7 +163,7 @@ _TITLES: Final = {
     404: "Not found",
     409: "That does not fit what is there",
     413: "That is too large",
-    429: "Too many tries",
+    429: "Too many requests",
     500: "Something went wrong here",
     503: "The registry is busy",
 }
