@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -76,7 +77,9 @@ class _Widening(TorchFunctionMode):
         if dtype is None or "out" in kwargs:
             return func(*args, **kwargs)
         wide = {name: _widened(value) for name, value in kwargs.items()}
-        return func(*map(_widened, args), **wide).to(dtype)
+        # What the backward pass needs is kept as it was: half the memory, and the same numbers.
+        with saved_tensors_hooks(lambda tensor: tensor.to(dtype), _widened):
+            return func(*map(_widened, args), **wide).to(dtype)
 
     def _shared_dtype(self, values: Sequence[Any]) -> torch.dtype | None:
         """Return the dtype of all tensors among some values, if it is one of those to widen and they are on the CPU."""
