@@ -26,7 +26,7 @@ from skillhub_registry.trees import File, find_entry, find_files
 COUNTED_FILES = frozenset(["adapter_config.json", "config.json", "skillpack.json"])
 """As on the Hub, fetching one file that every use of a model needs counts as the download; the others do not."""
 
-_LARGE: Final = 64 * 1024
+_LARGE: Final = 512 * 1024
 """Bytes from which on it costs less to have the kernel send a file than to read it."""
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
