@@ -29,10 +29,17 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(document)
 
 
+class _TextFormatter(logging.Formatter):
+    """A line for people, and the traceback of a failure below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redaction.presentable(super().format(record))
+
+
 def configure_logs(log_format: str | None) -> None:
     """Write warnings to stderr; with a format, ``json`` or ``text``, every request as well."""
     handler = logging.StreamHandler(sys.stderr)
-    as_text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    as_text = _TextFormatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(_JsonFormatter() if log_format == "json" else as_text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logger.setLevel(logging.WARNING if log_format is None else logging.INFO)

@@ -99,12 +99,12 @@ def run_registry(*arguments: str, data: Path, place: Sequence[str] = ()) -> str:
 
 @contextmanager
 def running_registry(
-    data: Path, options: Sequence[str] = (), *, token: str = "", place: tuple[str, ...] = ()
+    data: Path, options: Sequence[str] = (), *, token: str = "", place: tuple[str, ...] = (), log: Path | None = None
 ) -> Iterator[RegistryProcess]:
     """Start a registry on any free port, yield it once it listens, and stop it at the end.
 
     ``token`` is for a data folder that was served before: the first token is told at the first start only. ``place``
-    are the options that say where else its data is.
+    are the options that say where else its data is. What it writes to stderr goes into ``log``, if that is given.
     """
     command = [
         sys.executable,
@@ -119,7 +119,10 @@ def running_registry(
         *place,
         *options,
     ]
-    process = subprocess.Popen(command, env=registry_environment(), stdout=subprocess.PIPE, text=True)
+    with log.open("ab") if log else contextlib.nullcontext() as stderr:
+        process = subprocess.Popen(
+            command, env=registry_environment(), stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()  # comes when it listens, or is empty when it ended
