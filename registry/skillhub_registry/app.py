@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skillhub_registry.audit import Change, choose_details
@@ -214,14 +214,12 @@ async def _flush_downloads(registry: Registry) -> None:
 
 async def _make_error_response(request: Request, error: HubError) -> Response:
     """Return the answer for an error: a page for browsers, JSON for everybody else."""
-    printable = "".join(c if " " <= c <= "~" else "?" for c in error.header_message)
-    headers = {**error.headers, "X-Error-Code": error.code, "X-Error-Message": printable[:1000]}
     if wants_page(request):
         call = Call(request.app.state.registry, request, {})
         page = render_error(await run_reading(recognise, call) if error.status < 500 else call, error)
-        page.headers.update(headers)
+        page.headers.update(error.told_headers)
         return page
-    return JSONResponse({**error.body, "error": error.message}, status_code=error.status, headers=headers)
+    return JSONResponse({**error.body, "error": error.message}, status_code=error.status, headers=error.told_headers)
 
 
 async def _answer_hub_error(request: Request, error: Exception) -> Response:
@@ -232,7 +230,14 @@ async def _answer_hub_error(request: Request, error: Exception) -> Response:
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "".join(word.capitalize() for word in error.detail.split())
-    return await _make_error_response(request, HubError(error.status_code, code, error.detail, headers=error.headers))
+    headers = {"Allow": ", ".join(_list_methods(request))} if error.status_code == 405 else error.headers
+    return await _make_error_response(request, HubError(error.status_code, code, error.detail, headers=headers))
+
+
+def _list_methods(request: Request) -> list[str]:
+    """Return the methods that a path answers to: several routes may have it, each with one of them."""
+    routes = (one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in routes for method in route.methods})
 
 
 async def _answer_disconnect(_: Request, error: Exception) -> Response:

@@ -42,6 +42,12 @@ class HubError(Exception):
         self.headers = dict(headers or {})
         self.body = dict(body or {})
 
+    @property
+    def told_headers(self) -> dict[str, str]:
+        """Return all headers of the answer: the error's own, and those by which programs know it."""
+        printable = "".join(c if " " <= c <= "~" else "?" for c in self.header_message)
+        return {**self.headers, "X-Error-Code": self.code, "X-Error-Message": printable[:1000]}
+
 
 def repository_not_found() -> HubError:
     """Return the error for a repository that is missing, or private to others: the two look the same."""

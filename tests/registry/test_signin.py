@@ -74,13 +74,15 @@ def test_signing_in_leads_nowhere_else(site: Site, asked: str, allowed: bool) ->
         page = Forms(client.get("/login", params={"next": asked}).text)
         shown = next(values["value"] for tag, values in page.elements if values.get("name") == "next")
         assert shown == (asked if allowed else "/")
+        entered = submit(client, "/login", "/login", {"name": "pages-guest", "password": PASSWORD, "next": asked})
+        assert (entered.status_code, entered.headers["location"]) == (303, shown)
 
 
 def test_wrong_names_and_passwords_are_told_the_same(site: Site) -> None:
     with site.open() as client:
         tried = [("pages-owner", "a wrong password"), ("nobody-here", PASSWORD), (site.registry.user, PASSWORD)]
         answers = [submit(client, "/login", "/login", {"name": a, "password": b}) for a, b in tried]
-    assert {answer.status_code for answer in answers} == {401}
+    assert {(answer.status_code, answer.headers["X-Error-Code"]) for answer in answers} == {(401, "WrongPassword")}
     texts = {re.sub(r'value="[^"]*"', "", answer.text) for answer in answers}
     assert len(texts) == 1
     assert "There is no user of that name with that password" in texts.pop()

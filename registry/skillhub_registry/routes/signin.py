@@ -51,7 +51,7 @@ def _answer_form(call: Call, following: str, *, name: str = "", error: HubError 
         name=name,
         error=error.message if error else None,
     )
-    answer.headers.update(error.headers if error else {})
+    answer.headers.update(error.told_headers if error else {})
     _set_cookie(call, answer, secret)
     return answer
 
@@ -123,7 +123,7 @@ def _answer_password(
         shortest=SHORTEST,
         longest=LONGEST,
     )
-    answer.headers.update(error.headers if error else {})
+    answer.headers.update(error.told_headers if error else {})
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
