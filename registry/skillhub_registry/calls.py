@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from skillhub_registry import limits
 from skillhub_registry.accounts import Caller, find_caller
+from skillhub_registry.contracts import Contract
 from skillhub_registry.errors import (
     INVALID_CREDENTIALS,
     HubError,
@@ -121,7 +122,7 @@ Handler = Callable[[Call], Response] | Callable[[Call], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A route: what it answers to, what it asks of the caller, and the bytes of body that it takes.
+    """A route: what it answers to, what it asks of the caller, what it takes and answers with, and its body's limit in bytes.
 
     With ``sessions`` a browser's session identifies its caller as a token does; what is posted must then be a form of
     ours. The routes of the Hub's protocol have no part in that: no page of somebody else's can use them.
@@ -131,6 +132,7 @@ class Endpoint:
     path: str
     permission: Permission
     handler: Handler
+    contract: Contract
     body_limit: int = limits.JSON_BODY
     sessions: bool = False
 

@@ -251,13 +251,14 @@ def count_tagged(connection: Connection, tag: str, readable: Collection[int]) ->
 
 _LIKE_SIGNS = re.compile("[!%_]")
 
-_SORTS = {
+SORTS = {
     "lastModified": "r.last_modified",
     "createdAt": "r.created_at",
     "downloads": "r.downloads",
     "trendingScore": "r.downloads",
     "likes": "r.last_modified",
 }
+"""What models may be sorted by, and the columns."""
 
 
 def search_repositories(connection: Connection, search: Search) -> tuple[list[Repository], str | None]:
@@ -266,9 +267,9 @@ def search_repositories(connection: Connection, search: Search) -> tuple[list[Re
     Raises:
         HubError: 400, an unknown order or a malformed cursor.
     """
-    order = _SORTS.get(search.sort)
+    order = SORTS.get(search.sort)
     if order is None:
-        raise bad_request(f"Cannot sort by {search.sort!r}; choose one of {', '.join(_SORTS)}")
+        raise bad_request(f"Cannot sort by {search.sort!r}; choose one of {', '.join(SORTS)}")
     readable, values = readable_condition(search.readable)
     conditions = [readable]
     if search.author is not None:
