@@ -6,11 +6,13 @@ import time
 from typing import Any
 
 import pytest
+import requests
 from huggingface_hub import HfApi
 
 from skillhub_registry import accounts
 from skillhub_registry.calls import Endpoint, Permission
 from skillhub_registry.routes.table import ENDPOINTS
+from skillhub_registry.signing import load_signer
 from skillhub_registry.tokens import create_token
 from tests.registry.test_access import send
 from tests.support.registry_process import RegistryProcess
@@ -91,3 +93,39 @@ def test_what_a_route_declares_is_what_happens(
                 assert code != "RepoNotFound", told
             if endpoint.permission in ROLES:
                 assert status != 403, told
+
+
+@pytest.mark.parametrize(
+    "path", ["/lfs/object/{grant}", "/lfs/part/{grant}", "/lfs/complete/{grant}", "/xet/v1/shards"]
+)
+def test_what_was_signed_for_something_else_or_by_nobody_is_refused(
+    registry: RegistryProcess, tokens: dict[str, str | None], path: str
+) -> None:
+    (endpoint,) = (one for one in ENDPOINTS if one.path == path)
+    purpose = {"object": "lfs-object", "part": "lfs-part", "complete": "lfs-complete"}.get(
+        path.split("/")[2], "xet-write"
+    )
+    signer = load_signer(registry.data / "signing.key")
+    claims = {"repository": 1, "sender": 0, "account": 1, "oid": "0" * 64, "size": 1, "upload": "x", "count": 1}
+    valid = signer.grant(purpose, {**claims, "number": 1, "length": 1}, 60)
+    body, _, mac = valid.partition(".")
+    for grant in (
+        "",
+        "x",
+        str(tokens["admin"]),
+        f"{body}.",
+        f"{body}.{mac[::-1]}",
+        f"{body[:-4]}AAAA.{mac}",
+        signer.grant("something-else", claims, 60),
+        signer.grant(purpose, claims, -1),
+    ):
+        answer = requests.request(
+            endpoint.method,
+            registry.endpoint + path.replace("{grant}", grant or "%20"),
+            headers={"Authorization": f"Bearer {grant}"} if "{grant}" not in path else {},
+            data=b"x",
+            timeout=30,
+        )
+        assert (answer.status_code, answer.headers["X-Error-Code"]) == (403, "InvalidGrant"), grant
+    if "{grant}" not in path:
+        assert requests.post(registry.endpoint + path, data=b"x", timeout=30).status_code == 401
