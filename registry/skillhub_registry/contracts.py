@@ -95,6 +95,6 @@ def json_body(schema: Schema, *, required: bool = True) -> Body:
     return Body((JSON,), schema, required)
 
 
-def form_body(**fields: Schema) -> Body:
+def form_body(required: Mapping[str, Schema] | None = None, **optional: Schema) -> Body:
     """Return the form of a page; its token proves that a page of ours sent it, where a browser's session says who did."""
-    return Body((FORM,), record(**fields, form_token=TEXT))
+    return Body((FORM,), record(required, **optional, form_token=TEXT))

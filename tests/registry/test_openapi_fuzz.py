@@ -37,7 +37,9 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-DESTRUCTIVE = re.compile(r"(DELETE |PUT /api|POST \S+/(move|merge|lfs-files/batch|super-squash/\{revision\}|hide)$)")
+DESTRUCTIVE = re.compile(
+    r"(DELETE |PUT /api|POST \S+/(move|merge|lfs-files/batch|super-squash/\{revision\}|hide|settings/password)$)"
+)
 """Requests after which the next one would find less than there was."""
 
 OPERATIONS = [re.sub(r"\{(\w+):path\}", r"{\1}", f"{one.method} {one.path}") for one in ENDPOINTS]

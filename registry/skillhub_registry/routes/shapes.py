@@ -230,26 +230,28 @@ SEARCH_PAGE: Final = Contract(
 )
 LIST_PAGE: Final = Contract(PAGE, (404,), _CURSOR)
 SIGN_IN_PAGE: Final = Contract((Answer(200, HTML), Answer(303)), query={"next": TEXT})
-SIGN_IN: Final = Contract(SENT_ON, (401,), body=form_body(name=TEXT, password=TEXT, next=TEXT))
+SIGN_IN: Final = Contract(SENT_ON, (401,), body=form_body({"name": TEXT, "password": TEXT}, next=TEXT))
 SIGN_OUT: Final = Contract(SENT_ON, body=form_body())
 PASSWORD: Final = Contract(PAGE, query={"done": choice("password", "tokens")})
 RENEW_PASSWORD: Final = Contract(
-    SENT_ON, body=form_body(current=TEXT, password=TEXT, again=TEXT, tokens=choice("keep", "revoke"))
+    SENT_ON, body=form_body({"current": TEXT, "password": TEXT, "again": TEXT}, tokens=choice("revoke"))
 )
 TOKENS: Final = Contract(PAGE)
 MAKE_TOKEN: Final = Contract(
     PAGE,
-    body=form_body(name=TEXT, scope=choice("read", "write"), days=choice("30", "90", "365", "0"), limits=TEXT),
+    body=form_body(
+        {"name": NOT_EMPTY, "scope": choice("read", "write"), "days": choice("30", "90", "365", "0")}, limits=TEXT
+    ),
 )
 REVOKE: Final = Contract(SENT_ON, (404,), body=form_body())
 REPOSITORY_PAGE: Final = Contract((Answer(200, HTML), Answer(307)))
 SUBPAGE: Final = Contract(PAGE)
 DISCUSSIONS_PAGE: Final = Contract(PAGE, query={"status": choice("open", "closed"), **_START})
 ASK_FORM: Final = Contract(SENT_ON, body=form_body())
-DECIDE_FORM: Final = Contract(SENT_ON, body=form_body(user=TEXT, status=choice("accepted", "rejected")))
+DECIDE_FORM: Final = Contract(SENT_ON, body=form_body({"user": TEXT, "status": choice("accepted", "rejected")}))
 DISCUSS_FORM: Final = Contract(
-    SENT_ON, body=form_body(title=_TITLE, description=TEXT, kind=choice("discussion", "pull request"))
+    SENT_ON, body=form_body({"title": _TITLE}, description=TEXT, kind=choice("discussion", "pull request"))
 )
-COMMENT_FORM: Final = Contract(SENT_ON, body=form_body(comment=TEXT))
-STATUS_FORM: Final = Contract(SENT_ON, (409,), body=form_body(status=choice("open", "closed")))
+COMMENT_FORM: Final = Contract(SENT_ON, body=form_body({"comment": NOT_EMPTY}))
+STATUS_FORM: Final = Contract(SENT_ON, (409,), body=form_body({"status": choice("open", "closed")}))
 MERGE_FORM: Final = Contract(SENT_ON, (409,), body=form_body(comment=TEXT))
