@@ -33,7 +33,7 @@ _PATIENCE_MILLISECONDS: Final = 5
 """How long a thread waits for a client to take more; for a slower one, the event loop waits."""
 
 _STALLED_SECONDS: Final = 60
-"""How long a client may take nothing of a file that it asked for."""
+"""How long a client may take nothing of a file that it asked for, or send nothing of a body that it has begun."""
 
 _HEAD_SECONDS: Final = 60
 """How long a client may take for the head of a request; before another one begins, uvicorn waits for less."""
@@ -95,22 +95,34 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer."""
         self._unread = 0
-        self._stop_waiting()
+        self._wait_for_body()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         self._unread = 0
+        self._wait_for_body()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the request."""
         self._unread = 0
+        self._stop_waiting()
         super().on_message_complete()
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
         self._patience = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def _wait_for_body(self) -> None:
+        self._stop_waiting()
+        self._patience = self.loop.call_later(_STALLED_SECONDS, self._give_up_body)
+
+    def _give_up_body(self) -> None:
+        if self.flow.read_paused or (self.cycle is not None and self.cycle.waiting_for_100_continue):
+            self._wait_for_body()  # the client waits for us
+        else:
+            self.transport.abort()
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

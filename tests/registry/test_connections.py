@@ -35,10 +35,19 @@ async def send_file(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": ZERO_COPY, "file": file, "offset": 0, "count": SIZE})
 
 
+async def read_all(scope: Any, receive: Any, send: Any) -> None:
+    """Answer when all of the body has come."""
+    while (message := await receive())["type"] == "http.request":
+        if not message.get("more_body", False):
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+
 @asynccontextmanager
-async def serving(state: ServerState) -> AsyncIterator[int]:
-    """Serve that file, and yield the port."""
-    config, loop = Config(send_file, lifespan="off", log_config=None), asyncio.get_running_loop()
+async def serving(state: ServerState, application: Any = send_file) -> AsyncIterator[int]:
+    """Serve an application, that file if none is named, and yield the port."""
+    config, loop = Config(application, lifespan="off", log_config=None), asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[1]
     server.close()
@@ -86,6 +95,48 @@ def test_a_client_that_sends_no_whole_head_is_left_after_a_while(
             with suppress(ConnectionResetError):
                 assert await asyncio.wait_for(reader.read(), 20) == b""
             await asyncio.wait_for(until_idle(state), 20)
+            writer.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 10", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("beginning", [b"", b"4\r\nhalf\r\n"])
+def test_a_client_that_sends_no_whole_body_is_left_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, framing: bytes, beginning: bytes
+) -> None:
+    monkeypatch.setattr(connections, "_STALLED_SECONDS", 0.1)
+
+    async def run() -> None:
+        state = ServerState()
+        async with serving(state, read_all) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: registry\r\n" + framing + b"\r\n\r\n" + beginning)
+            with suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 20) == b""
+            await asyncio.wait_for(until_idle(state), 20)
+            writer.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("expecting", [b"", b"Expect: 100-continue\r\n"])
+def test_a_client_that_waits_for_the_registry_is_not_left(monkeypatch: pytest.MonkeyPatch, expecting: bytes) -> None:
+    monkeypatch.setattr(connections, "_STALLED_SECONDS", 0.1)
+
+    async def read_late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.5)  # longer than anybody may take over a part of a body
+        await read_all(scope, receive, send)
+
+    async def run() -> None:
+        async with serving(ServerState(), read_late) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = b"POST / HTTP/1.1\r\nHost: registry\r\n" + expecting + b"Content-Length: 1000000\r\n\r\n"
+            writer.write(head)
+            if expecting:
+                assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(bytes(1_000_000))
+            assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 204")
             writer.close()
 
     asyncio.run(run())
