@@ -14,9 +14,12 @@ from skillhub_registry import accounts, limits, tokens
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.options import (
+    ask_password,
+    check_arguments,
     data_option,
     database_option,
     json_option,
+    making_database,
     mirror_options,
     opening_database,
     read_duration,
@@ -33,6 +36,7 @@ DEFAULT_PORT = 8765
 def main() -> None:
     """Run the command line; errors end in a sentence, a hint and an exit code."""
     try:
+        check_arguments(sys.argv[1:])
         commands(standalone_mode=True)
     except SkillhubError as error:
         _fail(error)
@@ -144,7 +148,7 @@ def user() -> None:
 
 @user.command("add")
 @click.argument("name")
-@opening_database
+@making_database
 def add_user(name: str, database: Database) -> None:
     """Make a user; `token create` then gives it a token."""
     with database.write() as connection:
@@ -169,17 +173,11 @@ def change_password(name: str, database: Database) -> None:
         raise _missing_extra("Passwords need", error) from error
     with database.read() as connection:
         accounts.get_account(connection, name, "user")
-    password = _ask_password()
+    password = ask_password()
     with database.write() as connection:
         account = accounts.get_account(connection, name, "user")
         set_password(connection, account, password)
     click.echo(f"{account.name} has a new password; whoever was signed in has to sign in again.", err=True)
-
-
-def _ask_password() -> str:
-    if sys.stdin.isatty():
-        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-    return sys.stdin.readline().rstrip("\r\n")
 
 
 def _missing_extra(what: str, error: ModuleNotFoundError) -> MissingExtraError:
@@ -262,7 +260,7 @@ def _format_day(seconds: int) -> str:
 
 
 @token.command("revoke")
-@click.argument("number", type=int)
+@click.argument("number", type=click.IntRange(0, 2**62))
 @opening_database
 def revoke_token(number: int, database: Database) -> None:
     """Make a token worthless, by its number in `token list`."""
@@ -279,7 +277,7 @@ def org() -> None:
 @org.command("add")
 @click.argument("name")
 @click.option("--member", "members", multiple=True, metavar="USER", help="A first admin; may be repeated.")
-@opening_database
+@making_database
 def add_organization(name: str, members: tuple[str, ...], database: Database) -> None:
     """Make an organisation."""
     with database.write() as connection:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from functools import wraps
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import platformdirs
 
+from skillhub.errors import UsageError
 from skillhub_registry.audit import Change
+from skillhub_registry.database import Database
 from skillhub_registry.observation import ObservedDatabase, making_change
-from skillhub_registry.registry import Mirrored, Place, open_database
+from skillhub_registry.registry import Mirrored, Place, open_database, open_existing_database
 
 
 def default_data() -> Path:
@@ -49,14 +52,16 @@ MIRROR_TOKEN: Final = "SKILLHUB_REGISTRY_MIRROR_TOKEN"
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
-def opening_database(command: Callable[..., None]) -> Callable[..., None]:
+def opening_database(
+    command: Callable[..., None], *, find: Callable[[Place], Database] = open_existing_database
+) -> Callable[..., None]:
     """Give a command the options that say where the database is, and the open database as ``database``."""
 
     @data_option
     @database_option
     @wraps(command)
     def run(*arguments: Any, data: Path, database: str | None, **options: Any) -> None:
-        opened = ObservedDatabase(open_database(Place(data, database)))
+        opened = ObservedDatabase(find(Place(data, database)))
         told = {name: value for name, value in options.items() if value not in (None, (), False)}
         change = Change("(command line)", "", click.get_current_context().command_path, detail=told)
         try:
@@ -66,6 +71,41 @@ def opening_database(command: Callable[..., None]) -> Callable[..., None]:
             opened.close()
 
     return run
+
+
+making_database = partial(opening_database, find=open_database)
+"""As ``opening_database``, for commands that may come before the first start: there is a database afterwards."""
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what is no text: it can be no name, and be written nowhere.
+
+    Raises:
+        UsageError: an argument is not valid UTF-8.
+    """
+    for argument in arguments:
+        if not _is_text(argument):
+            raise UsageError(f"The argument {argument!a} is not valid UTF-8.", hint="Type it again.")
+
+
+def ask_password() -> str:
+    """Return the password that somebody types twice, or the first line of stdin.
+
+    Raises:
+        UsageError: it is not valid UTF-8.
+    """
+    if sys.stdin.isatty():
+        password = str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    else:
+        password = sys.stdin.buffer.readline().decode("utf-8", "surrogateescape").rstrip("\r\n")
+    if not _is_text(password):
+        raise UsageError("The password is not valid UTF-8.", hint="A browser would send it as other bytes.")
+    return password
+
+
+def _is_text(text: str) -> bool:
+    """Say whether a string came from valid UTF-8; Python hides other bytes in halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}

@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from skillhub.errors import DiskError, MissingExtraError, UsageError
+from skillhub.errors import DiskError, MissingExtraError, NotFoundError, UsageError
 from skillhub_registry import limits
 from skillhub_registry.blobs import PARTS_SECONDS, BlobStore
 from skillhub_registry.database import Database
@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # the command line comes here too, and runs without what serv
     from skillhub_registry.mirrors import Mirror
 
 logger = logging.getLogger("skillhub_registry")
+
+_DATABASE: Final = "registry.sqlite3"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def open_database(place: Place) -> Database:
     """
     if place.database is None:
         _make_folder(place.data)
-        return open_sqlite(place.data / "registry.sqlite3")
+        return open_sqlite(place.data / _DATABASE)
     if not place.database.startswith(("postgresql://", "postgres://")):
         raise UsageError(
             "The database's address does not begin with postgresql://.",
@@ -113,6 +115,21 @@ def open_database(place: Place) -> Database:
     except ImportError as error:
         raise _missing_driver("PostgreSQL", error) from error
     return open_postgresql(place.database)
+
+
+def open_existing_database(place: Place) -> Database:
+    """Open the database of a registry that is there, for what looks after one and makes none.
+
+    Raises:
+        NotFoundError: there is no registry in the folder.
+        SkillhubError: as ``open_database`` says.
+    """
+    if place.database is None and not (place.data / _DATABASE).exists():
+        raise NotFoundError(
+            f"There is no registry in {place.data}.",
+            hint="`skillhub-registry serve` makes one there; --data or SKILLHUB_REGISTRY_DATA name another folder.",
+        )
+    return open_database(place)
 
 
 def open_registry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 from typing import Final
@@ -17,10 +18,17 @@ SECONDS: Final = 14 * 24 * 3600
 SCOPE: Final = "write"
 """What a session may do: as much as its user's token for writing."""
 
+_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+
 
 def make_secret() -> str:
     """Return what a cookie holds: 256 random bits."""
     return secrets.token_urlsafe(32)
+
+
+def is_secret(text: str) -> bool:
+    """Say whether a cookie holds what :func:`make_secret` could have made."""
+    return _SECRET.fullmatch(text) is not None
 
 
 def start_session(connection: Connection, account: Account) -> str:

@@ -12,13 +12,16 @@ from skillhub.errors import NotFoundError
 from skillhub_registry.accounts import Account, Reach, Token, digest_token
 from skillhub_registry.audit import Change, record_failure
 from skillhub_registry.database import Connection, Database
-from skillhub_registry.errors import ExpiredTokenError, HubError
+from skillhub_registry.errors import ExpiredTokenError, HubError, bad_request
 from skillhub_registry.observation import describe_change
 
 logger = logging.getLogger("skillhub_registry")
 
 REFUSED_SECONDS: Final = 24 * 3600
 """How often the audit log tells that a token is used after its end."""
+
+_LABEL: Final = 100
+"""Characters of a token's name."""
 
 _TOKEN_ALPHABET = string.ascii_letters + string.digits
 
@@ -35,7 +38,12 @@ def create_token(
     """Make a token for a user and return its secret, which is stored nowhere: only its digest is, and in the audit log its number.
 
     ``scope`` is ``read`` or ``write``; ``expires_at`` is in seconds since 1970, UTC.
+
+    Raises:
+        HubError: 400, the name would not do in a list.
     """
+    if not 0 < len(name) <= _LABEL or not name.isprintable():
+        raise bad_request(f"A token's name is one line of 1 to {_LABEL} characters")
     secret = "hf_" + "".join(secrets.choice(_TOKEN_ALPHABET) for _ in range(34))
     (number,) = connection.execute(
         "INSERT INTO tokens (account_id, name, scope, digest, created_at, expires_at, limited) "

@@ -24,7 +24,7 @@ from skillhub_registry.options import (
     read_duration,
     storage_option,
 )
-from skillhub_registry.registry import Place, open_database, open_storage
+from skillhub_registry.registry import Place, open_existing_database, open_storage
 
 
 @click.command("fsck")
@@ -44,7 +44,7 @@ def check(quick: bool, data: Path, database: str | None, storage: str | None, as
         skillhub-registry fsck --quick --json
     """  # noqa: D301
     place = Place(data, database, storage)
-    opened = open_database(place)
+    opened = open_existing_database(place)
     try:
         findings = list(inspect_registry(opened, open_storage(place), quick=quick))
     finally:
@@ -87,7 +87,7 @@ def collect(
         skillhub-registry gc --older-than 72h
     """  # noqa: D301
     place = Place(data, database, storage)
-    opened = open_database(place)
+    opened = open_existing_database(place)
     try:
         done = collect_garbage(opened, open_storage(place), grace=older_than, dry_run=dry_run)
     finally:
@@ -105,7 +105,9 @@ def _describe(done: Collected, dry_run: bool) -> str:
 
 @click.command("audit")
 @click.option("--repository", metavar="NAME", help="Of one repository (acme/pack), under the name that it had then.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="How many, the latest first.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, 2**31), help="How many, the latest first."
+)
 @click.option("--failures/--no-failures", default=None, help="Only what was tried in vain, or none of it.")
 @data_option
 @database_option
@@ -119,7 +121,7 @@ def audit(
     Example:
         skillhub-registry audit --repository acme/math-pack
     """  # noqa: D301
-    opened = open_database(Place(data, database))
+    opened = open_existing_database(Place(data, database))
     try:
         with opened.read() as connection:
             entries = list_changes(connection, target=repository, failed=failures, limit=limit)

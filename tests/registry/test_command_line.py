@@ -127,6 +127,62 @@ def test_errors_are_sentences(registry: RegistryProcess, tmp_path: Path) -> None
     expect_error(15, "serve", "--port", "0", "--data", str(tmp_path / "newer"), match="is of version 99")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("fsck",),
+        ("gc",),
+        ("audit",),
+        ("user", "list"),
+        ("token", "list"),
+        ("token", "create", "ann"),
+        ("org", "list"),
+        ("mirror", "list"),
+    ],
+    ids=" ".join,
+)
+def test_what_looks_after_a_registry_makes_none_where_the_folder_is_mistyped(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    expect_error(4, *command, "--data", str(tmp_path / "nowhere"), match="There is no registry in")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_accounts_may_be_made_before_the_first_start(tmp_path: Path) -> None:
+    run_registry("user", "add", "ann", data=tmp_path / "new")
+    run_registry("org", "add", "acme", "--member", "ann", data=tmp_path / "new")
+    assert run_registry("org", "list", data=tmp_path / "new") == "acme  ann (admin)\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("audit", "--limit", "9" * 30),
+        ("audit", "--repository", "\udcff"),
+        ("token", "revoke", "9" * 30),
+        ("token", "create", "NAME", "--name", "\udcff"),
+        ("token", "create", "NAME", "--name", "two\nlines"),
+        ("token", "create", "NAME", "--name", ""),
+        ("token", "create", "NAME", "--name", "x" * 101),
+    ],
+)
+def test_arguments_that_cannot_be_are_wrong_usage(registry: RegistryProcess, command: tuple[str, ...]) -> None:
+    before = run_registry("token", "list", "--json", data=registry.data)
+    filled = [registry.user if one == "NAME" else one for one in command]
+    done = run(*filled, "--data", str(registry.data))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run_registry("token", "list", "--json", data=registry.data) == before
+
+
+def test_a_password_that_is_no_text_is_an_error(registry: RegistryProcess) -> None:
+    command = [sys.executable, "-m", "skillhub_registry", "user", "password", registry.user, "--data", registry.data]
+    done = subprocess.run(command, env=registry_environment(), input=b"\xff" * 12, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
+    assert b"The password is not valid UTF-8" in done.stderr
+
+
 def test_help_is_quick_and_short() -> None:
     done = run("--help")
     assert done.returncode == 0

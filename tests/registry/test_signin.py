@@ -59,6 +59,14 @@ def test_behind_https_the_cookie_is_for_https_only(site: Site) -> None:
     assert "Secure" in answer.headers["set-cookie"]
 
 
+@pytest.mark.parametrize("cookie", [r'"a\012b"', r'"\377"', "x" * 3000, "short"])
+def test_a_cookie_that_the_registry_did_not_make_is_replaced(site: Site, cookie: str) -> None:
+    with site.open() as client:
+        answer = client.get("/login", headers={"Cookie": f"skillhub_session={cookie}"})
+    assert answer.status_code == 200
+    assert re.match(r"skillhub_session=[A-Za-z0-9_-]{43};", answer.headers["set-cookie"])
+
+
 @pytest.mark.parametrize(
     ("asked", "allowed"),
     [

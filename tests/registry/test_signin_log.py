@@ -212,6 +212,7 @@ def test_a_password_that_may_not_be_changed_stays(site: Site, person: str) -> No
         for status, said, fields in (
             (400, "differ", (PASSWORD, OTHER, OTHER + "x")),
             (400, "10 to 1000", (PASSWORD, "short")),
+            (400, "choose another", (PASSWORD, PASSWORD)),
             (400, "10 to 1000", (PASSWORD, "x" * 1001)),
             (403, "not your current password", ("a wrong password", OTHER)),
         ):

@@ -20,15 +20,12 @@ from skillhub_registry.passwords import LONGEST, SHORTEST, Attempt, change_passw
 from skillhub_registry.reaches import find_reach
 from skillhub_registry.repositories import find_repository
 from skillhub_registry.rights import may_read
-from skillhub_registry.sessions import COOKIE, SECONDS, end_session, make_secret
+from skillhub_registry.sessions import COOKIE, SECONDS, end_session, is_secret, make_secret
 from skillhub_registry.tokens import create_token, list_tokens, revoke_token
 
 _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 _LIFETIMES: Final = ("30", "90", "365", "0")
 """Days that a token may last; 0 for ever."""
-
-_LABEL: Final = 100
-"""Characters of a token's name."""
 
 
 def show_sign_in(call: Call) -> Response:
@@ -41,7 +38,9 @@ def show_sign_in(call: Call) -> Response:
 
 def _answer_form(call: Call, following: str, *, name: str = "", error: HubError | None = None) -> Response:
     """Return the form; a browser without a cookie gets one, to which the form is bound."""
-    secret = call.request.cookies.get(COOKIE) or make_secret()
+    secret = call.request.cookies.get(COOKIE, "")
+    if not is_secret(secret):  # what others put there is not sent back
+        secret = make_secret()
     answer = render(
         call,
         "login.html",
@@ -97,6 +96,8 @@ def renew_password(call: Call) -> Response:
     try:
         if password != form.get("again", ""):
             raise bad_request("The new password and its repetition differ")
+        if password and password == form.get("current"):
+            raise bad_request("The new password is the one that you typed as the current one: choose another")
         with making_change(None):
             secret = change_password(
                 call.registry.database, account, attempt, form.get("current", ""), password, with_tokens=with_tokens
@@ -137,8 +138,6 @@ def make_token(call: Call) -> Response:
     """Answer ``POST /settings/tokens``: make a token, and show it this once."""
     form = read_form(call)
     name, scope = form.get("name", "").strip(), form.get("scope", "")
-    if not 0 < len(name) <= _LABEL or not name.isprintable():
-        raise bad_request(f"A token's name is one line of 1 to {_LABEL} characters")
     if scope not in ("read", "write"):
         raise bad_request("scope must be read or write")
     days = form.get("days", "")
