@@ -133,7 +133,10 @@ def forget_mirrored_names(connection: Connection, namespace: str) -> list[str]:
 def _insert_account(connection: Connection, name: str, kind: str) -> Account:
     checked = check_account_name(name)
     if find_account(connection, checked) is not None:
-        hint = "Names are compared without regard to case; `skillhub-registry mirror list` names those of mirrors."
+        hint = (
+            "`skillhub-registry org join` adds members to an organisation that is there. Names are compared without "
+            "regard to case; `skillhub-registry mirror list` names those of mirrors."
+        )
         raise UsageError(f"The name {checked} is taken.", hint=hint)
     created_at = int(time.time())
     (number,) = connection.execute(

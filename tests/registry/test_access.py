@@ -153,6 +153,10 @@ def test_owner_sees_private(registry: RegistryProcess, repositories: dict[str, s
         client(registry, stranger).move_repo(private, "stranger/mine")
     with pytest.raises(HfHubHTTPError, match="403"):
         client(registry, stranger).create_repo(f"{registry.user}/intruder")
+    with pytest.raises(HfHubHTTPError, match="skillhub-registry org add nobodys --member stranger"):
+        client(registry, stranger).create_repo("nobodys/pack")
+    with pytest.raises(HfHubHTTPError, match="no user or organisation 'settings' here"):
+        client(registry, stranger).create_repo("settings/pack")
     with pytest.raises(HfHubHTTPError, match="403"):
         client(registry, stranger).delete_repo(repositories["public"])
     client(registry).auth_check(private, write=True)

@@ -177,7 +177,8 @@ def test_arguments_that_cannot_be_are_wrong_usage(registry: RegistryProcess, com
 
 
 def test_a_password_that_is_no_text_is_an_error(registry: RegistryProcess) -> None:
-    command = [sys.executable, "-m", "skillhub_registry", "user", "password", registry.user, "--data", registry.data]
+    command = [sys.executable, "-m", "skillhub_registry", "user", "password", registry.user]
+    command += ["--data", str(registry.data)]
     done = subprocess.run(command, env=registry_environment(), input=b"\xff" * 12, capture_output=True, check=False)
     assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
     assert b"The password is not valid UTF-8" in done.stderr

@@ -22,7 +22,7 @@ from skillhub_registry.errors import (
     repository_not_found,
 )
 from skillhub_registry.gates import AUTOMATIC, MANUAL
-from skillhub_registry.names import check_repository_name
+from skillhub_registry.names import check_account_name, check_repository_name
 from skillhub_registry.repositories import (
     Repository,
     create_repository,
@@ -178,9 +178,19 @@ def _writable_namespace(call: Call, connection: Connection, name: object) -> Acc
     else:
         account = find_account(connection, name) if isinstance(name, str) else None
     if account is None:
-        raise forbidden(f"There is no namespace {ascii(name)[:100]} here that {call.account.account.name} may write to")
+        raise forbidden(_say_how_to_make(name, call.account.account.name))
     require_creation(call.account, account)
     return account
+
+
+def _say_how_to_make(name: object, member: str) -> str:
+    said = f"There is no user or organisation {ascii(name)[:100]} here"
+    try:
+        return (
+            f"{said}; on the registry's machine: skillhub-registry org add {check_account_name(name)} --member {member}"
+        )
+    except HubError:
+        return said
 
 
 def _administered_repository(call: Call, connection: Connection, namespace: object, name: object) -> Repository:
