@@ -27,7 +27,7 @@ from skillhub_registry.errors import (
     too_large,
     unauthorized,
 )
-from skillhub_registry.rates import is_local
+from skillhub_registry.rates import is_local, read_address
 from skillhub_registry.registry import Registry
 from skillhub_registry.repositories import MEMBERS, Repository, find_repository
 from skillhub_registry.rights import (
@@ -96,7 +96,7 @@ class Call:
     @property
     def address(self) -> str:
         """The address of the client, or of a proxy that does not tell it."""
-        return self.request.client.host if self.request.client else ""
+        return read_address(self.request.client.host) if self.request.client else ""
 
     @property
     def endpoint(self) -> str:

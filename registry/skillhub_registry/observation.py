@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from skillhub_registry.audit import Change, record_change
 from skillhub_registry.database import Connection, Database
+from skillhub_registry.rates import read_address
 
 if TYPE_CHECKING:  # the command line comes here too, and runs without what serving needs
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -70,7 +71,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        seen = Observation(method, (scope.get("client") or ("",))[0])
+        seen = Observation(method, read_address((scope.get("client") or ("",))[0]))
         began = time.perf_counter()
 
         async def receive_and_count() -> Message:

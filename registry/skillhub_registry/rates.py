@@ -76,6 +76,15 @@ class RateLimiter:
 
 
 @lru_cache(1000)
+def read_address(told: str) -> str:
+    """Return the IP address that a connection or a proxy tells of a client; ``(unknown)`` for another text, which no log is to have."""
+    try:
+        return str(ipaddress.ip_address(told.partition("%")[0])) if told else ""
+    except ValueError:
+        return "(unknown)"
+
+
+@lru_cache(1000)
 def is_local(address: str) -> bool:
     """Say whether an address is this machine's own."""
     try:

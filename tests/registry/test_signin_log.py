@@ -86,6 +86,27 @@ def test_signing_in_again_is_told_once_and_not_as_the_one_before(site: Site, per
     assert [one["failed"] for one in (entered, wrong, before)] == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("192.0.2.78:4711", "192.0.2.78"),
+        ("[2001:db8::78]:4711", "2001:db8::78"),
+        ("2001:db8::79", "2001:db8::79"),
+        ("fe80::1%x\x9b31m", "fe80::1"),
+        ("198.51.100.1 root\x9b31m signed in", "(unknown)"),
+    ],
+)
+def test_what_a_proxy_says_of_a_client_is_told_as_an_address_alone(
+    site: Site, person: str, said: str, shown: str
+) -> None:
+    with site.open() as client:
+        token = Forms(client.get("/login").text).fields["form_token"]
+        fields = {"form_token": token, "name": person, "password": "a wrong password"}
+        client.post("/login", data=fields, headers={"X-Forwarded-For": said.encode("latin-1")})  # type: ignore[dict-item]
+    entry = told(site.registry, "--limit", "1")[0]
+    assert (entry["address"], entry["detail"]["name"]) == (shown, person)
+
+
 def test_refused_tries_are_told_once(site: Site, person: str) -> None:
     attempt = passwords.Attempt(person, "192.0.2.78", "POST /login")
     with site.registry.open_database() as database:
