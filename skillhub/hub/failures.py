@@ -143,7 +143,9 @@ def _translate_answer(error: Any, registry: Registry, repository: str | None) ->
             hint="Publish the pack with `skillhub publish`, which checks its files first.",
         )
     if status in (401, 403):
-        return AuthError(f"{registry.address} refused this with {status}{said}.", hint=_log_in(registry), status=status)
+        explained = status == 403 and said  # what stands in the way may be another thing than the token
+        hint = f"Do what it says, or log in as who may: {registry.login_command}." if explained else _log_in(registry)
+        return AuthError(f"{registry.address} refused this with {status}{said}.", hint=hint, status=status)
     if status == 429:
         hint = "Wait a few minutes: it answers no more requests for now."
     else:
