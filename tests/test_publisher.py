@@ -137,6 +137,13 @@ def test_even_a_refusal_may_hide_a_commit_that_landed(
     assert released(owner, "publisher/landed-pack") == ["1.0"]
 
 
+def test_a_name_that_nobody_has_is_refused_with_what_to_do(owner: hub.Registry, tmp_path: Path) -> None:
+    with pytest.raises(AuthError, match="org add nobodys --member publisher") as caught:
+        publish(make_pack(tmp_path, "some-pack", "1.0"), "nobodys/some-pack", registry=owner)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("Do what it says, or ")
+
+
 def test_a_commit_that_vanished_is_not_tagged(
     owner: hub.Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
