@@ -38,9 +38,10 @@ demo: $(INSTALLED) ## the whole story on a real model, in a few minutes
 test: $(INSTALLED) ## every test that needs no downloaded weights
 	$(BIN)/python -m pytest -m 'not real' -n 3 --dist loadfile
 
-# All in one run: what is short fills the gaps beside the long examples on real weights.
+# All in one run: what is short fills the gaps beside the long examples on real weights, which come first, in the order of their names;
+# pytest-xdist would have files of few tests come last, and one worker finish alone.
 test-all: lint ## the above, style and types, and the tests on real weights
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .
