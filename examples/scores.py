@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from training import IGNORED, chat_prompt, tokenized
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from skillhub.halves import quick_products
+
 
 @dataclass(frozen=True)
 class Score:
@@ -42,7 +44,7 @@ def score(
         batch = chosen[start : start + batch_size]
         tokens, mask, labels = tokenized(tokenizer, batch, [skill.held_out_prompt] * len(batch))
         answer_length = int((labels != IGNORED).sum(1).max())
-        with torch.inference_mode():
+        with torch.inference_mode(), quick_products():
             # Only the logits that predict the answers; answers end at the last position (left padding).
             output = model(input_ids=tokens, attention_mask=mask, logits_to_keep=answer_length + 1, use_cache=False)
         logits, expected = output.logits[:, :-1].float(), labels[:, -answer_length:]
@@ -60,7 +62,7 @@ def text_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: 
     total, count = 0.0, 0
     for text in texts:
         tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        with torch.inference_mode():
+        with torch.inference_mode(), quick_products():
             logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
         total += float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
         count += tokens.shape[1] - 1
