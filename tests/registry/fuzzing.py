@@ -137,6 +137,7 @@ class World:
         signer = load_signer(self.registry.data / "signing.key")
         for kind in ("object", "part", "complete"):
             self.values[kind] = [signer.grant(f"lfs-{kind}", {**claims, **parts}, 3600)]
+        self.call("PUT", f"/lfs/object/{self.values['object'][0]}", "anonymous", data=CONTENT)
         token = self.call("GET", f"/api/models/{OWNER}/pack/xet-write-token/main").json()["accessToken"]
         self.callers["sender"] = {"Authorization": f"Bearer {token}"}
         self.call("POST", f"/xet/v1/xorbs/default/{to_hex(XORB_HASH)}", "sender", data=XORB)

@@ -5,6 +5,7 @@ A long run by hand, of other examples each time: ``SKILLHUB_FUZZ_EXAMPLES=1000 p
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -106,6 +107,8 @@ def lead_somewhere(case: Case, world: World, data: st.DataObject) -> None:
             values = known[ELSEWHERE.get(f"{case.path} {name}", name)]
             parameters[name] = quote(data.draw(st.sampled_from(values)), safe="/" if name in ("path", "rest") else "")
     case.path_parameters = parameters
+    if case.path.endswith("/objects/verify") and data.draw(st.booleans()):
+        case.body = {"oid": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)}
     if case.media_type == "application/octet-stream" and data.draw(st.integers(0, 2)) < 2:
         case.body = data.draw(st.sampled_from([CONTENT, SHARD, XORB, b""]))
 
