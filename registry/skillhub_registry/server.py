@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import json
 import signal
 import socket
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +31,14 @@ from skillhub_registry.registry import Mirrored, Place, open_database, open_regi
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that theirs is the end: the other way round, a request may be on its way
 on a connection that the server is just closing."""
+
+
+_ALLOCATOR_ARENAS = 2
+"""Heaps that the C library keeps for its callers. It would make one for each thread, up to eight a core, and each would grow to
+the largest answer that its threads ever made: under load that was half of the memory, and never the end of it."""
+
+_M_ARENA_MAX = -8
+"""What glibc's malloc.h calls the number of them."""
 
 
 class _Server(uvicorn.Server):
@@ -66,6 +75,7 @@ def run_server(
         DiskError: the folder cannot be used.
         SkillhubError: as ``open_registry`` says.
     """
+    _limit_arenas()
     configure_logs(log_format)
     open_database(place).close()  # says at once what is wrong with it
     with nullcontext() if place.is_shared else _locking(place.data):
@@ -95,6 +105,11 @@ def run_server(
         server.as_json = as_json
         server.announcement = _announce(endpoint, user, secret, place, as_json)
         _run_until_signal(server, listener)
+
+
+def _limit_arenas() -> None:
+    with suppress(OSError, AttributeError):  # only glibc has this
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ALLOCATOR_ARENAS)
 
 
 def _locking(data: Path) -> FileLock:
