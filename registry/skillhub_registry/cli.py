@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from skillhub.errors import MissingExtraError, SkillhubError, UsageError
-from skillhub_registry import accounts, limits, tokens
+from skillhub_registry import accounts, exclusion, limits, tokens
 from skillhub_registry.database import Database
 from skillhub_registry.errors import HubError
 from skillhub_registry.options import (
@@ -178,6 +178,26 @@ def change_password(name: str, database: Database) -> None:
         account = accounts.get_account(connection, name, "user")
         set_password(connection, account, password)
     click.echo(f"{account.name} has a new password; whoever was signed in has to sign in again.", err=True)
+
+
+@user.command("shut-out")
+@click.argument("name")
+@opening_database
+def shut_out_user(name: str, database: Database) -> None:
+    """Let a user in no more: its tokens, password, browsers' sessions and memberships end.
+
+    What it published stays, and its name. Links for single files that it was given work for 12 hours at most. `token create` and `user
+    password` let it in again, and `org join` makes it a member again.
+
+    \b
+    Example:
+        skillhub-registry user shut-out ann
+    """
+    with database.write() as connection:
+        account = accounts.get_account(connection, name, "user")
+        ended = exclusion.shut_out(connection, account)
+    tokens = "1 token is" if ended == 1 else f"{ended} tokens are"
+    click.echo(f"{account.name} is shut out: {tokens} worthless now.", err=True)
 
 
 def _missing_extra(what: str, error: ModuleNotFoundError) -> MissingExtraError:

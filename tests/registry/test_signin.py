@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from skillhub_registry import passwords, sessions
 from skillhub_registry.calls import Permission
@@ -273,3 +275,34 @@ def test_passwords_are_set_on_the_command_line(registry: RegistryProcess, site: 
         assert client.get("/settings/tokens").status_code == 200
     assert "10 to 1000 characters" in set_one("pages-guarded", "short\n").stderr
     assert "no user" in set_one("pages-nobody", "from the command line\n").stderr
+
+
+def test_who_is_shut_out_is_let_in_no_more(site: Site) -> None:
+    registry = site.registry
+    add_user(registry, "leaver")
+    registry.run("org", "add", "leavers-team", "--member", "leaver")
+    api = HfApi(endpoint=registry.endpoint, token=registry.tokens["leaver"])
+    for name in ("leaver/own", "leavers-team/shared"):
+        api.create_repo(name, private=True)
+    with site.sign_in("leaver") as client:
+        assert client.get("/leaver/own").status_code == 200
+        registry.run("user", "shut-out", "leaver")
+        assert client.get("/leaver/own").status_code == 404
+    with site.open() as client:
+        answer = submit(client, "/login", "/login", {"name": "leaver", "password": PASSWORD})
+        assert answer.status_code != 303
+    with pytest.raises(HfHubHTTPError) as refused:
+        api.whoami()
+    assert refused.value.response.status_code == 401
+    again = HfApi(endpoint=registry.endpoint, token=registry.create_token("leaver"))
+    assert [one.id for one in again.list_models(author="leaver")] == ["leaver/own"]
+    assert again.whoami()["orgs"] == []
+    assert list(again.list_models(author="leavers-team")) == []
+    audit = json.loads(registry.run("audit", "--json"))
+    told = [one for one in audit if one["action"].endswith("user shut-out")]
+    assert [json.loads(one["detail"]) for one in told] == [{"name": "leaver", "tokens": 1}]
+
+
+def test_shutting_out_somebody_who_is_not_there_says_so(registry: RegistryProcess) -> None:
+    with pytest.raises(RuntimeError, match="no user nobody-at-all"):
+        registry.run("user", "shut-out", "nobody-at-all")
