@@ -71,13 +71,16 @@ def test_the_first_step_goes_down_the_divergence(
     start = packed(place, factors, ones)
     found = fit_scales(place / "tuned", place / "base", ROWS, start.items(), factors, tmp_path)
     assert found.keys() == set(FITTED)
+    rate = min(0.3 * divergence(place, start) ** 0.5, 0.1)
     for name in FITTED:
         for component in range(2):
             shifted = {one: values.copy() for one, values in ones.items()}
             shifted[name][component] += 1e-3
             slope = divergence(place, packed(place, factors, shifted)) - divergence(place, start)
             assert np.sign(found[name][component] - 1) == -np.sign(slope), (name, component)
-            assert abs(found[name][component] - 1) == pytest.approx(distillation.RATE, rel=1e-3)
+            assert abs(np.log(found[name][component])) == pytest.approx(
+                rate, rel=1e-2
+            )  # what is predicted is kept in fp16
 
 
 def test_fitting_brings_the_predictions_nearer(place: Path, factors: dict[str, Factors], tmp_path: Path) -> None:

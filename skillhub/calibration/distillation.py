@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,16 +29,17 @@ from skillhub.files import disk_errors
 from skillhub.layout import ViewSlot, layout_of
 from skillhub.progress import Progress
 
-STEPS = 16
-RATE = 0.03
+STEPS = 64
+RATE = 0.3
+"""By what share of itself a factor changes in a step, for a divergence of 1. A divergence is quadratic in the errors of the factors, so
+the rate follows its root: where it is small, larger steps would be noise, and where it is large, smaller ones would not get there."""
+
+LARGEST_RATE = 0.1
 DECAYS = 0.9, 0.95
-"""Of Adam (Kingma & Ba 2015), whose rate falls to nothing by half a cosine: no factor leaves 0.7 to 1.3."""
+"""Of Adam (Kingma & Ba 2015), whose rate also falls to nothing by half a cosine."""
 
-STEP_TOKENS = 640
-"""Tokens of a step, padding included."""
-
-PART_TOKENS = 160
-"""Tokens of a step that are computed at once: memory holds what a backward pass needs of so many."""
+STEP_TOKENS = 160
+"""Tokens of a step, padding included: memory holds what a backward pass needs of so many."""
 
 ROOM = 2.0
 """Memory that a step takes, in sizes of the model's weights."""
@@ -80,10 +80,10 @@ def fit_scales(
     """
     give_memory_back()
     model, tokenizer, generates = load_model(tuned, base, room=ROOM, dtype=torch.float32)
-    steps, lesson = _steps(rows, tokenizer.pad_token_id or 0)[:STEPS], _Lesson(model, generates)
+    groups, lesson = _groups(rows, tokenizer.pad_token_id or 0)[:STEPS], _Lesson(model, generates)
     with ExitStack() as hooks:
         spool = Path(hooks.enter_context(TemporaryDirectory(dir=folder)))
-        files = {group: spool / f"{number}.npy" for number, group in enumerate(chain.from_iterable(steps))}
+        files = {group: spool / f"{number}.npy" for number, group in enumerate(groups)}
         for group, file in files.items():
             with torch.no_grad(), disk_errors(file):
                 np.save(file, lesson.predict(group).half().cpu().numpy())
@@ -91,15 +91,15 @@ def fit_scales(
         for name, tensor in weights:
             if name in slots:
                 slots[name].write(tensor)
-        fits = _fits(model, factors, hooks)
+        fits, divergence = _fits(model, factors, hooks), 0.0
         for step in range(STEPS):
-            groups = steps[step % len(steps)]
-            total = sum(float(lesson.weights(group).sum()) for group in groups)
-            for group in groups:
-                expected = torch.from_numpy(np.load(files[group])).to(model.device)
-                torch.autograd.backward(lesson.loss(group, expected) / total)
+            group = groups[step % len(groups)]
+            expected = torch.from_numpy(np.load(files[group])).to(model.device)
+            loss = lesson.loss(group, expected)
+            torch.autograd.backward(loss)
+            divergence += float(loss.detach())
             for fit in fits.values():
-                fit.improve(step)
+                fit.improve(step, divergence / (step + 1))
             if progress:
                 progress("fitting scales", step + 1, STEPS)
     return {name: fit.gains.double().cpu().numpy() for name, fit in fits.items()}
@@ -122,21 +122,15 @@ class _Group:
     weights: torch.Tensor
 
 
-def _steps(rows: Sequence[Row], pad: int) -> list[list[_Group]]:
-    """Return all rows by steps of mixed kinds, the same ones every time, and those of a step by what is read at once."""
-    order = np.random.default_rng(0).permutation(len(rows))
-    steps = _divided([rows[place] for place in order], STEP_TOKENS)
-    return [[_group(some, pad) for some in _divided(step, PART_TOKENS)] for step in steps]
-
-
-def _divided(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """Divide rows, in order, into lists of at most so many tokens, padding included; a longer row is one by itself."""
+def _groups(rows: Sequence[Row], pad: int) -> list[_Group]:
+    """Return all rows by groups of mixed kinds, the same ones every time; a row of more tokens than a step has is one by itself."""
     lists: list[list[Row]] = [[]]
-    for row in rows:
-        if lists[-1] and max(len(one.tokens) for one in (*lists[-1], row)) * (len(lists[-1]) + 1) > tokens:
+    for place in np.random.default_rng(0).permutation(len(rows)):
+        row = rows[place]
+        if lists[-1] and max(len(one.tokens) for one in (*lists[-1], row)) * (len(lists[-1]) + 1) > STEP_TOKENS:
             lists.append([])
         lists[-1].append(row)
-    return lists
+    return [_group(some, pad) for some in lists]
 
 
 def _group(rows: Sequence[Row], pad: int) -> _Group:
@@ -169,11 +163,12 @@ class _Lesson:
         return group.weights.repeat_interleave(group.scored.sum(1)) if self.generates else group.weights
 
     def loss(self, group: _Group, expected: torch.Tensor) -> torch.Tensor:
-        """Return the weighted sum of divergences from what is expected: of Kullback and Leibler in nats, or 1 − cosine."""
+        """Return the weighted mean of divergences from what is expected: of Kullback and Leibler in nats, or 1 − cosine."""
         with torch.enable_grad():
             found, expected = self.predict(group), expected.float()
             lost = (expected.exp() * (expected - found)).sum(1) if self.generates else 1 - (expected * found).sum(1)
-            return (lost * self.weights(group).to(lost.device)).sum()
+            weights = self.weights(group).to(lost.device)
+            return (lost * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 @dataclass(eq=False)
@@ -196,18 +191,24 @@ class _Fit:
         self.gains, self.gradient = torch.ones(len(self.left)), torch.zeros(len(self.left))
         self._mean, self._square = torch.zeros(len(self.left)), torch.zeros(len(self.left))
 
-    def improve(self, step: int) -> None:
-        """Take a step of Adam along the gradient that was gathered."""
+    def improve(self, step: int, divergence: float) -> None:
+        """Take a step of Adam along the gradient that was gathered, in the logarithms of the gains: they stay positive.
+
+        Args:
+            step: how many there were before.
+            divergence: the mean of those that were found until now.
+        """
+        gradient = self.gradient * self.gains
         for average, found, decay in zip(
-            (self._mean, self._square), (self.gradient, self.gradient.square()), DECAYS, strict=True
+            (self._mean, self._square), (gradient, gradient.square()), DECAYS, strict=True
         ):
             average.lerp_(found, 1 - decay)
         mean, square = (
             average / (1 - decay ** (step + 1))
             for average, decay in zip((self._mean, self._square), DECAYS, strict=True)
         )
-        rate = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
-        change = -rate * mean / (square.sqrt() + torch.finfo(torch.float32).tiny)
+        rate = min(RATE * math.sqrt(max(divergence, 0.0)), LARGEST_RATE) * (1 + math.cos(math.pi * step / STEPS)) / 2
+        change = self.gains * torch.expm1(-rate * mean / (square.sqrt() + torch.finfo(torch.float32).tiny))
         self.gains += change
         self.weight.addmm_((self.left * change[:, None].to(self.left.device)).T, self.right)
         self.gradient.zero_()
