@@ -279,28 +279,28 @@ def test_passwords_are_set_on_the_command_line(registry: RegistryProcess, site: 
 
 def test_who_is_shut_out_is_let_in_no_more(site: Site) -> None:
     registry = site.registry
-    add_user(registry, "leaver")
-    registry.run("org", "add", "leavers-team", "--member", "leaver")
-    api = HfApi(endpoint=registry.endpoint, token=registry.tokens["leaver"])
-    for name in ("leaver/own", "leavers-team/shared"):
+    add_user(registry, "shut-out")
+    registry.run("org", "add", "shut-out-team", "--member", "shut-out")
+    api = HfApi(endpoint=registry.endpoint, token=registry.tokens["shut-out"])
+    for name in ("shut-out/own", "shut-out-team/shared"):
         api.create_repo(name, private=True)
-    with site.sign_in("leaver") as client:
-        assert client.get("/leaver/own").status_code == 200
-        registry.run("user", "shut-out", "leaver")
-        assert client.get("/leaver/own").status_code == 404
+    with site.sign_in("shut-out") as client:
+        assert client.get("/shut-out/own").status_code == 200
+        registry.run("user", "shut-out", "shut-out")
+        assert client.get("/shut-out/own").status_code == 404
     with site.open() as client:
-        answer = submit(client, "/login", "/login", {"name": "leaver", "password": PASSWORD})
+        answer = submit(client, "/login", "/login", {"name": "shut-out", "password": PASSWORD})
         assert answer.status_code != 303
     with pytest.raises(HfHubHTTPError) as refused:
         api.whoami()
     assert refused.value.response.status_code == 401
-    again = HfApi(endpoint=registry.endpoint, token=registry.create_token("leaver"))
-    assert [one.id for one in again.list_models(author="leaver")] == ["leaver/own"]
+    again = HfApi(endpoint=registry.endpoint, token=registry.create_token("shut-out"))
+    assert [one.id for one in again.list_models(author="shut-out")] == ["shut-out/own"]
     assert again.whoami()["orgs"] == []
-    assert list(again.list_models(author="leavers-team")) == []
+    assert list(again.list_models(author="shut-out-team")) == []
     audit = json.loads(registry.run("audit", "--json"))
     told = [one for one in audit if one["action"].endswith("user shut-out")]
-    assert [json.loads(one["detail"]) for one in told] == [{"name": "leaver", "tokens": 1}]
+    assert [json.loads(one["detail"]) for one in told] == [{"name": "shut-out", "tokens": 1}]
 
 
 def test_shutting_out_somebody_who_is_not_there_says_so(registry: RegistryProcess) -> None:
