@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from skillhub_registry.routes.table import ENDPOINTS
-from tests.registry.fuzzing import CONTENT, REPOSITORIES, SHARD, XORB, World, make_world, narrow, widen
+from tests.registry.fuzzing import CONTENT, READER, REPOSITORIES, SHARD, XORB, World, make_world, narrow, widen
 from tests.support.registry_process import running_registry
 
 EXAMPLES = int(os.environ.get("SKILLHUB_FUZZ_EXAMPLES", "0"))
@@ -49,6 +49,16 @@ ELSEWHERE = {
     **{f"/lfs/{kind}/{{grant}} grant": kind for kind in ("object", "part", "complete")},
 }
 """Parameters whose real values go by another name."""
+
+BODIES: dict[str, Any] = {
+    "/objects/verify": {"oid": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)},
+    "/user-access-request/handle": {"user": READER, "status": "accepted"},
+    "/commit/{revision}": [
+        {"key": "header", "value": {"summary": "Add a file"}},
+        {"key": "file", "value": {"path": "new.txt", "content": "bmV3", "encoding": "base64"}},
+    ],
+}
+"""What fits, where hardly anything that is drawn does."""
 
 PAGES = {label for label, one in zip(OPERATIONS, ENDPOINTS, strict=True) if one.sessions}
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND")
@@ -107,8 +117,8 @@ def lead_somewhere(case: Case, world: World, data: st.DataObject) -> None:
             values = known[ELSEWHERE.get(f"{case.path} {name}", name)]
             parameters[name] = quote(data.draw(st.sampled_from(values)), safe="/" if name in ("path", "rest") else "")
     case.path_parameters = parameters
-    if case.path.endswith("/objects/verify") and data.draw(st.booleans()):
-        case.body = {"oid": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)}
+    if fitting := next((body for end, body in BODIES.items() if case.path.endswith(end)), None):
+        case.body = fitting if data.draw(st.booleans()) else case.body
     if case.media_type == "application/octet-stream" and data.draw(st.integers(0, 2)) < 2:
         case.body = data.draw(st.sampled_from([CONTENT, SHARD, XORB, b""]))
 
