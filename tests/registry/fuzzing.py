@@ -44,10 +44,10 @@ Change = Callable[[list[str], dict[str, Any]], dict[str, Any]]
 
 
 @serializer("application/x-ndjson")
-def write_lines(context: SerializationContext, value: Any) -> Any:
-    """Write a body of lines, each of them JSON."""
+def write_lines(context: SerializationContext, value: Any) -> bytes:
+    """Return a body of lines, each of them JSON."""
     lines = value if isinstance(value, list) else [value]
-    return {"data": b"\n".join(requests.compat.json.dumps(line).encode() for line in lines)}
+    return b"\n".join(requests.compat.json.dumps(line).encode() for line in lines)
 
 
 @dataclass
