@@ -96,7 +96,7 @@ def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
                 return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
         call = dataclasses.replace(call, body=await read_body(request, endpoint.body_limit))
         with _observing_change(call, endpoint):
-            return await run(_handle, endpoint, call)
+            return await run(_handle_arrived if call.body else _handle, endpoint, call)
 
     return Route(endpoint.path, answer, methods=[endpoint.method])
 
@@ -109,6 +109,11 @@ def _handle(endpoint: Endpoint, call: Call) -> Response:
     if endpoint.sessions and endpoint.method not in ("GET", "HEAD"):
         check_form(call)
     return cast(Callable[[Call], Response], endpoint.handler)(call)
+
+
+def _handle_arrived(endpoint: Endpoint, call: Call) -> Response:
+    """Handle a call whose body has arrived. That may have taken long, at will: what its caller was let in for may have ended meanwhile."""
+    return _handle(endpoint, admit(call, endpoint.permission, sessions=endpoint.sessions))
 
 
 def _may_be_mirrored(call: Call, endpoint: Endpoint) -> bool:

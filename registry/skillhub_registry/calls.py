@@ -18,6 +18,7 @@ from starlette.responses import Response
 from skillhub_registry import limits
 from skillhub_registry.accounts import Caller, find_caller
 from skillhub_registry.contracts import Contract
+from skillhub_registry.database import Connection
 from skillhub_registry.errors import (
     INVALID_CREDENTIALS,
     HubError,
@@ -205,6 +206,23 @@ def admit(call: Call, permission: Permission, *, sessions: bool = False) -> Call
     if permission in _REQUIREMENTS:
         _REQUIREMENTS[permission](caller, repository)
     return _with(call, caller, repository)
+
+
+def find_again(connection: Connection, call: Call) -> Caller:
+    """Return a call's caller as it is now, in the transaction that does what it asked for: rights may have ended while a body came.
+
+    Raises:
+        HubError: 401, its token or session has ended; 404, it may not see the repository any more.
+    """
+    secret = _bearer(call.request)
+    caller = (
+        find_caller(connection, secret) if secret else find_session(connection, call.request.cookies.get(COOKIE, ""))
+    )
+    if caller is None or caller.account.id != call.account.account.id:
+        raise unauthorized(INVALID_CREDENTIALS)
+    if call.repository is not None and not may_read(caller, call.repository):
+        raise repository_not_found()
+    return caller
 
 
 def recognise(call: Call) -> Call:

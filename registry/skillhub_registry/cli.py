@@ -184,10 +184,10 @@ def change_password(name: str, database: Database) -> None:
 @click.argument("name")
 @opening_database
 def shut_out_user(name: str, database: Database) -> None:
-    """Let a user in no more: its tokens, password, browsers' sessions and memberships end.
+    """Let a user in no more: its tokens, password, browsers' sessions, memberships and access to gated repositories end.
 
-    What it published stays, and its name. Links for single files that it was given work for 12 hours at most. `token create` and `user
-    password` let it in again, and `org join` makes it a member again.
+    What it published stays, and its name. What it was already allowed to send may arrive for up to 12 hours, and becomes part of
+    nothing; downloads under way go on. `token create` and `user password` let it in again.
 
     \b
     Example:
@@ -195,9 +195,11 @@ def shut_out_user(name: str, database: Database) -> None:
     """
     with database.write() as connection:
         account = accounts.get_account(connection, name, "user")
-        ended = exclusion.shut_out(connection, account)
-    tokens = "1 token is" if ended == 1 else f"{ended} tokens are"
-    click.echo(f"{account.name} is shut out: {tokens} worthless now.", err=True)
+        revoked, roles = exclusion.shut_out(connection, account)
+    ended = "1 token is" if revoked == 1 else f"{revoked} tokens are"
+    click.echo(f"{account.name} is shut out: {ended} worthless now.", err=True)
+    for organization, role in roles.items():
+        click.echo(f"It was a member of {organization}, with the role {role}.", err=True)
 
 
 def _missing_extra(what: str, error: ModuleNotFoundError) -> MissingExtraError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import getpass
 import json
+import os
 import signal
 import socket
 import sys
@@ -108,7 +109,9 @@ def run_server(
 
 
 def _limit_arenas() -> None:
-    with suppress(OSError, AttributeError):  # only glibc has this
+    if "MALLOC_ARENA_MAX" in os.environ:  # somebody knows better
+        return
+    with suppress(OSError, AttributeError):  # of the systems that this runs on, only those with glibc have it
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ALLOCATOR_ARENAS)
 
 

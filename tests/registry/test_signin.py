@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from skillhub_registry import passwords, sessions
 from skillhub_registry.calls import Permission
@@ -290,7 +293,7 @@ def test_who_is_shut_out_is_let_in_no_more(site: Site) -> None:
         assert client.get("/shut-out/own").status_code == 404
     with site.open() as client:
         answer = submit(client, "/login", "/login", {"name": "shut-out", "password": PASSWORD})
-        assert answer.status_code != 303
+        assert answer.status_code == 401
     with pytest.raises(HfHubHTTPError) as refused:
         api.whoami()
     assert refused.value.response.status_code == 401
@@ -300,7 +303,62 @@ def test_who_is_shut_out_is_let_in_no_more(site: Site) -> None:
     assert list(again.list_models(author="shut-out-team")) == []
     audit = json.loads(registry.run("audit", "--json"))
     told = [one for one in audit if one["action"].endswith("user shut-out")]
-    assert [json.loads(one["detail"]) for one in told] == [{"name": "shut-out", "tokens": 1}]
+    assert [json.loads(one["detail"]) for one in told] == [
+        {"name": "shut-out", "tokens": 1, "memberships": {"shut-out-team": "admin"}}
+    ]
+
+
+def test_who_is_shut_out_has_no_access_to_gated_repositories_any_more(site: Site) -> None:
+    registry = site.registry
+    add_user(registry, "shut-out-reader")
+    reader = HfApi(endpoint=registry.endpoint, token=registry.tokens["shut-out-reader"])
+    owner = HfApi(endpoint=registry.endpoint, token=registry.find_user("shut-out-owner"))
+    name = owner.create_repo("shut-out-owner/gated").repo_id
+    owner.upload_file(path_or_fileobj=b"weights", path_in_repo="a.txt", repo_id=name)
+    owner.update_repo_settings(name, gated="auto")
+    owner.grant_access(name, "shut-out-reader")
+    assert reader.get_hf_file_metadata(url=hf_hub_url(name, "a.txt", endpoint=registry.endpoint)).size == 7
+    registry.run("user", "shut-out", "shut-out-reader")
+    again = HfApi(endpoint=registry.endpoint, token=registry.create_token("shut-out-reader"))
+    with pytest.raises(GatedRepoError):
+        again.get_hf_file_metadata(url=hf_hub_url(name, "a.txt", endpoint=registry.endpoint))
+
+
+@pytest.mark.parametrize("what", ["token", "commit"])
+def test_a_request_that_was_begun_before_is_refused_when_it_ends_after_being_shut_out(site: Site, what: str) -> None:
+    registry, user = site.registry, f"shut-out-slow-{what}"
+    add_user(registry, user)
+    secret = registry.tokens[user]
+    HfApi(endpoint=registry.endpoint, token=secret).create_repo(f"{user}/own")
+    with site.sign_in(user) as client:
+        page = Forms(client.get("/settings/tokens").text)
+        form = {"form_token": page.fields["form_token"], "name": "kept", "scope": "write", "days": "0", "limits": ""}
+        cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    if what == "token":
+        path, body, headers = "/settings/tokens", urlencode(form), {"Cookie": cookies, "Origin": registry.endpoint}
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+    else:
+        path, headers = f"/api/models/{user}/own/commit/main", {"Authorization": f"Bearer {secret}"}
+        lines = [
+            {"key": "header", "value": {"summary": "Late"}},
+            {"key": "file", "value": {"path": "late", "content": ""}},
+        ]
+        body = "\n".join(json.dumps(line) for line in lines)
+    address = urlsplit(registry.endpoint)
+    with contextlib.closing(HTTPConnection(address.hostname or "", address.port)) as slow:
+        slow.putrequest("POST", path)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            slow.putheader(name, value)
+        slow.endheaders(body[:1].encode())
+        registry.run("user", "shut-out", user)
+        slow.send(body[1:].encode())
+        assert slow.getresponse().status in (401, 403)
+    found = registry.query(
+        "SELECT count(*) FROM tokens t JOIN accounts a ON a.id = t.account_id WHERE a.name = ?", user
+    )
+    assert found[0][0] == 0
+    again = HfApi(endpoint=registry.endpoint, token=registry.create_token(user))
+    assert [one.title for one in again.list_repo_commits(f"{user}/own")] == ["initial commit"]
 
 
 def test_shutting_out_somebody_who_is_not_there_says_so(registry: RegistryProcess) -> None:

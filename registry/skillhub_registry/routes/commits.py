@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from skillhub_registry import limits
 from skillhub_registry.blobs import BlobStore
-from skillhub_registry.calls import Call, parse_json
+from skillhub_registry.calls import Call, find_again, parse_json
 from skillhub_registry.commits import (
     LARGE_SUFFIXES,
     Author,
@@ -136,8 +136,8 @@ def _author(call: Call) -> Author:
 def _commit(call: Call, ref: str, header: CommitHeader, operations: list[Operation]) -> str:
     number = pull_request_number(ref)
     with call.registry.database.write(call.target.id) as connection:
-        if number is not None:  # it may have been closed or merged while the body came
-            require_committer(connection, call.account, call.target, ref, proposes=False)
+        # Rights may have ended while the body came, and a pull request may have been closed or merged.
+        require_committer(connection, find_again(connection, call), call.target, ref, proposes=False)
         commit_id = make_commit(connection, call.registry.blobs, call.target.id, ref, _author(call), header, operations)
         _check_quota(call, connection)
         if number is not None:
@@ -147,6 +147,7 @@ def _commit(call: Call, ref: str, header: CommitHeader, operations: list[Operati
 
 def _propose(call: Call, branch: str, header: CommitHeader, operations: list[Operation]) -> tuple[str, PullRequest]:
     with call.registry.database.write(call.target.id) as connection:
+        find_again(connection, call)
         made = open_pull_request(
             connection,
             call.target.id,

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from skillhub.errors import NotFoundError
 from skillhub_registry.accounts import Reach
-from skillhub_registry.calls import Call
+from skillhub_registry.calls import Call, find_again
 from skillhub_registry.database import Connection
 from skillhub_registry.errors import HubError, bad_request
 from skillhub_registry.forms import make_form_token, read_form
@@ -147,6 +147,7 @@ def make_token(call: Call) -> Response:
     limits = form.get("limits", "")
     describe_change(name=name, scope=scope, days=int(days), limits=limits.replace(",", " ").split())
     with call.registry.database.write() as connection:
+        find_again(connection, call)
         reach = _read_reach(call, connection, limits)
         secret = create_token(connection, call.account.account, scope, name, expires_at=expires_at, reach=reach)
     return _answer_tokens(call, secret)
