@@ -41,7 +41,7 @@ KINDS: dict[str, Any] = {
 }
 """What a record may hold beside plain values, by name."""
 
-RECORDS_SCHEMA = 0
+RECORDS_SCHEMA = 1
 """To be raised with whatever changes records or what they say: another field, another way to find something out."""
 
 _FIELDS, _ARRAY, _TUPLE, _FILE = range(4)

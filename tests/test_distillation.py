@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,3 +95,59 @@ def test_fitting_brings_the_predictions_nearer(place: Path, factors: dict[str, F
     assert divergence(place, packed(place, shrunk, found)) < 0.98 * divergence(place, start)
     assert told[-1] == ("fitting scales", distillation.STEPS, distillation.STEPS)
     assert not list(tmp_path.iterdir())
+
+
+class Ruling(torch.nn.Module):
+    """A model that rules half of its vocabulary out, by infinity or by a number that half precision does not have."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, least: float, shift: float) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor([0.0, shift, least, least]))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, 4))
+
+
+@pytest.mark.parametrize("least", [-math.inf, -1e9])
+def test_tokens_that_are_ruled_out_do_not_count(least: float) -> None:
+    group = distillation._groups([Row((0, 1, 1), 1)], 0)[0]
+    with torch.no_grad():
+        expected = distillation._Lesson(Ruling(least, 1.0), True).predict(group).clamp_min(distillation.LEAST).half()
+    model = Ruling(least, 0.5)
+    loss = distillation._Lesson(model, True).loss(group, expected)
+    loss.backward()
+    exact, found = (np.array([1.0, math.exp(shift)]) / (1 + math.exp(shift)) for shift in (1.0, 0.5))
+    assert float(loss.detach()) == pytest.approx(float((exact * np.log(exact / found)).sum()), rel=1e-2)
+    assert model.logits.grad is not None
+    assert model.logits.grad[:2].tolist() == pytest.approx((found - exact).tolist(), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("step", "divergence", "rate"),
+    [
+        (0, 0.01, 0.03),
+        (0, 1.0, 0.1),
+        (0, -1e-9, 0.0),
+        (32, 0.01, 0.015),
+        (63, 1.0, 0.1 * (1 - math.cos(math.pi / 64)) / 2),
+    ],
+)
+def test_the_rate_follows_the_divergence_and_the_steps(step: int, divergence: float, rate: float) -> None:
+    fit = distillation._Fit(torch.zeros(2, 2), torch.eye(2), torch.eye(2))
+    fit.gradient += torch.tensor([3.0, -0.5])
+    fit.improve(step, divergence)
+    # One gradient is a tenth of its own mean and a twentieth of that of squares, before they are put right for so many steps.
+    ratio = 0.1 / (1 - 0.9 ** (step + 1)) / math.sqrt(0.05 / (1 - 0.95 ** (step + 1)))
+    assert fit.gains.log().tolist() == pytest.approx([-rate * ratio, rate * ratio], rel=1e-4, abs=1e-7)
+    assert torch.allclose(fit.weight, torch.diag(fit.gains - 1))
+
+
+@pytest.mark.parametrize("gradient", [0.0, 1e-30, -1e-25, 1e-18, 1e15])
+def test_gains_stay_positive_numbers(gradient: float) -> None:
+    fit = distillation._Fit(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1))
+    for step in range(distillation.STEPS):
+        fit.gradient += gradient
+        fit.improve(step, 100.0)
+    assert 1 / 40 < float(fit.gains) < 40

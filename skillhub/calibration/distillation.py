@@ -35,8 +35,16 @@ RATE = 0.3
 the rate follows its root: where it is small, larger steps would be noise, and where it is large, smaller ones would not get there."""
 
 LARGEST_RATE = 0.1
+"""What a divergence of 0.11 and more has: all steps together change a factor 26-fold, or little more."""
+
 DECAYS = 0.9, 0.95
 """Of Adam (Kingma & Ba 2015), whose rate also falls to nothing by half a cosine."""
+
+SMALLEST_GRADIENT = 1e-18
+"""Smaller ones, whose squares fp32 does not have, do not count as large."""
+
+LEAST = -6e4
+"""Log-probability of what a model rules out: half precision has none that is much less, and minus infinity has no divergence."""
 
 STEP_TOKENS = 160
 """Tokens of a step, padding included: memory holds what a backward pass needs of so many."""
@@ -86,7 +94,7 @@ def fit_scales(
         files = {group: spool / f"{number}.npy" for number, group in enumerate(groups)}
         for group, file in files.items():
             with torch.no_grad(), disk_errors(file):
-                np.save(file, lesson.predict(group).half().cpu().numpy())
+                np.save(file, lesson.predict(group).clamp_min(LEAST).half().cpu().numpy())
         slots = layout_of(model).slots
         for name, tensor in weights:
             if name in slots:
@@ -113,7 +121,8 @@ class _Group:
         ids: (rows, longest) tokens.
         mask: (rows, longest), 0 where there is padding.
         scored: (rows, longest), where a prediction matters.
-        weights: (rows,), what the divergence of each row counts for.
+        weights: (rows,), what the divergence of each row counts for, beside those that are read with it. All groups count alike: general
+            text, a group of which is worth little by its weights, holds the packed model to what it said of other things.
     """
 
     ids: torch.Tensor
@@ -166,6 +175,8 @@ class _Lesson:
         """Return the weighted mean of divergences from what is expected: of Kullback and Leibler in nats, or 1 − cosine."""
         with torch.enable_grad():
             found, expected = self.predict(group), expected.float()
+            if self.generates and not bool(found.isfinite().all()):  # a model may rule tokens out
+                found = found.clamp_min(LEAST)
             lost = (expected.exp() * (expected - found)).sum(1) if self.generates else 1 - (expected * found).sum(1)
             weights = self.weights(group).to(lost.device)
             return (lost * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
@@ -208,7 +219,7 @@ class _Fit:
             for average, decay in zip((self._mean, self._square), DECAYS, strict=True)
         )
         rate = min(RATE * math.sqrt(max(divergence, 0.0)), LARGEST_RATE) * (1 + math.cos(math.pi * step / STEPS)) / 2
-        change = self.gains * torch.expm1(-rate * mean / (square.sqrt() + torch.finfo(torch.float32).tiny))
+        change = self.gains * torch.expm1(-rate * mean / square.sqrt().clamp_min(SMALLEST_GRADIENT))
         self.gains += change
         self.weight.addmm_((self.left * change[:, None].to(self.left.device)).T, self.right)
         self.gradient.zero_()
