@@ -96,7 +96,7 @@ def _make_route(registry: Registry, endpoint: Endpoint) -> Route:
                 return await cast(Callable[[Call], Awaitable[Response]], endpoint.handler)(call)
         call = dataclasses.replace(call, body=await read_body(request, endpoint.body_limit))
         with _observing_change(call, endpoint):
-            return await run(_handle_arrived if call.body else _handle, endpoint, call)
+            return await run(_handle_arrived if _has_body(request) else _handle, endpoint, call)
 
     return Route(endpoint.path, answer, methods=[endpoint.method])
 

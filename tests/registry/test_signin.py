@@ -324,6 +324,23 @@ def test_who_is_shut_out_has_no_access_to_gated_repositories_any_more(site: Site
         again.get_hf_file_metadata(url=hf_hub_url(name, "a.txt", endpoint=registry.endpoint))
 
 
+def test_a_body_that_never_had_anything_keeps_no_rights_either(site: Site) -> None:
+    registry, user = site.registry, "shut-out-empty"
+    add_user(registry, user)
+    HfApi(endpoint=registry.endpoint, token=registry.tokens[user]).create_repo(f"{user}/own")
+    address = urlsplit(registry.endpoint)
+    with contextlib.closing(HTTPConnection(address.hostname or "", address.port)) as slow:
+        slow.putrequest("POST", f"/api/models/{user}/own/branch/late")
+        slow.putheader("Authorization", f"Bearer {registry.tokens[user]}")
+        slow.putheader("Transfer-Encoding", "chunked")
+        slow.endheaders()
+        registry.run("user", "shut-out", user)
+        slow.send(b"0\r\n\r\n")
+        assert slow.getresponse().status == 401
+    again = HfApi(endpoint=registry.endpoint, token=registry.create_token(user))
+    assert [one.name for one in again.list_repo_refs(f"{user}/own").branches] == ["main"]
+
+
 @pytest.mark.parametrize("what", ["token", "commit"])
 def test_a_request_that_was_begun_before_is_refused_when_it_ends_after_being_shut_out(site: Site, what: str) -> None:
     registry, user = site.registry, f"shut-out-slow-{what}"
