@@ -166,6 +166,7 @@ OLD_CPU = {
     "ATEN_CPU_CAPABILITY": "default",
     "OPENBLAS_CORETYPE": "Sandybridge",
     "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+    "NUMBA_CPU_NAME": "x86-64",
 }
 
 
@@ -175,7 +176,7 @@ def tensors_as_json() -> dict[str, Any]:
     for name, (encoded, base) in TENSORS.items():
         if name != "factors":
             cases[name] = to_json(encoded), None if base is None else to_json(exact.encode(base, operation="set"))
-    for name in ("exact", "lowrank", "lowrank_lines", "residual", "rows", "sign", "sparse", "zero"):
+    for name in ("exact", "lowrank", "lowrank_adaptive", "lowrank_lines", "residual", "rows", "sign", "sparse", "zero"):
         cases |= {f"{name} {case['case']}": (case["encoded"], None) for case in read_golden(name)}
     return cases | {"long": (to_json(EncodedTensor((700, 523), (lowrank.encode(large_components()),))), None)}
 

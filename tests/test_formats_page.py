@@ -49,6 +49,7 @@ from skillhub.documents import canonical_json
 from skillhub.files import check_relative_path
 from skillhub.hub import folders
 from skillhub.packs import file_entry, open_pack, write_manifest
+from tests.codec_examples import from_json, read_golden
 from tests.support.manifests import BASE, manifest_fields
 
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -224,14 +225,11 @@ def sparse_by_the_page(config: dict, data: bytes) -> list[tuple[int, np.float32]
     return changes
 
 
-def lowrank_by_the_page(config: dict, codes: bytes, height: int, width: int) -> np.ndarray:
+def packed_by_the_page(config: dict, codes: bytes, height: int, width: int) -> tuple[list[int], list[list[list[int]]]]:
+    """Scales, and the vectors of both sides, of a pack of before skillhub 0.1."""
     rank = config["rank"]
     head = [struct.unpack_from("<HBB", codes, 4 * component) for component in range(rank)]
-    frames, at = [], 4 * rank
-    for size in config["frames"]:
-        frames.append(zstandard.ZstdDecompressor().decompress(codes[at : at + size]) if size else b"")
-        at += size
-    assert at == len(codes)
+    frames = cut(codes[4 * rank :], config["frames"])
     overflow = iter(frames[-1])
     vectors: list[dict[int, list[int]]] = [{}, {}]
     for packing, (base, count) in enumerate(PACKINGS):
@@ -246,18 +244,83 @@ def lowrank_by_the_page(config: dict, codes: bytes, height: int, width: int) -> 
                         for digit, outermost in zip(taken, far, strict=True)
                     ]
     assert next(overflow, None) is None
+    return [scale for scale, _, _ in head], [[side[component] for component in range(rank)] for side in vectors]
+
+
+class Decisions:
+    """The range coder of the page."""
+
+    def __init__(self, data: bytes) -> None:
+        self.value, self.width, self.rest = int.from_bytes(data[:5], "big"), 2**40, iter(data[5:])
+        self.used = 5
+        self.chances: dict[tuple[int, int], int] = {}
+        self.counts: dict[tuple[int, int], int] = {}
+
+    def take(self, chance: int) -> bool:
+        bound = self.width // 2**16 * chance
+        yes = self.value < bound
+        self.value, self.width = (self.value, bound) if yes else (self.value - bound, self.width - bound)
+        while self.width < 2**32:
+            self.value, self.width, self.used = 256 * self.value + next(self.rest), 256 * self.width, self.used + 1
+        return yes
+
+    def ask(self, level: int, slot: int) -> bool:
+        chance, count = self.chances.get((level, slot), 2**15), self.counts.get((level, slot), 0)
+        yes, rate = self.take(chance), 2**17 // (2 * count + 3)
+        chance += (2**16 - chance) * rate // 2**16 if yes else -(chance * rate // 2**16)
+        self.chances[level, slot] = min(max(chance, 32), 65504)
+        self.counts[level, slot] = min(count + 1, 80)
+        return yes
+
+    def code(self, level: int) -> int:
+        if not self.ask(level, 0):
+            return 0
+        sign = -1 if self.take(2**15) else 1
+        if not self.ask(level, 1):
+            return sign
+        more = 0
+        while self.ask(level, 2 + more):
+            more += 1
+        bits = "1"
+        for place in range(more):
+            bits += str(int(self.ask(level, 9 + more) if place == 0 else self.take(2**15)))
+        return sign * (int(bits, 2) + 1)
+
+
+def stream_by_the_page(data: bytes, rank: int, length: int) -> tuple[list[list[int]], int]:
+    """The vectors of a stream, and how many bytes it has."""
+    decisions, means, vectors = Decisions(data), [0] * length, []
+    for component in range(rank):
+        vectors.append([decisions.code(min((mean // 16).bit_length(), 13)) for mean in means])
+        means = [
+            mean + (256 * abs(code) - mean) // 2 ** min(component, 3)
+            for mean, code in zip(means, vectors[-1], strict=True)
+        ]
+    assert decisions.value == 0
+    return vectors, decisions.used
+
+
+def lowrank_by_the_page(config: dict, codes: bytes, height: int, width: int) -> np.ndarray:
+    rank = config["rank"]
+    if "frames" in config:
+        scales, (left, right) = packed_by_the_page(config, codes, height, width)
+    else:
+        scales, at = list(struct.unpack_from(f"<{rank}H", codes)), 2 * rank
+        left, used = stream_by_the_page(codes[at:], rank, height)
+        right, last = stream_by_the_page(codes[at + used :], rank, width)
+        assert at + used + last == len(codes)
     result, start = np.zeros((height, width), np.float32), 0
     for size, exponent in config["groups"]:
         total = np.zeros((height, width), np.int64)
         for component in range(start, start + size):
-            total += head[component][0] * np.outer(vectors[0][component], vectors[1][component])
+            total += scales[component] * np.outer(left[component], right[component])
         result += (total * 2.0**exponent).astype(np.float32)
         start += size
     return result
 
 
 def example_tensors() -> dict[str, EncodedTensor]:
-    """Encoded tensors of every codec; the low rank one has all packings, overflow and several groups."""
+    """Encoded tensors of every codec; the low rank one has small and large codes and several groups, the packed one all packings."""
     random = np.random.default_rng(0)
     spread = np.array([0.2, 0.6, 0.8, 1.5, 5, 60])[:, None]
     left, right = (
@@ -266,12 +329,14 @@ def example_tensors() -> dict[str, EncodedTensor]:
     )
     components = choose_groups(left, right, np.array([3.0, 1e-3, 0.7, 2e-6, 1e-4, 5e-2]))
     assert components is not None and len(components.groups) > 1
-    packed = lowrank.encode(components).arrays["codes"][: 4 * 6].reshape(6, 4)[:, 2:]
-    assert set(packed.flatten().tolist()) == set(range(len(PACKINGS)))
+    packed = from_json(next(case["encoded"] for case in read_golden("lowrank") if "all packings" in case["case"]))
+    head = packed.parts[0].arrays["codes"][: 4 * 6].reshape(6, 4)[:, 2:]
+    assert set(head.flatten().tolist()) == set(range(len(PACKINGS)))
     matrix = torch.from_numpy(random.standard_normal((40, 30)).astype(np.float32))
     return {
         "exact": exact.encode(matrix),
         "lowrank": EncodedTensor(LOWRANK_SHAPE, (lowrank.encode(components),)),
+        "lowrank, packed": packed,
         "rows": EncodedTensor(LOWRANK_SHAPE, (lowrank.encode(components), rows.encode(matrix, [0, 1, 7, 39]))),
         "zero": zero.encode((2, 3)),
     }
@@ -302,7 +367,7 @@ def further_tensors() -> dict[str, EncodedTensor]:
     }
 
 
-@pytest.mark.parametrize("name", ["exact", "lowrank", "rows", "zero", *sorted(further_tensors())])
+@pytest.mark.parametrize("name", ["exact", "lowrank", "lowrank, packed", "rows", "zero", *sorted(further_tensors())])
 def test_a_decoder_written_from_the_page_gives_the_same_bits(name: str) -> None:
     encoded = (example_tensors() | further_tensors())[name]
     assert decode_by_the_page(encoded).tobytes() == decode(encoded).numpy().tobytes()
@@ -344,6 +409,7 @@ def test_the_example_reads_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert printed.getvalue().splitlines() == [
         "exact [40, 30] ['exact']",
         "lowrank [40, 30] ['lowrank']",
+        "lowrank, packed [33, 21] ['lowrank']",
         "rows [40, 30] ['lowrank', 'rows']",
         "zero [2, 3] ['zero']",
     ]

@@ -45,6 +45,7 @@ COLUMNS = [
     (DISTRIBUTION, "sessions diagnosis downloading"),
     (DISTRIBUTION, "updates transactions"),
     (DISTRIBUTION, "installer basechange"),
+    (WEIGHTS, "compiled"),
     (WEIGHTS, "codecs rounding checkpoints conversions devices halves ranks"),
     (WEIGHTS, "tensorreaders deltafiles recipes"),
     (WEIGHTS, "deltareaders"),

@@ -15,7 +15,7 @@ from skillhub.codecs import EncodedTensor, decode, lowrank, symbols
 from skillhub.codecs.lowrank import Components, LineExponents, choose_groups, read_components, reconstruct
 from skillhub.errors import IntegrityError
 from skillhub.interop.products import product_of
-from tests.codec_examples import from_json, read_golden, words
+from tests.codec_examples import from_json, read_golden, to_json, words
 
 MAX = symbols.MAX_CODE
 
@@ -140,11 +140,25 @@ PART = lowrank.encode(COMPONENTS)
 @pytest.mark.parametrize("change", [
     {"rank": 0}, {"rank": 3}, {"rank": 10**9}, {"rank": True}, {"rank": "2"},
     {"groups": [[1, -8]]}, {"groups": [[2, -127]]}, {"groups": [[2, 104]]}, {"groups": [[2]]}, {"groups": None}, {"groups": [[0, 0], [2, 0]]},
-    {"frames": [1, 2, 3]}, {"frames": 4}, {"frames": [0] * 6}, {"frames": [-1, 0, 0, 0, 0, 1]}, {"extra": 1},
+    {"frames": [0, 0, 0, 0, 0, PART.arrays["codes"].size - 8]}, {"extra": 1},
 ])  # fmt: skip
 def test_contradicting_configs_are_integrity_errors(change: dict[str, object]) -> None:
     with pytest.raises(IntegrityError):
         decode(EncodedTensor((4, 3), (replace(PART, config=PART.config | change),)))
+
+
+@pytest.mark.parametrize("change", [
+    {"frames": [1, 2, 3]}, {"frames": 4}, {"frames": [0] * 6}, {"frames": [-1, 0, 0, 0, 0, 1]}, {"rank": 2}, {"rank": 4},
+])  # fmt: skip
+def test_contradicting_configs_of_earlier_packs_are_integrity_errors(change: dict[str, object]) -> None:
+    encoded = from_json(read_golden("lowrank")[0]["encoded"])
+    part = encoded.parts[0]
+    decode(encoded)
+    with pytest.raises(IntegrityError):
+        decode(replace(encoded, parts=(replace(part, config=part.config | change),)))
+    for array in (part.arrays["codes"][:-1], part.arrays["codes"][:7], np.append(part.arrays["codes"], np.uint8(0))):
+        with pytest.raises(IntegrityError):
+            decode(replace(encoded, parts=(replace(part, arrays={"codes": array}),)))
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (12,), (), (4, 3, 2), (4, 0), (0, 3)])
@@ -189,7 +203,21 @@ def test_scales_beyond_fp32_are_reported() -> None:
 LARGE = lowrank.encode(large_components())
 
 
-@pytest.mark.parametrize("name", ["lowrank", "lowrank_lines"])
+@pytest.mark.parametrize("name", ["lowrank", "lowrank_lines", "lowrank_adaptive"])
 def test_golden_files_decode_to_the_same_bits(name: str) -> None:
     for case in read_golden(name):
         assert words(decode(from_json(case["encoded"]))).hex() == case["decoded"], case["case"]
+
+
+def test_what_earlier_packs_hold_is_stored_as_the_golden_file_has_it() -> None:
+    earlier = [*read_golden("lowrank"), *read_golden("lowrank_lines")]
+    for old, new in zip(earlier, read_golden("lowrank_adaptive"), strict=True):
+        assert old["decoded"] == new["decoded"]
+        encoded = from_json(old["encoded"])
+        parts = tuple(
+            lowrank.encode(read_components(part, *lowrank.matrix_shape(encoded.shape)))
+            if part.codec == lowrank.ID
+            else part
+            for part in encoded.parts
+        )
+        assert to_json(replace(encoded, parts=parts)) == new["encoded"]

@@ -8,10 +8,9 @@ library and number of threads. The groups are scaled by powers of two and added 
 Rows and columns may each have a power of two of their own, by which the matrix is multiplied: where a calibrated metric says that
 some weigh more than others, their codes stand for finer steps. As powers of two round nothing, all of the above still holds.
 
-Codes are packed (:mod:`skillhub.codecs.symbols`) and compressed. Layout of the array ``codes``: per component the scale (uint16, little
-endian), the packing of its left and of its right codes (a byte each); then the frames whose sizes the config lists: one for each
-packing, holding the left codes of all its components, then the right ones; last the overflow. The array ``exponents``, where there
-is one, is a frame of signed bytes: the exponent of every row, then of every column.
+Layout of the array ``codes``: every component's scale (uint16, little endian), then the left codes of all components, then the right ones, each
+entropy-coded (:mod:`skillhub.codecs.arithmetic`). The array ``exponents``, where there is one, is a frame of signed bytes: the exponent of
+every row, then of every column. Earlier packs hold their codes otherwise (:mod:`skillhub.codecs.packedcodes`); they are read as ever.
 """
 
 from __future__ import annotations
@@ -22,18 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from skillhub.codecs import arithmetic, packedcodes
+from skillhub.codecs.arithmetic import Codes
 from skillhub.codecs.encoding import EncodedPart, check_keys, count_elements, damaged, read_integer
-from skillhub.codecs.streams import Bytes, compress, compress_frame, decompress, decompress_frame, split_frames
-from skillhub.codecs.symbols import (
-    PACKINGS,
-    Codes,
-    add_overflow,
-    choose_packing,
-    count_overflow,
-    count_packed,
-    pack_symbols,
-    unpack_symbols,
-)
+from skillhub.codecs.streams import Bytes, compress, decompress
 
 ID = "lowrank"
 
@@ -69,7 +60,7 @@ class Components:
     """Rank-one components in integers.
 
     Attributes:
-        left: (rank, rows) int16 codes of magnitude up to ``symbols.MAX_CODE``.
+        left: (rank, rows) int16 codes of magnitude up to ``arithmetic.MAX_CODE``.
         right: (rank, columns) int16 codes likewise.
         scales: (rank,) positive integers below 65536.
         groups: (components, exponent) of each run of components that is summed exactly.
@@ -147,26 +138,13 @@ def _fit_exponent(
 
 def encode(components: Components) -> EncodedPart:
     """Return the part that stores ``components``."""
-    rank = len(components.scales)
-    sides = (components.left, components.right)
-    packings = np.array([[choose_packing(codes[k]) for codes in sides] for k in range(rank)], dtype=np.uint8)
-    frames, overflows = [], []
-    for packing in range(len(PACKINGS)):
-        pool = [codes[packings[:, side] == packing].reshape(-1) for side, codes in enumerate(sides)]
-        packed, overflow = pack_symbols(np.concatenate(pool), packing)
-        frames.append(compress_frame(packed))
-        overflows.append(overflow)
-    overflow = np.concatenate(overflows)
-    frames.append(compress_frame(overflow))
-    head = np.empty((rank, 4), dtype=np.uint8)
-    head[:, :2] = components.scales.astype("<u2").view(np.uint8).reshape(rank, 2)
-    head[:, 2:] = packings
-    config = {"rank": rank, "groups": [list(group) for group in components.groups], "frames": [f.size for f in frames]}
-    arrays = {"codes": np.concatenate([head.reshape(-1), *frames])}
+    scales = components.scales.astype("<u2").view(np.uint8)
+    streams = [arithmetic.encode(codes) for codes in (components.left, components.right)]
+    arrays = {"codes": np.concatenate([scales, *streams])}
     if components.lines is not None:
         exponents = np.concatenate([components.lines.rows, components.lines.columns])
         arrays["exponents"] = compress(exponents.view(np.uint8))
-    return EncodedPart(ID, config, arrays)
+    return EncodedPart(ID, {"rank": len(scales) // 2, "groups": [list(group) for group in components.groups]}, arrays)
 
 
 def rescale(part: EncodedPart, shape: tuple[int, ...], gains: npt.NDArray[np.float64]) -> EncodedPart:
@@ -201,23 +179,33 @@ def read_components(part: EncodedPart, rows: int, columns: int) -> Components:
     Raises:
         IntegrityError: as :func:`decode`.
     """
-    check_keys(part, {"rank", "groups", "frames"}, {"codes", *(part.arrays.keys() & {"exponents"})})
+    is_packed = "frames" in part.config
+    check_keys(
+        part, {"rank", "groups", *(["frames"] if is_packed else [])}, {"codes", *(part.arrays.keys() & {"exponents"})}
+    )
     rank = read_integer(part.config["rank"], "rank", 1, min(rows, columns, MAX_RANK))
     groups = _read_groups(part.config["groups"], rank)
-    data = part.arrays["codes"]
-    if data.size < 4 * rank:
-        raise damaged("has fewer bytes than its components have scales")
-    frames = split_frames(data[4 * rank :], part.config["frames"], len(PACKINGS) + 1)
-    head = data[: 4 * rank].reshape(rank, 4)
-    scales = np.ascontiguousarray(head[:, :2]).view("<u2").reshape(rank).astype(np.int64)
-    packings = head[:, 2:]
-    if int(scales.min()) < 1 or int(packings.max()) >= len(PACKINGS):
-        raise damaged("has components without a scale or with an unknown packing")
-    left, right = np.empty((rank, rows), np.int16), np.empty((rank, columns), np.int16)
-    _fill_codes(left, right, packings, frames)
+    if is_packed:
+        scales, left, right = packedcodes.read(part.arrays["codes"], part.config["frames"], rank, rows, columns)
+    else:
+        scales, left, right = _read_codes(part.arrays["codes"], rank, rows, columns)
+    if int(scales.min()) < 1:
+        raise damaged("has components without a scale")
     components = Components(left, right, scales, groups, _read_lines(part, rows, columns))
     _check_exactness(components)
     return components
+
+
+def _read_codes(data: Bytes, rank: int, rows: int, columns: int) -> tuple[npt.NDArray[np.int64], Codes, Codes]:
+    """Return the scales, the left and the right codes of the array ``codes``."""
+    if data.size < 2 * rank:
+        raise damaged("has fewer bytes than its components have scales")
+    scales = np.ascontiguousarray(data[: 2 * rank]).view("<u2").astype(np.int64)
+    left, after_left = arithmetic.decode(data[2 * rank :], rank, rows)
+    right, after_right = arithmetic.decode(data[2 * rank + after_left :], rank, columns)
+    if 2 * rank + after_left + after_right != data.size:
+        raise damaged("has bytes after its codes")
+    return scales, left, right
 
 
 def _read_lines(part: EncodedPart, rows: int, columns: int) -> LineExponents | None:
@@ -241,26 +229,6 @@ def _read_groups(value: object, rank: int) -> tuple[tuple[int, int], ...]:
     if sum(count for count, _ in groups) != rank:
         raise damaged("has groups that do not cover its components")
     return groups
-
-
-def _fill_codes(left: Codes, right: Codes, packings: Bytes, frames: list[Bytes]) -> None:
-    """Decompress and unpack every packing's codes into ``left`` and ``right``."""
-    pools = []
-    for packing in range(len(PACKINGS)):
-        count = sum(
-            codes.shape[1] * int(np.count_nonzero(packings[:, side] == packing))
-            for side, codes in enumerate((left, right))
-        )
-        packed = decompress_frame(frames[packing], count_packed(count, packing))
-        pools.append(unpack_symbols(packed, count, packing))
-    needed = [count_overflow(pool, packing) for packing, pool in enumerate(pools)]
-    overflow = decompress_frame(frames[-1], sum(needed))
-    for packing, (pool, extra) in enumerate(zip(pools, np.split(overflow, np.cumsum(needed)[:-1]), strict=True)):
-        add_overflow(pool, extra, packing)
-        of_left = packings[:, 0] == packing
-        split = int(np.count_nonzero(of_left)) * left.shape[1]
-        left[of_left] = pool[:split].reshape(-1, left.shape[1])
-        right[packings[:, 1] == packing] = pool[split:].reshape(-1, right.shape[1])
 
 
 def _check_exactness(components: Components) -> None:

@@ -13,31 +13,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from skillhub.codecs.arithmetic import MAX_CODE, Codes, measure
 from skillhub.codecs.factorization import Factors
 from skillhub.codecs.feedback import Floats, round_half_dead, round_with_feedback
-from skillhub.codecs.symbols import MAX_CODE, Codes
 
 DEAD_ZONE = 0.57
 """Codes are rounded up from this fraction on (one half would be to nearest)."""
 
-COMPONENT_BITS = 40
-"""Bits that a component costs beside its codes."""
+COMPONENT_BITS = 16
+"""Bits that a component costs beside its codes: those of its scale."""
 
 BLOCK = 1 << 20
 """Entries that are quantized together."""
 
-PACKING_LOSS = 1.06
-"""Stored bits over the entropy of each component, as measured on real deltas (beside :data:`MATRIX_BITS`)."""
-
-MATRIX_BITS = 1000
-"""Bits that a matrix costs beside its components: the headers and code tables of its frames."""
+MATRIX_BITS = 80
+"""Bits that a matrix costs beside its components: the ends of its two streams."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +87,7 @@ def quantize_each(factors: Factors, prices: Sequence[float], *, coherence: float
 def _chosen(factors: Factors, price: float, left: _Rounded, right: _Rounded, coherence: float) -> Quantized:
     """Return those of the first components that are worth their bits."""
     values = factors.values[: len(left.codes)]
-    bits = COMPONENT_BITS + PACKING_LOSS * (left.bits + right.bits)
+    bits = COMPONENT_BITS + measure(left.codes) + measure(right.codes)
     scales = factors.scale * values * left.factors * right.factors
     removed = values**2 * left.shares * right.shares
     keep = (coherence * removed > price * bits) & (scales > 0)
@@ -108,16 +104,14 @@ class _Rounded:
         codes: (count, n).
         factors: (count,): what the codes are to be multiplied by to be nearest to the vector.
         shares: (count,): how much of the vector's square they then explain.
-        bits: (count,): the entropy of the codes.
     """
 
     codes: Codes
     factors: npt.NDArray[np.float64]
     shares: npt.NDArray[np.float64]
-    bits: npt.NDArray[np.float64]
 
     def select(self, which: slice) -> _Rounded:
-        return _Rounded(self.codes[which], self.factors[which], self.shares[which], self.bits[which])
+        return _Rounded(self.codes[which], self.factors[which], self.shares[which])
 
 
 def _round_vectors(
@@ -156,14 +150,14 @@ def _round_in_pieces(vectors: Floats, root: Floats | None, steps: npt.NDArray[np
     count = max(1, BLOCK // max(vectors.shape[1], 1))
     cuts = [slice(start, start + count) for start in range(0, max(len(vectors), 1), count)]
     found = [_round_plainly(vectors[cut], root, steps[cut]) for cut in cuts]
-    parts = ([getattr(one, name) for one in found] for name in ("codes", "factors", "shares", "bits"))
+    parts = ([getattr(one, name) for one in found] for name in ("codes", "factors", "shares"))
     return _Rounded(*map(np.concatenate, parts))
 
 
 def _round_plainly(vectors: Floats, root: Floats | None, steps: npt.NDArray[np.float64]) -> _Rounded:
     if not vectors.size:
         none = np.zeros(len(vectors))
-        return _Rounded(np.zeros(vectors.shape, np.int16), none, none, none)
+        return _Rounded(np.zeros(vectors.shape, np.int16), none, none)
     steps = np.maximum(steps, np.abs(vectors).max(axis=1) / MAX_CODE)
     scaled = np.divide(vectors, steps[:, None], dtype=np.float32, casting="same_kind")
     codes = round_half_dead(scaled, threshold=DEAD_ZONE, most=MAX_CODE)
@@ -175,28 +169,9 @@ def _round_plainly(vectors: Floats, root: Floats | None, steps: npt.NDArray[np.f
 def _fitted(codes: Codes, along: npt.NDArray[np.float64], energy: npt.NDArray[np.float64]) -> _Rounded:
     """Return codes with the factors that fit them best, by their products with the vectors and with themselves."""
     safe = np.maximum(energy, np.finfo(np.float64).tiny)
-    bits = _entropies(codes) if codes.size else np.zeros(len(codes))
-    return _Rounded(codes, along / safe, along**2 / safe, bits)
+    return _Rounded(codes, along / safe, along**2 / safe)
 
 
 def _squares(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     return squares
-
-
-def _entropies(codes: Codes) -> npt.NDArray[np.float64]:
-    """Return the empirical entropy of each row's codes, in bits for the whole row."""
-    length, peak = codes.shape[1], int(np.abs(codes).max())
-    width = 2 * peak + 1
-    index = codes + (np.arange(len(codes), dtype=np.intp) * width + peak)[:, None]
-    counts = np.bincount(index.reshape(-1), minlength=len(codes) * width).reshape(-1, width)
-    entropies: npt.NDArray[np.float64] = length * math.log2(length) - _surprise(length)[counts].sum(axis=1)
-    return entropies
-
-
-@lru_cache(maxsize=16)
-def _surprise(most: int) -> npt.NDArray[np.float64]:
-    """Return n·log2 n of every n up to ``most``; looking it up is faster than computing it for the many counts of a matrix."""
-    numbers = np.arange(most + 1, dtype=np.float64)
-    surprise: npt.NDArray[np.float64] = numbers * np.log2(np.maximum(numbers, 1))
-    return surprise
