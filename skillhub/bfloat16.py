@@ -42,14 +42,21 @@ def to_float32(bits: Bits) -> NDArray[np.float32]:
 
 def _canonical(bits: Bits) -> Bits:
     """Replace −0 and NaNs; without any, the very same array comes back."""
-    special = (bits & 0x7FFF) > INFINITY
-    negative_zero = bits == _SIGN
-    if not (special.any() or negative_zero.any()):
+    if not _has_special(bits):
         return bits
     bits = bits.copy()
-    bits[special] = NAN
-    bits[negative_zero] = 0
+    bits[(bits & 0x7FFF) > INFINITY] = NAN
+    bits[bits == _SIGN] = 0
     return bits
+
+
+def _has_special(bits: Bits) -> bool:
+    """Say whether there is a −0 or a NaN, by extremes alone: they need no memory, and are found at the speed of reading."""
+    if not bits.size:
+        return False
+    signed = bits.view(np.int16)
+    positive_nan, negative_nan = int(signed.max()) > INFINITY, int(bits.max()) > (_SIGN | INFINITY)
+    return positive_nan or negative_nan or int(signed.min()) == -_SIGN
 
 
 def _from_float32(bits: NDArray[np.uint32]) -> Bits:

@@ -26,10 +26,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from skillhub.compiled import compiled
 from skillhub.errors import UsageError
 
 CHUNK = 1 << 16
-"""Elements that a processor rounds at a time: the working set stays in its cache."""
+"""Elements that a processor rounds to fp16 at a time: the working set stays in its cache. To bf16 it rounds in one pass."""
 
 ACCELERATOR_CHUNK = 1 << 24
 
@@ -39,6 +40,8 @@ TARGETS = (torch.bfloat16, torch.float16, torch.float32)
 _WORD = 1 << 32
 _BLOCK_STEP = 0x9E3779B97F4A7C15
 _SMALLEST_NORMAL_HALF = 2.0**-14
+_LARGEST_BFLOAT16 = 0x7F7F0000
+"""The bits, as fp32, of the largest finite number of bf16."""
 
 Words = TypeVar("Words", npt.NDArray[np.int32], torch.Tensor)
 
@@ -95,12 +98,18 @@ def round_to(
     number = int.from_bytes(key, "little") if isinstance(key, bytes) else key
     flat = values.contiguous().view(-1)
     result = torch.empty(flat.shape, dtype=dtype, device=flat.device)
-    chunk = CHUNK if flat.device.type == "cpu" else ACCELERATOR_CHUNK
+    on_cpu = flat.device.type == "cpu"
+    in_one_pass = on_cpu and dtype == torch.bfloat16
+    chunk = 2 * _WORD if in_one_pass else CHUNK if on_cpu else ACCELERATOR_CHUNK
     start = 0
     while start < flat.numel():
         index = offset + start
         stop = min(start + chunk - index % chunk, flat.numel())  # never across a multiple of 2**33
-        _round_chunk(flat[start:stop], _random_halves(index, stop - start, number, flat.device), result[start:stop])
+        piece, out = flat[start:stop], result[start:stop]
+        if in_one_pass:
+            _round_in_one_pass(piece, out, index, number)
+        else:
+            _round_chunk(piece, _random_halves(index, stop - start, number, flat.device), out)
         start = stop
     return result.view(values.shape)
 
@@ -162,14 +171,61 @@ def _round_chunk(values: torch.Tensor, halves: torch.Tensor, out: torch.Tensor) 
         missing = halves.to(torch.int32).bitwise_and_(0x1FFF)
         bits = missing.add_((magnitude + lift).view(torch.int32)).bitwise_and_(~0x1FFF)
         out.copy_(bits.view(torch.float32).sub_(lift).copysign_(values))
-    elif values.device.type == "cpu":
-        sums = np.add(values.view(torch.int32).numpy(), halves.numpy(), dtype=np.int32)
-        out.view(torch.int16).numpy()[...] = np.right_shift(sums, 16, out=sums)
     else:
         bits = halves.to(torch.int32).add_(values.view(torch.int32)).bitwise_right_shift_(16)
         out.view(torch.int16).copy_(bits)
     largest = torch.finfo(out.dtype).max
     low, high = torch.aminmax(values)
     if not (-largest <= low.item() and high.item() <= largest):  # NaN compares false
-        inside = values.abs() <= largest
-        out.copy_(torch.where(inside, out, values.to(out.dtype)))
+        _keep_large(values, out)
+
+
+def _keep_large(values: torch.Tensor, out: torch.Tensor) -> None:
+    """Round to nearest what is infinite, no number, or larger than ``out`` can hold."""
+    inside = values.abs() <= torch.finfo(out.dtype).max
+    out.copy_(torch.where(inside, out, values.to(out.dtype)))
+
+
+def _round_in_one_pass(values: torch.Tensor, out: torch.Tensor, first: int, key: int) -> None:
+    """Do for bf16 on a processor what :func:`_round_chunk` does, with the random words computed on the way."""
+    if first % 2:  # a half of a word is left over
+        _round_chunk(values[:1], _random_halves(first, 1, key, values.device), out[:1])
+        values, out, first = values[1:], out[1:], first + 1
+    key += (first // (2 * _WORD)) * _BLOCK_STEP
+    numbers = (np.uint32(number % _WORD) for number in (first // 2, key, key // _WORD))
+    bits, cut = values.detach().view(torch.int32).numpy(), out.view(torch.int16).numpy()
+    if _add_and_cut(bits.view(np.uint32), cut.view(np.uint16), *numbers) > _LARGEST_BFLOAT16:
+        _keep_large(values, out)
+
+
+@compiled
+def _mix_word(word: np.uint32, low: np.uint32, high: np.uint32) -> np.uint32:
+    """Return one random word. Every result is cut to 32 bits, so that eight or more are computed at once."""
+    x = np.uint32(word ^ low)
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(16))) * np.uint32(0x21F0AAAD))
+    x = np.uint32(x ^ high)
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) * np.uint32(0xD35A2D97))
+    return np.uint32(x ^ (x >> np.uint32(15)))
+
+
+@compiled
+def _add_and_cut(
+    values: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16], word: np.uint32, low: np.uint32, high: np.uint32
+) -> int:
+    """Round the bits of fp32 values to those of bf16, two with each word from ``word`` on; return the bits of the largest magnitude."""
+    largest = np.uint32(0)
+    for pair in range(values.size // 2):
+        noise, even, odd = (
+            _mix_word(np.uint32(word + np.uint32(pair)), low, high),
+            values[2 * pair],
+            values[2 * pair + 1],
+        )
+        out[2 * pair] = np.uint32(even + (noise & np.uint32(0xFFFF))) >> np.uint32(16)
+        out[2 * pair + 1] = np.uint32(odd + (noise >> np.uint32(16))) >> np.uint32(16)
+        largest = max(largest, np.uint32(even & np.uint32(0x7FFFFFFF)), np.uint32(odd & np.uint32(0x7FFFFFFF)))
+    if values.size % 2:
+        last = values[values.size - 1]
+        noise = _mix_word(np.uint32(word + np.uint32(values.size // 2)), low, high)
+        out[values.size - 1] = np.uint32(last + (noise & np.uint32(0xFFFF))) >> np.uint32(16)
+        largest = max(largest, np.uint32(last & np.uint32(0x7FFFFFFF)))
+    return int(largest)

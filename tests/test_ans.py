@@ -114,18 +114,10 @@ def test_another_number_of_symbols_is_refused_before_memory_is_taken(count: int)
         ans.decode(ans.encode(symbols, alphabet=32), count, alphabet=32)
 
 
-def test_a_stream_of_too_few_lanes_is_refused_as_it_would_take_too_long() -> None:
-    symbols, _ = draw_symbols(1 << 18, 4, 1, 7)
-    data = ans.encode(symbols, alphabet=4).copy()
-    data[0] = 0
-    with pytest.raises(IntegrityError, match="lanes"):
-        ans.decode(data, 1 << 18, alphabet=4)
-
-
 def test_symbols_of_fixed_frequencies_keep_their_bytes() -> None:
     symbols = (np.arange(5000) ** 2 % 97 % 13).astype(np.uint8)
     contexts = (np.arange(5000) // 7 % 5).astype(np.uint8)
     data = ans.encode(symbols, contexts, alphabet=13, context_count=5)
     frame = int(data[1:5].view("<u4")[0])
     coded = data[9 + frame :].tobytes()  # the tables' frame depends on the version of zstandard
-    assert hashlib.sha256(coded).hexdigest() == "7c241c5d4e8f8a9454021ae1c7f1777f124068ca2e6aa3604648c1aed2648fa6"
+    assert hashlib.sha256(coded).hexdigest() == "4ff3c94b3f1af6b6bacf04dae23aadb472db26f3ce507cef0443825ecfcba189"

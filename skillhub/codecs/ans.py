@@ -1,9 +1,8 @@
 """Entropy coding of small symbols whose probabilities depend on a context: asymmetric numeral systems in integers only.
 
 The range variant (rANS; Duda 2013, arXiv:1311.2540, section 3.3) with 32-bit states that shed and take 16-bit words, and many states, the
-*lanes*, that share one sequence of words (Giesen 2014, arXiv:1402.3392). Symbol ``i`` belongs to lane ``i mod lanes``, so a
-step of all lanes is a dozen numpy operations on whole arrays; about 100 million symbols a second where there are many lanes. No floating
-point takes part in decoding: the symbols are the same on every machine.
+*lanes*, that share one sequence of words (Giesen 2014, arXiv:1402.3392). Symbol ``i`` belongs to lane ``i mod lanes``: a processor steps
+those of a few lanes at the same time. No floating point takes part in decoding: the symbols are the same on every machine.
 
 Every context has a table of 12-bit frequencies that the encoder counted. A table is stored as one *level* a symbol, eight levels to a
 factor of two, rounded further where few symbols were counted: that costs under 0.01 bits a symbol, and a table then takes few bytes.
@@ -15,7 +14,6 @@ of each chunk (uint32, little endian), the frame, and the chunks: the states of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,15 +22,13 @@ import numpy.typing as npt
 
 from skillhub.codecs.encoding import damaged, read_integer
 from skillhub.codecs.streams import Bytes, compress, decompress
+from skillhub.compiled import compiled
 
 Words = npt.NDArray[np.uint16]
 Integers = npt.NDArray[np.int64]
 
 CHUNK = 1 << 22
 """Symbols that are coded together."""
-
-BLOCK = 1 << 16
-"""Symbols whose slots are found before their symbols are looked up: as many as stay in a processor's cache."""
 
 MAX_SYMBOLS = 256
 MAX_CONTEXTS = 256
@@ -44,18 +40,9 @@ TOTAL = 1 << PRECISION
 LEAST_STATE = 1 << 16
 """Every state is at least this much between steps, and exactly this much in the end: a decoded stream that ends otherwise is damaged."""
 
-USUAL_LANES_EXPONENT, MAX_LANES_EXPONENT = 4, 13
-"""Lanes that even a short stream has, unless it has fewer symbols; and that the longest has."""
-
-BYTES_A_LANE = 384
-"""A lane costs four bytes a chunk, half of which hold symbols: one for at least so many bytes of words keeps that at 1 %."""
-
-BYTES_A_NEEDED_LANE, NEEDED_LANES = 24, 512
-"""Up to so many lanes, however, a step takes hardly longer for more of them: there a lane is worth its bytes, of few as well. Where a
-preference-tuned model was stored so, it became 6 % larger and was decoded in less than a third of the time."""
-
-MAX_STEPS = 1 << 14
-"""A chunk has enough lanes to be decoded in so many steps, of about ten microseconds each where they are few."""
+LANES_EXPONENT, MAX_LANES_EXPONENT = 2, 13
+"""Lanes that are written, of all but the shortest streams, and that are read: each costs four bytes a chunk, half of which hold symbols. Streams that
+were written for numpy have hundreds."""
 
 LEVELS = np.array([0, *(round(16 * 2 ** (level / 8)) for level in range(97))], dtype=np.int64)
 """Weight of a symbol by its level; 0 is a symbol that does not occur."""
@@ -90,45 +77,42 @@ class Stream:
             IntegrityError: the chunk is damaged.
         """
         count = min(CHUNK, self.count - number * CHUNK)
+        if contexts is None:
+            contexts = np.zeros(count, dtype=np.uint8)
+        if contexts.size != count or (int(contexts.max()) + 1) << PRECISION > self.symbols.size:
+            raise ValueError(f"expected {count} contexts below {self.symbols.size >> PRECISION}")
         states = self.chunks[number][: 4 * self.lanes].view("<u4").astype(np.int64)
-        words = self.chunks[number][4 * self.lanes :].view("<u2")
+        words = self.chunks[number][4 * self.lanes :].view("<u2").astype(np.uint16)
         symbols = np.empty(count, dtype=np.uint8)
-        used, block = 0, self.lanes * -(-BLOCK // self.lanes)
-        for begin in range(0, count, block):
-            there = slice(begin, min(begin + block, count))
-            slots = np.zeros(there.stop - begin, dtype=np.int64)
-            if contexts is not None:
-                np.left_shift(contexts[there], PRECISION, out=slots, dtype=np.int64)
-            used += self._decode_steps(states, slots, words[used:])
-            self.symbols.take(slots, out=symbols[there], mode="clip")
+        used = _decode_symbols(states, words, np.ascontiguousarray(contexts), self.symbols, self.steps, symbols)
         if used != words.size or (states != LEAST_STATE).any():
             raise damaged("has entropy-coded symbols that do not end as they should")
         return symbols
 
-    def _decode_steps(self, states: Integers, slots: Integers, words: Words) -> int:
-        """Step all ``states`` until each of ``slots``, which are those of contexts, is that of a symbol; return how many words it took."""
-        words = words[: slots.size].astype(np.int64)
-        used, entries, shares = 0, np.empty(states.size, dtype=np.int32), np.empty_like(states)
-        for begin in range(0, slots.size, states.size):
-            there = slots[begin : begin + states.size]
-            if there.size < states.size:  # the last step
-                states, entries, shares = states[: there.size], entries[: there.size], shares[: there.size]
-            there += np.bitwise_and(states, TOTAL - 1, out=shares)
-            self.steps.take(there, out=entries, mode="clip")
-            np.right_shift(entries, 16, out=shares)
-            states >>= PRECISION
-            states *= shares
-            entries &= TOTAL - 1
-            states += entries
-            low = (states < LEAST_STATE).nonzero()[0]
-            if not low.size:  # so it is half the time where hardly anything changed
-                continue
-            taken = words[used : used + low.size]
-            if taken.size < low.size:
-                raise damaged("has entropy-coded symbols that end early")
-            states[low] = (states.take(low) << 16) | taken
-            used += low.size
-        return used
+
+@compiled
+def _decode_symbols(
+    states: Integers, words: Words, contexts: Bytes, table: Bytes, steps: npt.NDArray[np.int32], symbols: Bytes
+) -> int:
+    """Fill ``symbols``, stepping ``states`` in turn; return how many words it took, or -1 where there are too few.
+
+    Every context must have its slots in ``table`` and ``steps``.
+    """
+    used = 0
+    for begin in range(0, symbols.size, states.size):
+        for lane in range(min(states.size, symbols.size - begin)):
+            state = states[lane]
+            slot = (np.int64(contexts[begin + lane]) << PRECISION) + (state & (TOTAL - 1))
+            entry = steps[slot]
+            symbols[begin + lane] = table[slot]
+            state = (state >> PRECISION) * (entry >> 16) + (entry & (TOTAL - 1))
+            if state < LEAST_STATE:
+                if used == words.size:
+                    return -1
+                state = (state << 16) | words[used]
+                used += 1
+            states[lane] = state
+    return used
 
 
 def encode(symbols: Bytes, contexts: Bytes | None = None, *, alphabet: int, context_count: int = 1) -> Bytes:
@@ -147,9 +131,9 @@ def encode(symbols: Bytes, contexts: Bytes | None = None, *, alphabet: int, cont
         counts += np.bincount(_pairs(symbols, contexts, begin, alphabet), minlength=counts.size)
     levels = _choose_levels(counts.reshape(context_count, alphabet))
     frequencies = spread(levels)
-    exponent = _choose_lanes(counts.reshape(context_count, alphabet), min(symbols.size, CHUNK))
+    exponent = min(LANES_EXPONENT, (symbols.size - 1).bit_length())
     starts = np.cumsum(frequencies, axis=1) - frequencies
-    tables = frequencies.reshape(-1).astype(np.uint32), starts.reshape(-1).astype(np.uint32)
+    tables = frequencies.reshape(-1), starts.reshape(-1)
     chunks = [
         _encode_chunk(_pairs(symbols, contexts, begin, alphabet), *tables, 1 << exponent)
         for begin in range(0, symbols.size, CHUNK)
@@ -188,7 +172,7 @@ def read_stream(data: Bytes, count: int, *, alphabet: int, context_count: int = 
         return Stream(0, 0, np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int32), ())
     if data.size < head:
         raise damaged("has entropy-coded symbols that end early")
-    lanes = 1 << read_integer(int(data[0]), "lanes", _least_lanes(min(count, CHUNK)), MAX_LANES_EXPONENT)
+    lanes = 1 << read_integer(int(data[0]), "lanes", 0, MAX_LANES_EXPONENT)
     frame, *words = data[1:head].view("<u4").tolist()
     sizes = [4 * lanes + 2 * number for number in words]
     if head + frame + sum(sizes) != data.size or max(words) > CHUNK:
@@ -263,21 +247,6 @@ def _choose_levels(counts: npt.NDArray[np.int64]) -> Bytes:
     return np.where(counts > 0, levels, 0).astype(np.uint8)
 
 
-def _choose_lanes(counts: npt.NDArray[np.int64], chunk: int) -> int:
-    """Return the exponent of two of the number of lanes, for chunks of ``chunk`` symbols of the entropy of ``counts``."""
-    totals = counts.sum(axis=1, keepdims=True)
-    bits = -float((counts * np.log2(np.maximum(counts, 1) / np.maximum(totals, 1))).sum())
-    size = bits / 8 * chunk / max(int(counts.sum()), 1)
-    lanes = max(size / BYTES_A_LANE, min(size / BYTES_A_NEEDED_LANE, NEEDED_LANES))
-    least = max(_least_lanes(chunk), min(USUAL_LANES_EXPONENT, (chunk - 1).bit_length()))
-    return min(max(int(np.log2(max(lanes, 1))), least), MAX_LANES_EXPONENT)
-
-
-def _least_lanes(chunk: int) -> int:
-    """Return the exponent of two of the fewest lanes that a chunk of ``chunk`` symbols may have."""
-    return (-(-chunk // MAX_STEPS) - 1).bit_length()
-
-
 def _pairs(symbols: Bytes, contexts: Bytes | None, begin: int, alphabet: int) -> npt.NDArray[np.intp]:
     """Return ``context · alphabet + symbol`` of the symbols of the chunk that starts at ``begin``."""
     pairs = symbols[begin : begin + CHUNK].astype(np.intp)
@@ -287,21 +256,27 @@ def _pairs(symbols: Bytes, contexts: Bytes | None, begin: int, alphabet: int) ->
 
 
 def _encode_chunk(
-    pairs: npt.NDArray[np.intp], frequencies: npt.NDArray[np.uint32], starts: npt.NDArray[np.uint32], lanes: int
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint16]]:
-    """Return the states that decoding starts with, and the words; the last step comes first."""
-    states = np.full(lanes, LEAST_STATE, dtype=np.uint32)
-    words: list[npt.NDArray[np.uint16]] = []
-    for step in reversed(list(_steps(pairs, lanes))):
-        active = states[: step.size]
-        frequency = frequencies[step]
-        full = ((active >> 20) >= frequency).nonzero()[0]
-        words.append(active[full].astype("<u2"))
-        active[full] >>= 16
-        quotients, remainders = np.divmod(active, frequency)
-        active[:] = (quotients << PRECISION) + remainders + starts[step]
-    return states.astype("<u4"), np.concatenate(words[::-1])
+    pairs: npt.NDArray[np.intp], frequencies: Integers, starts: Integers, lanes: int
+) -> tuple[npt.NDArray[np.uint32], Words]:
+    """Return the states that decoding starts with, and the words."""
+    states, words = np.full(lanes, LEAST_STATE, dtype=np.int64), np.empty(pairs.size, dtype=np.uint16)
+    first = _encode_symbols(pairs, frequencies, starts, states, words)
+    return states.astype("<u4"), words[first:].astype("<u2")
 
 
-def _steps(pairs: npt.NDArray[np.intp], lanes: int) -> Iterator[npt.NDArray[np.intp]]:
-    return (pairs[begin : begin + lanes] for begin in range(0, pairs.size, lanes))
+@compiled
+def _encode_symbols(
+    pairs: npt.NDArray[np.intp], frequencies: Integers, starts: Integers, states: Integers, words: Words
+) -> int:
+    """Step ``states`` through all symbols, the last one first, and fill ``words`` from their end on; return where they begin."""
+    first = words.size
+    for place in range(pairs.size - 1, -1, -1):
+        lane, pair = place % states.size, pairs[place]
+        state, frequency = states[lane], frequencies[pair]
+        if state >> 20 >= frequency:
+            first -= 1
+            words[first] = state & 0xFFFF
+            state >>= 16
+        quotient = state // frequency
+        states[lane] = (quotient << PRECISION) + (state - quotient * frequency) + starts[pair]
+    return first
