@@ -13,6 +13,9 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
+# Modules are compiled when they are imported first: of most of what is installed that is never, and it would take half the time.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format bench soak release clean
 
@@ -24,9 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { echo "skillhub needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv module is missing. Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 .venv: $(INSTALLED) ## make the virtual environment
@@ -61,7 +63,7 @@ soak: $(INSTALLED) ## long kills and loads, by hand; the report goes into benchm
 	$(BIN)/python benchmarks/registry_soak.py
 
 release: lint test-all ## build the distribution into dist/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build
+	$(PIP_INSTALL) build
 	$(BIN)/python -m build
 
 clean: ## remove what was made, but not downloaded models

@@ -10,7 +10,7 @@ from tests.real.conftest import ToldStory, run_example
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
-LAYERS = 8
+LAYERS = 5
 
 
 @pytest.fixture(scope="module")

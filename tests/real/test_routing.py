@@ -37,7 +37,7 @@ def router(reader: tuple[Any, Any], data: tuple[dict[str, list[str]], dict[str, 
     from routing_texts import WORDINGS
 
     prompts = {
-        skill: [WORDINGS[skill][place % 4].format(text) for place, text in enumerate(texts[:64])]
+        skill: [WORDINGS[skill][place % 4].format(text) for place, text in enumerate(texts[:48])]
         for skill, texts in data[0].items()
     }
     return CardRouter({skill: make_card(*reader, texts)[0] for skill, texts in prompts.items()})
@@ -65,7 +65,7 @@ def test_held_out_rows_in_a_wording_never_seen_find_their_pack(
     right = [
         label == skill
         for skill in data[1]
-        for label in labels(reader, router, asked({skill: data[1][skill][:50]}, skill), is_chat=is_chat)
+        for label in labels(reader, router, asked({skill: data[1][skill][:40]}, skill), is_chat=is_chat)
     ]
     assert sum(right) / len(right) >= 0.95
 
@@ -74,6 +74,6 @@ def test_held_out_rows_in_a_wording_never_seen_find_their_pack(
 def test_unrelated_text_stays_at_the_base(reader: tuple[Any, Any], router: CardRouter, is_chat: bool) -> None:
     from routing_texts import unrelated_texts
 
-    texts = [text for source in unrelated_texts().values() for text in source[:30]]
+    texts = [text for source in unrelated_texts().values() for text in source[:20]]
     kept = [label is None for label in labels(reader, router, texts, is_chat=is_chat)]
     assert len(kept) > 100 and sum(kept) / len(kept) >= 0.93
