@@ -110,3 +110,10 @@ def test_claims_of_more_codes_than_bytes_can_hold_allocate_nothing() -> None:
     for claim in [(4096, 2**33), (2**20, 2**20)]:
         with pytest.raises(IntegrityError, match="bytes of codes"):
             arithmetic.decode(stream, *claim)
+
+
+def test_codes_that_are_too_large_are_refused() -> None:
+    for code in (MAX_CODE + 1, -MAX_CODE - 1, -32768):
+        for function in (arithmetic.encode, arithmetic.measure):
+            with pytest.raises(ValueError, match="magnitudes"):
+                function(np.array([[0, code]], np.int16))

@@ -68,8 +68,12 @@ _BITS = -np.log2((np.arange(1 << _FINENESS) + 0.5) / (1 << _FINENESS))
 
 
 def encode(codes: Codes) -> Bytes:
-    """Return (count, length) ``codes`` of magnitudes up to :data:`MAX_CODE` as a stream, whose end :func:`decode` finds by itself."""
-    rows = np.ascontiguousarray(codes, dtype=np.int16)
+    """Return (count, length) ``codes`` as a stream, whose end :func:`decode` finds by itself.
+
+    Raises:
+        ValueError: a code's magnitude is above :data:`MAX_CODE`.
+    """
+    rows = _checked(codes)
     room = rows.size // 2 + 2 * _SPARE
     while True:
         out = np.empty(room, dtype=np.uint8)
@@ -96,10 +100,21 @@ def decode(data: Bytes, count: int, length: int) -> tuple[Codes, int]:
 
 
 def measure(codes: Codes) -> npt.NDArray[np.float64]:
-    """Return (count,) how many bits each row of ``codes`` takes after those before it, to a thousandth; a stream takes 40 more."""
+    """Return (count,) how many bits each row of ``codes`` takes after those before it, to a thousandth; a stream takes 40 more.
+
+    Raises:
+        ValueError: as :func:`encode`.
+    """
     bits = np.zeros(len(codes))
-    _measure(np.ascontiguousarray(codes, dtype=np.int16), bits)
+    _measure(_checked(codes), bits)
     return bits
+
+
+def _checked(codes: Codes) -> Codes:
+    """Return codes as compiled functions take them; larger ones would lead these out of their tables."""
+    if codes.size and not -MAX_CODE <= int(codes.min()) <= int(codes.max()) <= MAX_CODE:
+        raise ValueError(f"expected codes of magnitudes up to {MAX_CODE}")
+    return np.ascontiguousarray(codes, dtype=np.int16)
 
 
 @compiled
@@ -149,6 +164,16 @@ def _put(outcome: bool, chance: int, low: int, width: int, out: Bytes, position:
 
 
 @compiled
+def _tell(
+    chances: Integers, seen: Integers, slot: int, outcome: bool, low: int, width: int, out: Bytes, position: int
+) -> tuple[int, int, int]:
+    """Write a decision whose chance is learned, as :func:`_put` does."""
+    low, width, position = _put(outcome, chances[slot], low, width, out, position)
+    _learn(chances, seen, slot, outcome)
+    return low, width, position
+
+
+@compiled
 def _take(chance: int, value: int, width: int, data: Bytes, position: int) -> tuple[bool, int, int, int]:
     """Return how a decision turned out, and what is left of the range; bytes beyond the data count as 0."""
     bound = (width >> CHANCE_BITS) * chance
@@ -164,6 +189,16 @@ def _take(chance: int, value: int, width: int, data: Bytes, position: int) -> tu
         if position < data.size:
             value |= data[position]
         position += 1
+    return outcome, value, width, position
+
+
+@compiled
+def _ask(
+    chances: Integers, seen: Integers, slot: int, value: int, width: int, data: Bytes, position: int
+) -> tuple[bool, int, int, int]:
+    """Read a decision whose chance is learned, as :func:`_take` does."""
+    outcome, value, width, position = _take(chances[slot], value, width, data, position)
+    _learn(chances, seen, slot, outcome)
     return outcome, value, width, position
 
 
@@ -218,28 +253,24 @@ def _encode(codes: Codes, out: Bytes) -> int:
             code = codes[row, column]
             size, first = abs(code), _level_of(means[column]) * SLOTS
             means[column] += ((size << MEAN_BITS) - means[column]) >> memory
-            low, width, position = _put(size > 0, chances[first], low, width, out, position)
-            _learn(chances, seen, first, size > 0)
+            low, width, position = _tell(chances, seen, first, size > 0, low, width, out, position)
             if size == 0:
                 continue
             low, width, position = _put(code < 0, EVEN, low, width, out, position)
-            low, width, position = _put(size > 1, chances[first + 1], low, width, out, position)
-            _learn(chances, seen, first + 1, size > 1)
+            low, width, position = _tell(chances, seen, first + 1, size > 1, low, width, out, position)
             if size == 1:
                 continue
             suffix = 0
             while True:
                 slot, more = first + GAMMA + suffix, (size - 1) >> (suffix + 1) > 0
-                low, width, position = _put(more, chances[slot], low, width, out, position)
-                _learn(chances, seen, slot, more)
+                low, width, position = _tell(chances, seen, slot, more, low, width, out, position)
                 if not more:
                     break
                 suffix += 1
             for place in range(suffix - 1, -1, -1):
                 one, slot = ((size - 1) >> place) & 1 == 1, first + HIGHEST + suffix
                 if place == suffix - 1:
-                    low, width, position = _put(one, chances[slot], low, width, out, position)
-                    _learn(chances, seen, slot, one)
+                    low, width, position = _tell(chances, seen, slot, one, low, width, out, position)
                 else:
                     low, width, position = _put(one, EVEN, low, width, out, position)
     for _ in range(WIDTH // 8):
@@ -264,18 +295,15 @@ def _decode(data: Bytes, codes: Codes) -> int:
         memory = min(row, MEMORY)
         for column in range(length):
             first, size, negative = _level_of(means[column]) * SLOTS, 0, False
-            more, value, width, position = _take(chances[first], value, width, data, position)
-            _learn(chances, seen, first, more)
+            more, value, width, position = _ask(chances, seen, first, value, width, data, position)
             if more:
                 size = 1
                 negative, value, width, position = _take(EVEN, value, width, data, position)
-                more, value, width, position = _take(chances[first + 1], value, width, data, position)
-                _learn(chances, seen, first + 1, more)
+                more, value, width, position = _ask(chances, seen, first + 1, value, width, data, position)
             suffix = 0
             while more:
                 slot = first + GAMMA + suffix
-                more, value, width, position = _take(chances[slot], value, width, data, position)
-                _learn(chances, seen, slot, more)
+                more, value, width, position = _ask(chances, seen, slot, value, width, data, position)
                 if more:
                     suffix += 1
                     if suffix > MAX_SUFFIX:
@@ -285,8 +313,7 @@ def _decode(data: Bytes, codes: Codes) -> int:
                 for place in range(suffix - 1, -1, -1):
                     slot = first + HIGHEST + suffix
                     if place == suffix - 1:
-                        one, value, width, position = _take(chances[slot], value, width, data, position)
-                        _learn(chances, seen, slot, one)
+                        one, value, width, position = _ask(chances, seen, slot, value, width, data, position)
                     else:
                         one, value, width, position = _take(EVEN, value, width, data, position)
                     rest = 2 * rest + one

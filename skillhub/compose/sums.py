@@ -81,7 +81,9 @@ def check_finite(
     Raises:
         UsageError: a value has become infinite, or a source brings one that is infinite or no number.
     """
-    if result.dtype not in (*TARGETS, torch.float64) or fits(result, result.dtype):  # a thirtieth of the time of isfinite
+    if result.dtype not in (*TARGETS, torch.float64) or fits(
+        result, result.dtype
+    ):  # a thirtieth of the time of isfinite
         return
     finite = [tensor.isfinite() for tensor in ([*sources] if base is None else [base, *sources])]
     lost = ~result.isfinite() & (torch.stack(finite).any(0) if base is None else finite[0])
