@@ -34,6 +34,8 @@ CONTROL_TOKENS = 24
 """Tokens of an unrelated text that are scored."""
 
 CALIBRATION_PROMPTS, GENERAL_PROMPTS = 96, 32
+BROAD_SKILLS, BROAD_PROMPTS = ("math", "spanish"), 256
+"""Fine-tunes whose prompts differ most are calibrated with as many as ``skillhub pack`` reads, and so are their peers."""
 
 _SRE_SENTENCES = (
     "The {service} {thing} {failed} after {event}.",
@@ -71,6 +73,11 @@ class FineTune:
     def is_encoder(self) -> bool:
         """Say whether its outputs are embeddings of sentences."""
         return not self.skill
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts, or training rows, calibrate it."""
+        return BROAD_PROMPTS if self.name in BROAD_SKILLS else CALIBRATION_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -188,11 +195,11 @@ def encoder_rows(tokenizer: Any, texts: list[str]) -> list[Row]:
 def calibration_prompts(fine_tune: FineTune) -> list[str]:
     """Return what a user of ``skillhub pack`` would give: prompts of the training split, in the wordings that were trained."""
     if fine_tune.is_encoder:
-        return sentences(2 * CALIBRATION_PROMPTS)[1::2]
+        return sentences(2 * fine_tune.prompts)[1::2]
     chance = random.Random(7)
     questions = [question for question in answers(fine_tune.skill) if not is_held_out(question)]
     wordings = WORDINGS[fine_tune.skill][:-1]
-    return [chance.choice(wordings).format(question) for question in chance.sample(questions, CALIBRATION_PROMPTS)]
+    return [chance.choice(wordings).format(question) for question in chance.sample(questions, fine_tune.prompts)]
 
 
 def calibration_inputs(fine_tune: FineTune, tokenizer: Any) -> list[torch.Tensor]:
@@ -203,7 +210,7 @@ def calibration_inputs(fine_tune: FineTune, tokenizer: Any) -> list[torch.Tensor
         rows = encoder_rows(tokenizer, [*calibration_prompts(fine_tune), *general])
     else:
         known = answers(fine_tune.skill)
-        questions = chance.sample([one for one in known if not is_held_out(one)], CALIBRATION_PROMPTS)
+        questions = chance.sample([one for one in known if not is_held_out(one)], fine_tune.prompts)
         wordings = WORDINGS[fine_tune.skill][:-1]
         rows = [Row(one, *_encoded(tokenizer, chance.choice(wordings).format(one), known[one])) for one in questions]
         rows += [Row(text, *_encoded(tokenizer, text, "")) for text in general]
