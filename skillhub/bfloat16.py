@@ -54,7 +54,7 @@ def _has_special(bits: Bits) -> bool:
     """Say whether there is a −0 or a NaN, by extremes alone: they need no memory, and are found at the speed of reading."""
     if not bits.size:
         return False
-    signed = bits.view(np.int16)
+    signed = bits.view("<i2")
     positive_nan, negative_nan = int(signed.max()) > INFINITY, int(bits.max()) > (_SIGN | INFINITY)
     return positive_nan or negative_nan or int(signed.min()) == -_SIGN
 

@@ -176,6 +176,7 @@ _EXTRA_OF = {
     "torch": "models",
     "transformers": "models",
     "accelerate": "models",
+    "numba": "models",
     "matplotlib": "plots",
     "starlette": "registry",
     "httptools": "registry",

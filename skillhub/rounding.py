@@ -171,7 +171,7 @@ def _round_chunk(values: torch.Tensor, halves: torch.Tensor, out: torch.Tensor) 
         missing = halves.to(torch.int32).bitwise_and_(0x1FFF)
         bits = missing.add_((magnitude + lift).view(torch.int32)).bitwise_and_(~0x1FFF)
         out.copy_(bits.view(torch.float32).sub_(lift).copysign_(values))
-    else:
+    else:  # on an accelerator, or of a processor the element that shares its word with one that comes before
         bits = halves.to(torch.int32).add_(values.view(torch.int32)).bitwise_right_shift_(16)
         out.view(torch.int16).copy_(bits)
     largest = torch.finfo(out.dtype).max
@@ -182,8 +182,9 @@ def _round_chunk(values: torch.Tensor, halves: torch.Tensor, out: torch.Tensor) 
 
 def _keep_large(values: torch.Tensor, out: torch.Tensor) -> None:
     """Round to nearest what is infinite, no number, or larger than ``out`` can hold."""
-    inside = values.abs() <= torch.finfo(out.dtype).max
-    out.copy_(torch.where(inside, out, values.to(out.dtype)))
+    largest = torch.finfo(out.dtype).max
+    for piece, there in zip(torch.split(values, CHUNK), torch.split(out, CHUNK), strict=True):
+        there.copy_(torch.where(piece.abs() <= largest, there, piece.to(out.dtype)))
 
 
 def _round_in_one_pass(values: torch.Tensor, out: torch.Tensor, first: int, key: int) -> None:

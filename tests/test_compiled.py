@@ -81,3 +81,19 @@ def test_no_index_is_outside_its_array(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1000
+
+
+def test_a_full_disk_keeps_nobody_from_running_what_was_translated(tmp_path: Path) -> None:
+    program = (
+        "import resource, signal, numpy\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))\n"
+        "from skillhub.codecs.arithmetic import decode, encode\n"
+        "for _ in range(2):\n"
+        "    assert decode(encode(numpy.eye(3, dtype=numpy.int16)), 3, 3)[0].sum() == 3\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -268,7 +268,7 @@ class Decisions:
         chance, count = self.chances.get((level, slot), 2**15), self.counts.get((level, slot), 0)
         yes, rate = self.take(chance), 2**17 // (2 * count + 3)
         chance += (2**16 - chance) * rate // 2**16 if yes else -(chance * rate // 2**16)
-        self.chances[level, slot] = min(max(chance, 32), 65504)
+        self.chances[level, slot] = chance
         self.counts[level, slot] = min(count + 1, 80)
         return yes
 
@@ -281,6 +281,7 @@ class Decisions:
         more = 0
         while self.ask(level, 2 + more):
             more += 1
+            assert more < 8
         bits = "1"
         for place in range(more):
             bits += str(int(self.ask(level, 9 + more) if place == 0 else self.take(2**15)))
@@ -291,7 +292,7 @@ def stream_by_the_page(data: bytes, rank: int, length: int) -> tuple[list[list[i
     """The vectors of a stream, and how many bytes it has."""
     decisions, means, vectors = Decisions(data), [0] * length, []
     for component in range(rank):
-        vectors.append([decisions.code(min((mean // 16).bit_length(), 13)) for mean in means])
+        vectors.append([decisions.code((mean // 16).bit_length()) for mean in means])
         means = [
             mean + (256 * abs(code) - mean) // 2 ** min(component, 3)
             for mean, code in zip(means, vectors[-1], strict=True)

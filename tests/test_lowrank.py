@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from skillhub.codecs import EncodedTensor, decode, lowrank, symbols
+from skillhub.codecs import EncodedTensor, arithmetic, decode, lowrank, symbols
 from skillhub.codecs.lowrank import Components, LineExponents, choose_groups, read_components, reconstruct
 from skillhub.errors import IntegrityError
 from skillhub.interop.products import product_of
 from tests.codec_examples import from_json, read_golden, to_json, words
 
-MAX = symbols.MAX_CODE
+MAX = arithmetic.MAX_CODE
 
 
 @st.composite
@@ -159,6 +159,11 @@ def test_contradicting_configs_of_earlier_packs_are_integrity_errors(change: dic
     for array in (part.arrays["codes"][:-1], part.arrays["codes"][:7], np.append(part.arrays["codes"], np.uint8(0))):
         with pytest.raises(IntegrityError):
             decode(replace(encoded, parts=(replace(part, arrays={"codes": array}),)))
+
+
+def test_a_config_that_is_none_is_an_integrity_error() -> None:
+    with pytest.raises(IntegrityError):
+        read_components(replace(PART, config=None), 4, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (12,), (), (4, 3, 2), (4, 0), (0, 3)])

@@ -36,15 +36,13 @@ WHOLE, LEAST = 1 << WIDTH, 1 << (WIDTH - 8)
 
 CHANCE_BITS = 16
 CERTAIN, EVEN = 1 << CHANCE_BITS, 1 << (CHANCE_BITS - 1)
-SMALLEST_CHANCE = 32
-"""No decision is more certain than one in 2048, either way: what is never seen still takes only eleven bits."""
-
 PATIENCE = 80
 RATES = np.array([2 * CERTAIN // (2 * seen + 3) for seen in range(PATIENCE + 1)], dtype=np.int64)
-"""By how much a decision moves its chance, by how many were seen before: at first to their mean, then as of the last eighty."""
+"""By how much a decision moves its chance, by how many were seen before: at first to their mean, then as of the last eighty. Rounding down
+keeps every chance from 81 to 65455, so that nothing is ever certain."""
 
-LEVELS = 14
-"""Means of a column are told apart by powers of two of sixteenths."""
+LEVELS = 13
+"""Means of a column are told apart by powers of two of sixteenths: none, one, two or three, … up to 255 whole ones."""
 
 MEAN_BITS = 8
 MEMORY = 3
@@ -56,11 +54,11 @@ GAMMA, HIGHEST, SLOTS = 2, 9, 17
 MAX_SUFFIX = 7
 """Bits that follow the highest one of a magnitude less one, of at most :data:`MAX_CODE`."""
 
-MAX_CODES_A_BYTE = 12_000
-"""At the smallest chance a zero takes 1/1420 of a bit."""
+MAX_CODES_A_BYTE = 4_500
+"""At the smallest chance a zero takes 1/560 of a bit."""
 
 _SPARE = 64
-"""Bytes that no single code exceeds."""
+"""Bytes that neither a single code nor the end of a stream exceeds."""
 
 _FINENESS = 11
 _BITS = -np.log2((np.arange(1 << _FINENESS) + 0.5) / (1 << _FINENESS))
@@ -100,7 +98,7 @@ def decode(data: Bytes, count: int, length: int) -> tuple[Codes, int]:
 
 
 def measure(codes: Codes) -> npt.NDArray[np.float64]:
-    """Return (count,) how many bits each row of ``codes`` takes after those before it, to a thousandth; a stream takes 40 more.
+    """Return (count,) how many bits each row of ``codes`` takes after those before it; in sum to a thousandth, and a stream takes 40 more.
 
     Raises:
         ValueError: as :func:`encode`.
@@ -124,7 +122,7 @@ def _level_of(mean: int) -> int:
     while rest > 0:
         rest >>= 1
         level += 1
-    return min(level, LEVELS - 1)
+    return level
 
 
 @compiled
@@ -135,7 +133,7 @@ def _learn(chances: Integers, seen: Integers, slot: int, outcome: bool) -> None:
         chance += ((CERTAIN - chance) * rate) >> CHANCE_BITS
     else:
         chance -= (chance * rate) >> CHANCE_BITS
-    chances[slot] = min(max(chance, SMALLEST_CHANCE), CERTAIN - SMALLEST_CHANCE)
+    chances[slot] = chance
     seen[slot] = min(seen[slot] + 1, PATIENCE)
 
 
@@ -187,7 +185,7 @@ def _take(chance: int, value: int, width: int, data: Bytes, position: int) -> tu
         value <<= 8
         width <<= 8
         if position < data.size:
-            value |= data[position]
+            value |= int(data[position])
         position += 1
     return outcome, value, width, position
 
@@ -219,7 +217,7 @@ def _measure(codes: Codes, bits: npt.NDArray[np.float64]) -> None:
     for row in range(count):
         memory, total = min(row, MEMORY), 0.0
         for column in range(length):
-            size, first = abs(codes[row, column]), _level_of(means[column]) * SLOTS
+            size, first = abs(int(codes[row, column])), _level_of(means[column]) * SLOTS
             means[column] += ((size << MEAN_BITS) - means[column]) >> memory
             total += _count(chances, seen, first, size > 0)
             if size == 0:
@@ -250,7 +248,7 @@ def _encode(codes: Codes, out: Bytes) -> int:
         for column in range(length):
             if position + _SPARE > out.size:
                 return -1
-            code = codes[row, column]
+            code = int(codes[row, column])
             size, first = abs(code), _level_of(means[column]) * SLOTS
             means[column] += ((size << MEAN_BITS) - means[column]) >> memory
             low, width, position = _tell(chances, seen, first, size > 0, low, width, out, position)
@@ -290,7 +288,7 @@ def _decode(data: Bytes, codes: Codes) -> int:
     for place in range(WIDTH // 8):
         value <<= 8
         if place < data.size:
-            value |= data[place]
+            value |= int(data[place])
     for row in range(count):
         memory = min(row, MEMORY)
         for column in range(length):

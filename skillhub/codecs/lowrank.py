@@ -179,7 +179,7 @@ def read_components(part: EncodedPart, rows: int, columns: int) -> Components:
     Raises:
         IntegrityError: as :func:`decode`.
     """
-    is_packed = "frames" in part.config
+    is_packed = isinstance(part.config, dict) and "frames" in part.config
     check_keys(
         part, {"rank", "groups", *(["frames"] if is_packed else [])}, {"codes", *(part.arrays.keys() & {"exponents"})}
     )

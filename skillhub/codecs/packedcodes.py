@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from skillhub.codecs.arithmetic import Codes
 from skillhub.codecs.encoding import damaged
 from skillhub.codecs.streams import Bytes, decompress_frame, split_frames
-from skillhub.codecs.symbols import PACKINGS, Codes, add_overflow, count_overflow, count_packed, unpack_symbols
+from skillhub.codecs.symbols import PACKINGS, add_overflow, count_overflow, count_packed, unpack_symbols
 
 
 def read(data: Bytes, sizes: object, rank: int, rows: int, columns: int) -> tuple[npt.NDArray[np.int64], Codes, Codes]:

@@ -44,7 +44,7 @@ class Quantized:
         left: (rank, rows) codes.
         right: (rank, columns) codes.
         scales: (rank,) reals; the matrix is about ``Σ_k scales[k] · left[k] ⊗ right[k]``.
-        bits: estimated size.
+        bits: size, to a fraction of a percent: measured beside components that are left out.
         removed: squared error that the components remove.
         kept: (rank,) which of the factors' components they are.
     """
@@ -71,7 +71,7 @@ def quantize_each(factors: Factors, prices: Sequence[float], *, coherence: float
         coherence: how many times its own squared error a component costs that is left out: what is left out of many tensors pulls
             the same way, towards the base, while rounding errors do not.
     """
-    # One bit per sixteen codes is less than any component that was ever worth keeping.
+    # No component of real deltas that took less than a bit per sixteen codes was worth keeping.
     length = factors.left.shape[1] + factors.right.shape[1]
     worth = coherence * factors.values**2
     counts = [np.count_nonzero(worth > price * (COMPONENT_BITS + length / 16)) for price in prices]  # the values fall

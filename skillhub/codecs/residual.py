@@ -23,13 +23,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from skillhub.codecs.arithmetic import Codes
 from skillhub.codecs.encoding import EncodedPart, check_keys, damaged, read_integer
 from skillhub.codecs.lowrank import matrix_shape
 from skillhub.codecs.streams import Bytes, compress_frame, decompress, decompress_frame, split_frames
 from skillhub.codecs.symbols import (
     MAX_CODE,
     PACKINGS,
-    Codes,
     add_overflow,
     choose_packing,
     count_overflow,

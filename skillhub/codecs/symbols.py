@@ -2,8 +2,7 @@
 
 One code a byte wastes up to a bit a code, because no Huffman symbol is shorter than one bit. So several codes share a byte, as digits
 in base 3, 5, 7 or 15. A code beyond the outermost digit is stored as that digit, and how far beyond goes to an *overflow* stream of
-plain bytes: rare outliers then do not force a larger base on everyone. On real factors this is 5–7 % above the entropy of each
-component on its own.
+plain bytes: rare outliers then do not force a larger base on everyone.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skillhub.codecs.arithmetic import Codes
 from skillhub.codecs.encoding import damaged
 from skillhub.codecs.streams import Bytes
-
-Codes = npt.NDArray[np.int16]
 
 PACKINGS = ((3, 5), (5, 3), (7, 2), (15, 2), (255, 1))
 """(base, digits a byte) of every packing; a packing's index is what the format stores."""

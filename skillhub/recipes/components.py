@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from skillhub.codecs import EncodedTensor, lowrank
+from skillhub.codecs.arithmetic import Codes
 from skillhub.codecs.factorization import Factors, factorize
 from skillhub.codecs.lowrank import matrix_shape
-from skillhub.codecs.symbols import Codes
 from skillhub.recipes import gptq
 from skillhub.recipes.encoding import HALF_BYTES, Compressed, keep_exactly
 from skillhub.recipes.gptq import Floats

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skillhub.codecs.symbols import Codes
+from skillhub.codecs.arithmetic import Codes
 
 Floats = npt.NDArray[np.float64]
 
