@@ -34,8 +34,8 @@ CONTROL_TOKENS = 24
 """Tokens of an unrelated text that are scored."""
 
 CALIBRATION_PROMPTS, GENERAL_PROMPTS = 96, 32
-BROAD_SKILLS, BROAD_PROMPTS = ("math", "spanish"), 256
-"""Fine-tunes whose prompts differ most are calibrated with as many as ``skillhub pack`` reads, and so are their peers."""
+BROAD_SKILLS, BROAD_PROMPTS = ("math",), 256
+"""Fine-tunes that are calibrated with as many prompts as ``skillhub pack`` reads, and so are their peers."""
 
 _SRE_SENTENCES = (
     "The {service} {thing} {failed} after {event}.",

@@ -9,10 +9,11 @@ numbers cannot learn rows by heart: on a real fine-tune the divergence of held-o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -30,12 +31,16 @@ from skillhub.layout import ViewSlot, layout_of
 from skillhub.progress import Progress
 
 STEPS = 64
-RATE = 0.3
-"""By what share of itself a factor changes in a step, for a divergence of 1. A divergence is quadratic in the errors of the factors, so
-the rate follows its root: where it is small, larger steps would be noise, and where it is large, smaller ones would not get there."""
+RATE = 0.53
+"""By what share of itself a factor changes in a step, for a divergence as large as without any component. A divergence is quadratic in the errors of
+the factors, so the rate follows the root of that share: where little is wrong, larger steps would be noise, and where much is, smaller
+ones would not get there."""
 
 LARGEST_RATE = 0.1
-"""What a divergence of 0.11 and more has: all steps together change a factor 26-fold, or little more."""
+"""What a share of 1/28 and more has: all steps together change a factor 26-fold, or little more."""
+
+COMPARED_GROUPS = 8
+"""Groups of rows that show how large the divergence is without any component."""
 
 DECAYS = 0.9, 0.95
 """Of Adam (Kingma & Ba 2015), whose rate also falls to nothing by half a cosine."""
@@ -100,14 +105,19 @@ def fit_scales(
             if name in slots:
                 slots[name].write(tensor)
         fits, divergence = _fits(model, factors, hooks), 0.0
+
+        def loss_of(group: _Group) -> torch.Tensor:
+            return lesson.loss(group, torch.from_numpy(np.load(files[group])).to(model.device))
+
+        with _without_components(fits.values()):
+            without = mean(float(loss_of(group).detach()) for group in groups[:COMPARED_GROUPS])
         for step in range(STEPS):
-            group = groups[step % len(groups)]
-            expected = torch.from_numpy(np.load(files[group])).to(model.device)
-            loss = lesson.loss(group, expected)
+            loss = loss_of(groups[step % len(groups)])
             torch.autograd.backward(loss)
             divergence += float(loss.detach())
+            share = divergence / (step + 1) / without if without > 0 else 0.0
             for fit in fits.values():
-                fit.improve(step, divergence / (step + 1))
+                fit.improve(step, share)
             if progress:
                 progress("fitting scales", step + 1, STEPS)
     return {name: fit.gains.double().cpu().numpy() for name, fit in fits.items()}
@@ -202,12 +212,16 @@ class _Fit:
         self.gains, self.gradient = torch.ones(len(self.left)), torch.zeros(len(self.left))
         self._mean, self._square = torch.zeros(len(self.left)), torch.zeros(len(self.left))
 
-    def improve(self, step: int, divergence: float) -> None:
+    def add(self, gains: torch.Tensor) -> None:
+        """Add the components to the weight once more, each as often as its gain says."""
+        self.weight.addmm_((self.left * gains[:, None].to(self.left.device)).T, self.right)
+
+    def improve(self, step: int, share: float) -> None:
         """Take a step of Adam along the gradient that was gathered, in the logarithms of the gains: they stay positive.
 
         Args:
             step: how many there were before.
-            divergence: the mean of those that were found until now.
+            share: the mean of the divergences that were found until now, as a share of what it is without any component.
         """
         gradient = self.gradient * self.gains
         for average, found, decay in zip(
@@ -218,10 +232,10 @@ class _Fit:
             average / (1 - decay ** (step + 1))
             for average, decay in zip((self._mean, self._square), DECAYS, strict=True)
         )
-        rate = min(RATE * math.sqrt(max(divergence, 0.0)), LARGEST_RATE) * (1 + math.cos(math.pi * step / STEPS)) / 2
+        rate = min(RATE * math.sqrt(max(share, 0.0)), LARGEST_RATE) * (1 + math.cos(math.pi * step / STEPS)) / 2
         change = self.gains * torch.expm1(-rate * mean / square.sqrt().clamp_min(SMALLEST_GRADIENT))
         self.gains += change
-        self.weight.addmm_((self.left * change[:, None].to(self.left.device)).T, self.right)
+        self.add(change)
         self.gradient.zero_()
 
     def watch_linear(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -246,6 +260,16 @@ class _Fit:
 
         if output.requires_grad:
             output.register_hook(gather)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _without_components(fits: Iterable[_Fit]) -> Iterator[None]:
+    """Take all components out of the model, and put them back."""
+    for fit in fits:
+        fit.add(-fit.gains)
+    yield
+    for fit in fits:
+        fit.add(fit.gains)
 
 
 def _fits(model: Any, factors: Mapping[str, Factors], hooks: ExitStack) -> dict[str, _Fit]:
